@@ -1,0 +1,1 @@
+"""Every speed and memory claim, as a command that prints it."""

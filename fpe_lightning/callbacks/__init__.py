@@ -1,0 +1,1 @@
+"""When it happens: the only package that knows the Trainer."""

@@ -1,0 +1,1 @@
+"""LightningDataModules: Boolean codes, CLIP embeddings, images, glyphs."""

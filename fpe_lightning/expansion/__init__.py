@@ -1,0 +1,1 @@
+"""What changes: find the widths that can grow, split their neurons, keep the non-zero budget."""

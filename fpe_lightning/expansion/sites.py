@@ -1,0 +1,87 @@
+"""Which hidden widths of a model can be widened: producer -> pass-through -> consumers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of one parameter axis whose entries belong to the units (neurons, channels) of a site.
+
+    Widening by ``alpha`` repeats every run of ``run`` consecutive entries ``alpha`` times in place, so that the
+    children of a unit stand beside each other: ``run=1`` repeats each entry (a plain ``nn.Linear``), ``run=49``
+    repeats the 7x7 block of columns that a flattened channel owns.
+
+    Attributes:
+        parameter: Qualified name of the parameter or buffer, such as ``"net.0.weight"``.
+        dim: The axis of the tensor.
+        start: First entry of the stretch.
+        length: Number of entries in the stretch; a multiple of ``run``.
+        run: Number of consecutive entries that are repeated as a block.
+        units: ``(length,)`` int64, the unit that each entry belongs to, in ``0 .. width - 1``.
+    """
+
+    parameter: str
+    dim: int
+    start: int
+    length: int
+    run: int = 1
+    units: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Producer(Axis):
+    """The axis of a weight that computes the units, and the axis of the inputs that it is contracted over.
+
+    Attributes:
+        input_dim: The axis of the inputs, whose entries are partitioned among the children.
+    """
+
+    input_dim: int = 1
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer (or an entry of a tuple of integers) of a module that has to grow with the width.
+
+    Its value after widening by ``alpha`` is ``value + (alpha - 1) * growth``.
+
+    Attributes:
+        module: Qualified name of the module; ``""`` is the root.
+        name: Attribute name, such as ``"out_features"``.
+        growth: How much it grows for each additional copy of the units.
+        index: Position inside the tuple, or None for a plain integer.
+    """
+
+    module: str
+    name: str
+    growth: int
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hidden width that can be widened without touching inputs, outputs or a residual stream.
+
+    Attributes:
+        name: Qualified name of the (first) producing module.
+        width: Number of units (neurons, channels).
+        fan_in: Number of inputs of each unit of the first producer.
+        producers: Weights that compute the units; several in gated feed-forward networks.
+        values: Per-unit values that are copied to the children: biases, norms, running statistics, depthwise kernels.
+        consumers: Weights that read the units.
+        attributes: Integers of modules that grow with the width.
+        kind: ``"hidden"``, ``"gated"`` (several producers multiplied together) or ``"stream"`` (residual).
+    """
+
+    name: str
+    width: int
+    fan_in: int
+    producers: tuple[Producer, ...]
+    values: tuple[Axis, ...]
+    consumers: tuple[Axis, ...]
+    attributes: tuple[Attribute, ...] = ()
+    kind: str = "hidden"

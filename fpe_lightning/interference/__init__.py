@@ -1,0 +1,1 @@
+"""Why it helps: feature capacity, cosine similarity, collisions and coverage."""

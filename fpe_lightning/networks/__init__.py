@@ -1,0 +1,1 @@
+"""Dense, wide-sparse and FPE networks: plain ``nn.Module`` classes."""

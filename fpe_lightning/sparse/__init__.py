@@ -1,0 +1,1 @@
+"""Layers that hold a sparse structure, and interchangeable ways to compute them."""

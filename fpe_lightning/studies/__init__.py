@@ -1,0 +1,1 @@
+"""The paper's experiments and ours: many runs, one table, one figure, one report."""
