@@ -11,7 +11,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ STYLES: dict[str, str] = {
 """The text faces among matplotlib's fonts, and the words that describe each in a caption."""
 
 SPLITS: dict[str, tuple[str, ...]] = {
-    "val": ("DejaVuSansMono-Bold", "DejaVuSerif", "STIXGeneralBolIta", "cmss10"),
-    "test": ("DejaVuSans-BoldOblique", "STIXGeneralItalic", "cmr10", "cmtt10"),
+    "val": ("DejaVuSansMono-Bold", "DejaVuSerif", "STIXGeneralItalic", "cmtt10"),
+    "test": ("DejaVuSans-BoldOblique", "STIXGeneralBolIta", "cmr10", "cmss10"),
 }
 """Fonts of each split, with weights, slants and designs mixed in all of them; no font is in two splits."""
 SPLITS = {"train": tuple(font for font in STYLES if font not in SPLITS["val"] + SPLITS["test"]), **SPLITS}
@@ -224,9 +224,9 @@ def _inverse_affine(
     return inverse[0, 0], inverse[0, 1], origin[0], inverse[1, 0], inverse[1, 1], origin[1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _master(font: str, character: str) -> Image.Image:
-    """Draw the character white on black, upright, centred on its advance, with its baseline where every glyph has it."""
+    """Draw the character white on black and upright, centred on its advance, on a baseline common to all glyphs."""
     image = Image.new("L", (_MASTER, _MASTER))
     # The middle of a line lies about a quarter of an em above the baseline; size and height tell "o" from "O".
     baseline = _MASTER / 2 + _EM / 4
@@ -234,7 +234,7 @@ def _master(font: str, character: str) -> Image.Image:
     return image
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(font: str) -> ImageFont.FreeTypeFont:
     # the basic layout is in every build of Pillow, so pictures do not depend on the build
     return ImageFont.truetype(font_path(font), _EM, layout_engine=ImageFont.Layout.BASIC)
