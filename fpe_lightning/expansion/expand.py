@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,7 +24,7 @@ from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
 from fpe_lightning.expansion.partition import Groups, Partition, children_masks, resolve_partition
 from fpe_lightning.expansion.report import ExpansionReport, SiteReport
-from fpe_lightning.expansion.select import Alpha, Sites, select_sites
+from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
 from fpe_lightning.expansion.sites import Axis, Producer, Site
 
 LAYOUTS = ("auto", "masked")
@@ -87,7 +87,7 @@ def expand(
         raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
-    chosen = select_sites(model, alpha, sites, example_inputs)
+    chosen = _choose(model, alpha, sites, example_inputs)
     before = count_nonzeros(model)
     draft = Draft(model)
     reports = tuple(_split(draft, site, factor, rule, budget, seed) for site, factor in chosen)
@@ -97,6 +97,16 @@ def expand(
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
     return ExpansionReport(before, after, reports)
+
+
+def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -> list[tuple[Site, int]]:
+    """The sites to split, each with its factor; sites that are already found need no example inputs."""
+    given = [site for site in sites or () if isinstance(site, Site)]
+    if given:
+        return select_sites(given, alpha)
+    check_alpha(alpha)
+    names = cast("str | Sequence[str] | None", sites)
+    return select_sites(sites_of(model, example_inputs), alpha, names)
 
 
 def _split(draft: Draft, site: Site, alpha: int, partition: Partition, budget: str, seed: int) -> SiteReport:

@@ -13,7 +13,7 @@ from fpe_lightning.expansion.find import find_sites
 from fpe_lightning.expansion.sites import Site
 
 Alpha = int | Mapping[str, int]
-Sites = str | Sequence[str | Site] | None
+Sites = str | Sequence[str] | Sequence[Site] | None
 
 
 def check_alpha(alpha: Alpha) -> None:
@@ -35,49 +35,64 @@ def check_alpha(alpha: Alpha) -> None:
         raise ValueError("`alpha` is an empty mapping; name at least one site.")
 
 
-def select_sites(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -> list[tuple[Site, int]]:
+def select_sites(found: Sequence[Site], alpha: Alpha, sites: str | Sequence[str] | None = None) -> list[tuple[Site, int]]:
     """Choose sites by name and give each its expansion factor.
 
     Args:
-        model: The model.
+        found: The sites of a model.
         alpha: One factor for all, or a mapping from names or globs to factors; with a mapping and ``sites=None``, the
             sites that it names are chosen. The first pattern that matches a site counts.
-        sites: Names or globs, :class:`Site` objects, or None.
-        example_inputs: See :func:`~fpe_lightning.expansion.expand.expand`.
+        sites: Names or globs, or None for all.
 
     Returns:
         Pairs of a site and its factor, in the order in which the model uses them.
 
     Raises:
-        ValueError: If the model has no site, a pattern matches nothing, or a chosen site has no factor.
+        ValueError: If a pattern matches nothing, or a chosen site has no factor.
+
+    Example:
+        >>> found = [Site("encoder", 8, 4, (), (), ()), Site("head.0", 8, 4, (), (), ())]
+        >>> [(site.name, factor) for site, factor in select_sites(found, 2, "head.*")]
+        [('head.0', 2)]
     """
     check_alpha(alpha)
-    if isinstance(sites, (str, Site)):
-        sites = [sites]
-    if sites is not None and len(sites) == 0:
+    patterns = [sites] if isinstance(sites, str) else list(sites or [])
+    if sites is not None and not patterns:
         raise ValueError("`sites` is empty; name at least one site, or pass None for all.")
-    found = [site for site in sites or [] if isinstance(site, Site)]
-    if not found or len(found) < len(sites or []):
-        found = _find(model, example_inputs)
-    patterns = [site for site in sites or [] if isinstance(site, str)]
-    if sites is None and isinstance(alpha, Mapping):
-        patterns = list(alpha)
+    factors = dict(alpha) if isinstance(alpha, Mapping) else {"*": alpha}
     names = [site.name for site in found]
-    for pattern in [*patterns, *(alpha if isinstance(alpha, Mapping) else ())]:
+    for pattern in [*patterns, *factors]:
         if not any(fnmatchcase(name, pattern) for name in names):
             nearest = difflib.get_close_matches(pattern, names, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"No site matches {pattern!r}.{hint} Sites of this model: {', '.join(names)}.")
-    named = {site.name for site in sites or [] if isinstance(site, Site)}
-    everything = not patterns and not named
-    return [
-        (site, _factor(site, alpha))
-        for site in found
-        if everything or site.name in named or any(fnmatchcase(site.name, pattern) for pattern in patterns)
-    ]
+    patterns = patterns or list(factors)
+    chosen = [site for site in found if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
+    return [(site, _factor(site, factors)) for site in chosen]
 
 
-def _find(model: nn.Module, example_inputs: Any) -> list[Site]:
+def _factor(site: Site, factors: Mapping[str, int]) -> int:
+    for pattern, factor in factors.items():
+        if fnmatchcase(site.name, pattern):
+            return factor
+    raise ValueError(f"`alpha` names no factor for the chosen site {site.name!r}; add it to the mapping.")
+
+
+def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
+    """The sites of a model, at least one.
+
+    Args:
+        model: Any module.
+        example_inputs: What its forward takes; None takes the model's ``example_input_array``.
+
+    Raises:
+        ValueError: If no example inputs are known, or nothing can be widened.
+
+    Example:
+        >>> import torch
+        >>> [site.name for site in sites_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))]
+        ['0']
+    """
     if example_inputs is None:
         example_inputs = getattr(model, "example_input_array", None)
     if example_inputs is None:
@@ -91,13 +106,4 @@ def _find(model: nn.Module, example_inputs: Any) -> list[Site]:
         raise ValueError(
             f"{type(model).__name__} has no hidden width that can be widened" + (f" ({reasons})." if reasons else ".")
         )
-    return list(found)
-
-
-def _factor(site: Site, alpha: Alpha) -> int:
-    if not isinstance(alpha, Mapping):
-        return alpha
-    for pattern, factor in alpha.items():
-        if fnmatchcase(site.name, pattern):
-            return factor
-    raise ValueError(f"`alpha` names no factor for the chosen site {site.name!r}; add it to the mapping.")
+    return found
