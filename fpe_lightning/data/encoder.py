@@ -1,0 +1,249 @@
+"""Frozen CLIP encoders from open_clip: one way to load any of them, the embedded one included."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
+from open_clip.pretrained import is_pretrained_cfg
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+GLYPH_CLIP = "glyph-clip"
+GLYPH_CLIP_DIRECTORY = Path(__file__).parents[1] / "assets" / "glyph_clip"
+"""Where the embedded encoder lies, in open_clip's directory form."""
+
+
+@dataclass(eq=False)
+class ImageEncoder:
+    """A frozen open_clip model with the preprocessing and the tokenizer that belong to it.
+
+    Attributes:
+        name: What was loaded, such as ``"ViT-B-32/laion2b_s34b_b79k"`` or ``"glyph-clip"``.
+        model: The open_clip model, in evaluation mode, without gradients.
+        preprocess: The evaluation transform, from a PIL image to a float tensor ``(3, height, width)``.
+        tokenizer: From a list of texts to int64 tokens ``(texts, context length)``.
+
+    Example:
+        >>> encoder = load_encoder("glyph-clip")
+        >>> encoder.encode(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 512])
+    """
+
+    name: str
+    model: nn.Module
+    preprocess: Callable[[Any], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """Embed a batch of preprocessed images.
+
+        Args:
+            images: Float tensor ``(n, 3, height, width)``, on any device.
+            normalize: Whether to scale every embedding to Euclidean length one.
+
+        Returns:
+            Float32 tensor ``(n, dim)`` on the encoder's device.
+        """
+        device = next(self.model.parameters()).device
+        features = self.model.encode_image(images.to(device)).float()  # type: ignore[operator]
+        return F.normalize(features, dim=-1) if normalize else features
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str], normalize: bool = True) -> Tensor:
+        """Embed texts into the space of the images.
+
+        Args:
+            texts: ``n`` texts; what exceeds the context length is cut off.
+            normalize: Whether to scale every embedding to Euclidean length one.
+
+        Returns:
+            Float32 tensor ``(n, dim)`` on the encoder's device.
+        """
+        device = next(self.model.parameters()).device
+        features = self.model.encode_text(self.tokenizer(texts).to(device)).float()  # type: ignore[operator]
+        return F.normalize(features, dim=-1) if normalize else features
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.encode_text([""]).shape[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex over the names, shapes, types and bytes of the weights, in the order of the names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def preprocess_description(self) -> str:
+        """The settings of ``preprocess`` (size, mean, standard deviation, interpolation, ...) as JSON."""
+        return json.dumps(open_clip.get_model_preprocess_cfg(self.model), sort_keys=True)
+
+
+def load_encoder(
+    model: str = GLYPH_CLIP, pretrained: str | None = None, device: str | torch.device = "cpu"
+) -> ImageEncoder:
+    """Load a pretrained open_clip model.
+
+    Args:
+        model: ``"glyph-clip"`` (embedded in this package), an architecture that open_clip lists (``"ViT-B-32"``),
+            ``"hf-hub:ORGANISATION/NAME"`` or ``"local-dir:DIRECTORY"``.
+        pretrained: For an architecture: a tag that open_clip lists for it (``"laion2b_s34b_b79k"``) or the path of a
+            checkpoint file. None for the other kinds, which bring their weights.
+        device: Where the model computes.
+
+    Returns:
+        The encoder, frozen, in float32.
+
+    Raises:
+        ValueError: If there is no such model or tag, or ``pretrained`` is missing or superfluous.
+        FileNotFoundError: If the directory is missing or incomplete.
+        RuntimeError: If the weights can be neither found in the local cache nor downloaded, or do not fit.
+
+    Example:
+        >>> load_encoder("glyph-clip").dim
+        512
+    """
+    source = _source(model, pretrained)
+    try:
+        # open_clip draws initial weights, which the checkpoint then replaces: the caller's random state is not touched
+        with torch.random.fork_rng(devices=[]):
+            # unlike create_model_and_transforms, this raises rather than go on with random weights
+            clip, preprocess = open_clip.create_model_from_pretrained(source, pretrained, device=device)
+        tokenizer = open_clip.get_tokenizer(source, context_length=getattr(clip, "context_length", None))
+    except Exception as error:
+        raise RuntimeError(_cannot_load(source, pretrained, error)) from error
+    clip.eval().requires_grad_(False)
+    return ImageEncoder(f"{model}/{pretrained}" if pretrained else model, clip, preprocess, tokenizer)
+
+
+def zero_shot_accuracy(
+    encoder: ImageEncoder,
+    dataset: Dataset[tuple[Any, int]],
+    prompts: Sequence[str] | None = None,
+    batch_size: int = 256,
+) -> float:
+    """Classify images by the nearest class text, without any training.
+
+    The text embedding of a class is the mean of the normalised embeddings of its prompts.
+
+    Args:
+        encoder: Images and texts are embedded with it.
+        dataset: Pairs of an image (PIL, or a tensor that is already preprocessed) and a label, with ``classes``, the
+            names of the labels.
+        prompts: Templates with ``{}`` in the place of the class name; None takes ``dataset.prompts`` where the data
+            set has them, otherwise ``"a photo of a {}."``.
+        batch_size: Images embedded at once.
+
+    Returns:
+        The fraction of images whose class is found, in 0 .. 1.
+
+    Raises:
+        ValueError: If there are no prompts, or one has no place for the class name.
+
+    Example:
+        >>> from fpe_lightning.data.glyphs import GlyphDataset
+        >>> zero_shot_accuracy(load_encoder(), GlyphDataset("test", size=94)) > 0.25
+        True
+    """
+    prompts = getattr(dataset, "prompts", ("a photo of a {}.",)) if prompts is None else prompts
+    if not prompts or any("{}" not in prompt for prompt in prompts):
+        raise ValueError(f"zero_shot_accuracy needs prompts that hold {{}} for the class name, got {list(prompts)}.")
+    classes = dataset.classes  # type: ignore[attr-defined]
+    texts = torch.stack([encoder.encode_text([prompt.format(name) for name in classes]) for prompt in prompts]).mean(0)
+
+    def collate(batch: list[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
+        images = [image if isinstance(image, Tensor) else encoder.preprocess(image) for image, _ in batch]
+        return torch.stack(images), torch.tensor([label for _, label in batch])
+
+    correct = total = 0
+    for images, labels in DataLoader(dataset, batch_size, collate_fn=collate):
+        predicted = (encoder.encode(images) @ texts.T).argmax(dim=1).cpu()
+        correct += int((predicted == labels).sum())
+        total += len(labels)
+    return correct / total
+
+
+def _source(model: str, pretrained: str | None) -> str:
+    """Return open_clip's name of the model, after checking all that can be checked without loading."""
+    source = f"{LOCAL_DIR_PREFIX}{GLYPH_CLIP_DIRECTORY}" if model == GLYPH_CLIP else model
+    if not source.startswith((LOCAL_DIR_PREFIX, HF_HUB_PREFIX)):
+        source = source.replace("/", "-")
+        _check_architecture(source, pretrained)
+    elif pretrained is not None:
+        raise ValueError(f"CLIP model {model!r} brings its own weights: leave out pretrained={pretrained!r}.")
+    elif source.startswith(LOCAL_DIR_PREFIX):
+        _check_directory(model, Path(source.removeprefix(LOCAL_DIR_PREFIX)))
+    return source
+
+
+def _check_architecture(name: str, pretrained: str | None) -> None:
+    names = [GLYPH_CLIP, *open_clip.list_models()]
+    if name not in names:
+        raise ValueError(
+            f"There is no CLIP model {name!r}{_nearest(name, names)}: it must be {GLYPH_CLIP!r}, a name from "
+            "open_clip.list_models(), 'hf-hub:ORGANISATION/NAME' or 'local-dir:DIRECTORY'."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = ", ".join(tags) or "none"
+    if pretrained is None:
+        raise ValueError(
+            f"CLIP model {name!r} needs pretrained weights: give a tag that open_clip lists for it ({known}) or the "
+            "path of a checkpoint file."
+        )
+    if not is_pretrained_cfg(name, pretrained) and not Path(pretrained).is_file():
+        raise ValueError(
+            f"CLIP model {name!r} has no pretrained weights {pretrained!r}{_nearest(pretrained, tags)}: it is neither "
+            f"a tag that open_clip lists for it ({known}) nor the path of a checkpoint file."
+        )
+
+
+def _check_directory(model: str, directory: Path) -> None:
+    if not directory.is_dir():
+        missing = "the directory itself"
+    elif not (directory / "open_clip_config.json").is_file():
+        missing = "open_clip_config.json"
+    elif not any(path.suffix in (".safetensors", ".bin", ".pth") for path in directory.iterdir()):
+        missing = "a checkpoint"
+    else:
+        return
+    raise FileNotFoundError(
+        f"CLIP model {model!r} was looked for in {directory.absolute()}, where {missing} is missing: put "
+        "open_clip_config.json and open_clip_model.safetensors into that directory."
+    )
+
+
+def _cannot_load(source: str, pretrained: str | None, error: Exception) -> str:
+    """Say in one sentence what was asked, where it was looked for, and how to provide it by hand."""
+    asked = f"CLIP model {source!r}" + (f" with weights {pretrained!r}" if pretrained else "")
+    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    if source.startswith(LOCAL_DIR_PREFIX) or (pretrained and Path(pretrained).is_file()):
+        return f"{asked} was found but does not load: {reason}."
+    return (
+        f"{asked} was neither found in the cache ({HF_HUB_CACHE}) nor downloaded ({reason}): to provide it by hand, give "
+        "a checkpoint file as pretrained='FILE', or model='local-dir:DIRECTORY' with open_clip_config.json and "
+        "open_clip_model.safetensors in it; model='glyph-clip' needs no download."
+    )
+
+
+def _nearest(word: str, words: Sequence[str]) -> str:
+    """Return ``" (did you mean ...?)"`` for the word that looks most alike whatever its case, or nothing."""
+    by_lower_case = {candidate.lower(): candidate for candidate in words}
+    close = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
+    return f" (did you mean {by_lower_case[close[0]]!r}?)" if close else ""

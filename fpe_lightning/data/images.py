@@ -1,0 +1,143 @@
+"""Pixels of small pictures, kept in memory as bytes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from typing_extensions import override
+
+from fpe_lightning.data.arrays import ArrayDataModule, Split, Standardize, moments
+from fpe_lightning.data.sources import ImageSplits, LabelledImages, load_images
+from fpe_lightning.data.split import stratified_choice
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class ImageDataModule(ArrayDataModule):
+    """Batches ``(pixels, class numbers)`` of a data set of small pictures; pixels are float32.
+
+    Args:
+        dataset: ``"glyphs"``, ``"fashion_mnist"``, ``"cifar10"`` or ``"cifar100"``; pictures in folders are read by
+            :class:`~fpe_lightning.data.image_folder.ImageFolderDataModule`.
+        data_dir: Where the pictures lie.
+        flatten: Whether each picture is one row of numbers, for an MLP.
+        normalise: Whether each channel is shifted and scaled to mean 0, standard deviation 1 over the training
+            pictures; otherwise pixels are in 0 .. 1.
+        batch_size: Training pictures of a batch on each process; None takes all.
+        eval_batch_size: The same for validation, test and prediction.
+        seed: Seed of the training order and of the choice of ``train_size`` pictures.
+        train_size: Train on that many pictures, chosen with the class shares of all; None trains on all.
+        drop_last: Whether training leaves out an incomplete last step.
+        download: Whether missing pictures may be downloaded.
+        val_fraction: Part of the training pictures held out where a data set has no validation pictures.
+
+    Raises:
+        ValueError: If a batch size is not possible, or the data set is one of folders.
+
+    Example:
+        >>> data = ImageDataModule("glyphs", flatten=True)
+        >>> data.num_features, data.num_classes
+        (3072, 94)
+    """
+
+    def __init__(
+        self,
+        dataset: str = "fashion_mnist",
+        data_dir: str | Path = "data",
+        flatten: bool = False,
+        normalise: bool = True,
+        batch_size: int | None = 256,
+        eval_batch_size: int | None = 1024,
+        seed: int = 0,
+        train_size: int | None = None,
+        drop_last: bool = False,
+        download: bool = False,
+        val_fraction: float = 0.1,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, drop_last, seed)
+        if dataset == "image_folder":
+            raise ValueError(
+                "ImageDataModule keeps pictures in memory, which those of dataset='image_folder' may not fit; "
+                "use ImageFolderDataModule."
+            )
+        self.save_hyperparameters(logger=False)
+        self.dataset, self.data_dir, self.download, self.val_fraction = dataset, data_dir, download, val_fraction
+        self.flatten, self.normalise, self.train_size = flatten, normalise, train_size
+
+    @cached_property
+    def _images(self) -> ImageSplits:
+        return load_images(self.dataset, self.data_dir, val_fraction=self.val_fraction)
+
+    @override
+    def prepare_data(self) -> None:
+        """Download what is missing, if that is allowed."""
+        if self.download:
+            load_images(self.dataset, self.data_dir, True, self.val_fraction)
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Read the pictures into memory."""
+        if self.arrays:
+            return
+        images = {split: getattr(self._images, split) for split in SPLITS}
+        arrays = {split: read_pixels(images[split], f"Reading {self.dataset}/{split}") for split in SPLITS}
+        if self.train_size is not None:
+            pixels, labels = arrays["train"]
+            rows = stratified_choice(labels, self.train_size, self.seed)
+            arrays["train"] = pixels[rows], labels[rows]
+        mean, std = moments(arrays["train"][0], channels=True)
+        if not self.normalise:
+            mean, std = torch.zeros_like(mean), torch.full_like(std, 255)
+        self.transform = _Pixels(mean, std, self.flatten)
+        self.arrays = {**arrays}
+
+    @property
+    @override
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class number."""
+        return tuple(self._images.train.classes)
+
+    @property
+    @override
+    def dims(self) -> tuple[int, ...]:
+        """Shape of the features of one picture: ``(channels, height, width)``, or ``(numbers,)`` if flattened."""
+        shape = _pixels(self._images.train[0][0]).shape
+        return (shape.numel(),) if self.flatten else tuple(shape)
+
+
+class _Pixels(Standardize):
+    def __init__(self, mean: Tensor, std: Tensor, flatten: bool) -> None:
+        super().__init__(mean, std)
+        self.flatten = flatten
+
+    def __call__(self, features: Tensor) -> Tensor:
+        pixels = super().__call__(features)
+        return pixels.flatten(1) if self.flatten else pixels
+
+
+def read_pixels(images: LabelledImages, description: str) -> tuple[Tensor, Tensor]:
+    """Read all pictures of a split.
+
+    Args:
+        images: Pairs of PIL image and class number, all pictures of one size.
+        description: What the progress bar says.
+
+    Returns:
+        Pixels ``(n, channels, height, width)`` uint8 and class numbers ``(n,)`` int64.
+    """
+    labels = torch.empty(len(images), dtype=torch.int64)
+    pixels = torch.empty((len(images), *_pixels(images[0][0]).shape), dtype=torch.uint8)
+    for index in track(range(len(images)), description, transient=True):
+        image, label = images[index]
+        pixels[index], labels[index] = _pixels(image), label
+    return pixels, labels
+
+
+def _pixels(image: object) -> Tensor:
+    array = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return array[None] if array.ndim == 2 else array.permute(2, 0, 1)

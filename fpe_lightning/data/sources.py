@@ -1,0 +1,237 @@
+"""Image data sets by name, each as train, validation and test pictures with class names and a fingerprint."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+
+from fpe_lightning.data.glyphs import GlyphDataset
+from fpe_lightning.data.split import stratified_choice
+
+
+class LabelledImages(Protocol):
+    """Pairs of a PIL image and a class number, with the class names and a digest of the content."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Name of each class number."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that changes when the pictures or labels do, and not when they move to another folder."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """The three parts of an image data set.
+
+    Attributes:
+        train: Pictures to learn from.
+        val: Pictures to choose by, never trained on.
+        test: Pictures to report on.
+    """
+
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
+
+
+@dataclass(frozen=True)
+class ImageSplit(Dataset[tuple[Any, int]]):
+    """Chosen pictures of a torchvision data set.
+
+    Attributes:
+        images: Pairs of PIL image and class number.
+        labels: ``(images,)`` int64 class numbers.
+        classes: Name of each class number.
+        digest: Computes the digest of all ``images``; called only when it is asked for, because it reads the data.
+        indices: Which pictures belong to this split; None is all of them.
+    """
+
+    images: Dataset[tuple[Any, int]]
+    labels: Tensor
+    classes: tuple[str, ...]
+    digest: Callable[[], str]
+    indices: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels) if self.indices is None else len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return the picture and its class number."""
+        return self.images[index if self.indices is None else int(self.indices[index])]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the pictures, labels and class names, and of which of them were chosen."""
+        chosen = "all" if self.indices is None else hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()
+        return hashlib.sha256("\n".join((self.digest(), chosen, *self.classes)).encode()).hexdigest()
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[ImageSplit, ImageSplit]:
+        """Divide into a larger and a smaller part by :func:`~fpe_lightning.data.split.stratified_choice`.
+
+        Args:
+            fraction: Size of the smaller part, rounded to whole pictures.
+            seed: Decides which pictures.
+
+        Returns:
+            What stays, and what is held out.
+        """
+        held_out = stratified_choice(self.labels, max(1, round(fraction * len(self.labels))), seed)
+        stays = torch.ones(len(self.labels), dtype=torch.bool)
+        stays[held_out] = False
+        return replace(self, indices=stays.nonzero().squeeze(1)), replace(self, indices=held_out)
+
+
+def load_images(
+    name: str, data_dir: str | Path = "data", download: bool = False, val_fraction: float = 0.1, split_seed: int = 0
+) -> ImageSplits:
+    """Load an image data set by its name.
+
+    Sets without validation pictures (FashionMNIST, CIFAR, and folders without ``test/``, whose ``val/`` becomes the
+    test set, as is the custom for ImageNet) hold out a stratified part of their training pictures.
+
+    Args:
+        name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, or ``"image_folder"``
+            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's.
+        data_dir: Where the files lie; for ``"image_folder"`` the folder that holds ``train/``.
+        download: Whether torchvision may download what is missing.
+        val_fraction: Part of the training pictures that is held out where there are no validation pictures.
+        split_seed: Decides which; apart from a run's seed, so that runs are compared on the same pictures.
+
+    Returns:
+        Train, validation and test pictures.
+
+    Raises:
+        ValueError: If there is no data set of that name, or folders do not hold the same classes.
+        FileNotFoundError: If the files are missing; the message says how to provide them by hand.
+
+    Example:
+        >>> splits = load_images("glyphs")
+        >>> len(splits.train), len(splits.train.classes)
+        (12032, 94)
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"There is no data set {name!r}{hint}; choose one of {', '.join(map(repr, DATASETS))}.")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"`val_fraction` has to be between 0 and 1, found {val_fraction}.")
+    return DATASETS[name](Path(data_dir), download, val_fraction, split_seed)
+
+
+def _glyphs(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
+    return ImageSplits(*(GlyphDataset(split) for split in ("train", "val", "test")))
+
+
+def _torchvision(cls: type[Any], folder: str, files: str) -> Callable[[Path, bool, float, int], ImageSplits]:
+    """Make the loader of a torchvision data set that keeps its pictures in memory."""
+
+    def load(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
+        try:
+            parts = [cls(data_dir, train=train, download=download) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            tried = (
+                f"could not be downloaded ({str(error).splitlines()[0]})" if download else "was not found or is damaged"
+            )
+            raise FileNotFoundError(
+                f"{cls.__name__} {tried}; put {files} into {(data_dir / folder).absolute()}"
+                f"{'' if download else ', or allow `download=True`'}."
+            ) from error
+        splits = [
+            ImageSplit(
+                images=part,
+                labels=torch.as_tensor(part.targets),
+                classes=tuple(part.classes),
+                digest=lambda part=part: _digest_arrays(part.data, part.targets),  # type: ignore[misc]
+            )
+            for part in parts
+        ]
+        return ImageSplits(*splits[0].hold_out(val_fraction, seed), splits[1])
+
+    return load
+
+
+def _digest_arrays(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(torch.as_tensor(array).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _image_folder(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
+    train, val, test = (_folder_split(data_dir / part) for part in ("train", "val", "test"))
+    if train is None or (val is None and test is None):
+        missing = "train/" if train is None else "val/ or test/"
+        raise FileNotFoundError(
+            f"The image folder {data_dir.absolute()} has no {missing} with class folders in it; lay the pictures out "
+            "as train/CLASS/PICTURE and val/CLASS/PICTURE (and test/CLASS/PICTURE if there is a test set)."
+        )
+    for part, split in (("val", val), ("test", test)):
+        if split is not None and split.classes != train.classes:
+            odd = sorted(set(split.classes) ^ set(train.classes))
+            raise ValueError(
+                f"The image folder {data_dir.absolute()} has other classes in {part}/ than in train/ "
+                f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}); give both the same class folders."
+            )
+    if val is None or test is None:
+        reported = test or val
+        assert reported is not None
+        return ImageSplits(*train.hold_out(val_fraction, seed), reported)
+    return ImageSplits(train, val, test)
+
+
+def _folder_split(folder: Path) -> ImageSplit | None:
+    if not folder.is_dir() or not any(entry.is_dir() for entry in folder.iterdir()):
+        return None
+    try:
+        images = datasets.ImageFolder(folder)
+    except FileNotFoundError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise FileNotFoundError(
+            f"The image folder {folder.absolute()} has classes without pictures ({reason}); "
+            "put pictures into their folders or remove them."
+        ) from error
+
+    def digest() -> str:
+        paths = [Path(path) for path, _ in images.samples]
+        lines = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    return ImageSplit(images, torch.as_tensor(images.targets), tuple(images.classes), digest)
+
+
+DATASETS: dict[str, Callable[[Path, bool, float, int], ImageSplits]] = {
+    "glyphs": _glyphs,
+    "fashion_mnist": _torchvision(
+        datasets.FashionMNIST,
+        "FashionMNIST/raw",
+        "the four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist",
+    ),
+    "cifar10": _torchvision(
+        datasets.CIFAR10,
+        "cifar-10-batches-py",
+        "the files of cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "cifar100": _torchvision(
+        datasets.CIFAR100,
+        "cifar-100-python",
+        "the files of cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "image_folder": _image_folder,
+}
+"""Every known data set: called with the data directory, whether to download, the fraction to hold out and its seed."""
