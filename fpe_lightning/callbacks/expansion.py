@@ -259,9 +259,7 @@ def prefixed(site: Site, prefix: str) -> Site:
     consumers: tuple[Axis, ...] = tuple(map(move, site.consumers))
     attributes = tuple(map(move_attribute, site.attributes))
     name = (prefix + site.name).rstrip(".")
-    return replace(
-        site, name=name, producers=producers, values=values, consumers=consumers, attributes=attributes
-    )
+    return replace(site, name=name, producers=producers, values=values, consumers=consumers, attributes=attributes)
 
 
 def _notify(trainer: pl.Trainer, hook: str, pl_module: pl.LightningModule, argument: Any) -> None:

@@ -136,7 +136,9 @@ class Schedule:
         ]
         if bad or not moments or moments != sorted(set(moments)):
             wanted = "integers of at least 0" if whole else "numbers in [0, 1)"
-            raise MisconfigurationException(f"`{self.kind}` takes {wanted}, one or several in rising order; found {value!r}.")
+            raise MisconfigurationException(
+                f"`{self.kind}` takes {wanted}, one or several in rising order; found {value!r}."
+            )
         return moments
 
     def check(self, trainer: pl.Trainer) -> None:

@@ -35,7 +35,9 @@ def check_alpha(alpha: Alpha) -> None:
         raise ValueError("`alpha` is an empty mapping; name at least one site.")
 
 
-def select_sites(found: Sequence[Site], alpha: Alpha, sites: str | Sequence[str] | None = None) -> list[tuple[Site, int]]:
+def select_sites(
+    found: Sequence[Site], alpha: Alpha, sites: str | Sequence[str] | None = None
+) -> list[tuple[Site, int]]:
     """Choose sites by name and give each its expansion factor.
 
     Args:
@@ -48,7 +50,7 @@ def select_sites(found: Sequence[Site], alpha: Alpha, sites: str | Sequence[str]
         Pairs of a site and its factor, in the order in which the model uses them.
 
     Raises:
-        ValueError: If a pattern matches nothing, or a chosen site has no factor.
+        ValueError: If there are no sites, a pattern matches nothing, or a chosen site has no factor.
 
     Example:
         >>> found = [Site("encoder", 8, 4, (), (), ()), Site("head.0", 8, 4, (), (), ())]
@@ -56,6 +58,8 @@ def select_sites(found: Sequence[Site], alpha: Alpha, sites: str | Sequence[str]
         [('head.0', 2)]
     """
     check_alpha(alpha)
+    if not found:
+        raise ValueError("The model has no hidden width that can be widened.")
     patterns = [sites] if isinstance(sites, str) else list(sites or [])
     if sites is not None and not patterns:
         raise ValueError("`sites` is empty; name at least one site, or pass None for all.")

@@ -43,7 +43,9 @@ class Inputs:
 
     @staticmethod
     def of(example_inputs: Any) -> Inputs:
-        """Read a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+        """Read a tensor, a tuple of positional arguments, a mapping of keyword arguments, or inputs read before."""
+        if isinstance(example_inputs, Inputs):
+            return example_inputs
         if isinstance(example_inputs, Tensor):
             return Inputs((example_inputs,), {})
         if isinstance(example_inputs, Mapping):
