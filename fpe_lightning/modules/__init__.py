@@ -1,1 +1,3 @@
 """LightningModules that wrap any network."""
+
+from fpe_lightning.modules.classifier import Classifier as Classifier

@@ -1,1 +1,6 @@
 """Dense, wide-sparse and FPE networks: plain ``nn.Module`` classes."""
+
+from fpe_lightning.networks.cnn import SmallCNN as SmallCNN
+from fpe_lightning.networks.mlp import FPEMLP as FPEMLP
+from fpe_lightning.networks.mlp import MLP as MLP
+from fpe_lightning.networks.mlp import WideSparseMLP as WideSparseMLP

@@ -1,0 +1,66 @@
+"""What a split has to do on several processes: check that all agree, and let DDP see the new parameters."""
+
+from __future__ import annotations
+
+import hashlib
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+SUPPORTED = (SingleDeviceStrategy, DDPStrategy)
+
+
+def check_strategy(trainer: pl.Trainer) -> None:
+    """Refuse a strategy under which a split would be lost or drift apart in silence.
+
+    Raises:
+        MisconfigurationException: For every strategy but a single device and DDP.
+    """
+    if not isinstance(trainer.strategy, SUPPORTED):
+        raise MisconfigurationException(
+            f"ExpansionCallback splits neurons on a single device or under DDP; found {type(trainer.strategy).__name__}, "
+            'which shards or re-owns parameters and would revert or corrupt a split. Use `strategy="ddp"`.'
+        )
+
+
+def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
+    """Compare parameters, masks and other buffers of all processes, bit by bit.
+
+    Raises:
+        RuntimeError: Naming the ranks that differ from rank 0.
+    """
+    if trainer.world_size == 1:
+        return
+    digest = int.from_bytes(_digest(model)[:7], "big")
+    local = torch.tensor(digest, dtype=torch.int64, device=trainer.strategy.root_device)
+    gathered = trainer.strategy.all_gather(local)
+    assert isinstance(gathered, torch.Tensor)
+    digests = gathered.flatten().tolist()
+    differing = [rank for rank, found in enumerate(digests) if found != digests[0]]
+    if differing:
+        raise RuntimeError(
+            f"After a split, rank {', '.join(map(str, differing))} of {len(digests)} differs from rank 0 in weights or masks. "
+            "Every rank needs the same model before a split: seed all ranks alike, and do not change weights on one rank."
+        )
+
+
+def _digest(model: nn.Module) -> bytes:
+    digest = hashlib.sha256()
+    masks = {name for name, _ in model.named_buffers() if name.endswith("_mask")}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        # Running statistics differ between ranks by design; DDP broadcasts them before the next forward pass.
+        if isinstance(tensor, nn.Parameter) or name in masks:
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def rewrap(trainer: pl.Trainer) -> None:
+    """Wrap the module anew under DDP, whose reducer holds the parameters that it was made with."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = strategy.lightning_module
+        strategy.configure_ddp()

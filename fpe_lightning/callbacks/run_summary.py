@@ -1,0 +1,94 @@
+"""A short table at the end of a run: what a split did to widths, non-zeros and accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from fpe_lightning.expansion.budget import count_nonzeros
+from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.expansion.sites import Site
+
+
+class RunSummary(pl.Callback):
+    """Prints a table when testing ends after a fit: widths, non-zeros, accuracy around each split, best and test.
+
+    Accuracy just before and just after a split is measured on the validation data, without training in between, where
+    the module has a method ``accuracy(batches)`` as :class:`~fpe_lightning.modules.classifier.Classifier` has.
+
+    Args:
+        monitor: The metric whose best value is shown.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[RunSummary()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, monitor: str = "val/accuracy") -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.rows: list[tuple[str, str]] = []
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.rows = [("non-zero parameters at the start", f"{count_nonzeros(pl_module):,}")]
+
+    def on_before_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, sites: list[Site]) -> None:
+        """Measure the accuracy that the split starts from."""
+        self._measure(trainer, pl_module, f"{self.monitor} just before the split at epoch {trainer.current_epoch}")
+
+    def on_after_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ExpansionReport) -> None:
+        """Note widths and non-zeros, and measure what the split left of the accuracy."""
+        for site in report.sites:
+            self.rows.append((f"width of {site.name}", f"{site.width_before} -> {site.width_after}"))
+        self.rows.append(("non-zero parameters", f"{report.nonzeros_before:,} -> {report.nonzeros_after:,}"))
+        self._measure(trainer, pl_module, f"{self.monitor} just after it, before any training")
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str) -> None:
+        loader = trainer.val_dataloaders
+        if loader is None or not hasattr(pl_module, "accuracy"):
+            return
+        # A DataLoader draws from the global generator when it is iterated; training must not notice.
+        with torch.random.fork_rng():
+            self.rows.append((what, f"{pl_module.accuracy(loader):.4f}"))
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.rows:
+            return
+        rows = [*self.rows, ("non-zero parameters at the end", f"{count_nonzeros(pl_module):,}")]
+        checkpoint = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)  # type: ignore[attr-defined]
+        if checkpoint is not None and checkpoint.best_model_score is not None:
+            rows.append((f"best {checkpoint.monitor}", f"{float(checkpoint.best_model_score):.4f}"))
+        rows += [
+            (name, f"{float(value):.4f}")
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("test/")
+        ]
+        _print(rows)
+        self.rows = []
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [list(row) for row in self.rows]}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A resumed run goes on with the table; on_fit_start comes earlier and has begun a new one.
+        self.rows = [(name, value) for name, value in state_dict["rows"]]
+
+
+@rank_zero_only
+def _print(rows: list[tuple[str, str]]) -> None:
+    table = Table(title="Summary")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

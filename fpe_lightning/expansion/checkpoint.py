@@ -1,0 +1,180 @@
+"""Rebuild (or shrink) a model's structure from an incoming ``state_dict``, before its weights load.
+
+A narrow model takes a checkpoint made after a split, and a wide one takes a checkpoint made before it. What was never
+split is left to ``load_state_dict`` and its own checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fpe_lightning.sparse.masked import mask_of, set_mask
+from fpe_lightning.sparse.record import RECORD, Record, record_of
+
+
+@dataclass
+class _Rebuild:
+    """What one module has to become."""
+
+    name: str
+    module: nn.Module
+    tensors: dict[str, Tensor]
+    masks: dict[str, Tensor | None]
+    attributes: dict[str, Any]
+    bits: Tensor | None
+
+
+def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> bool:
+    """Give a model the widths and masks that a ``state_dict`` was saved with.
+
+    Weights are not loaded; tensors of a new shape are left for ``load_state_dict`` to fill. If anything does not fit,
+    the model is left untouched.
+
+    Args:
+        model: Changed in place; narrow or wide.
+        state_dict: As from ``model.state_dict()``, or read from a file by ``safetensors``.
+        prefix: What stands before the model's own names in ``state_dict``.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: If the checkpoint comes from a model of other widths before its first split, is not whole, or holds a
+            broken record.
+
+    Example:
+        >>> from fpe_lightning.expansion.expand import expand
+        >>> wide, narrow = (nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+        >>> _ = expand(wide, alpha=2, example_inputs=torch.randn(1, 64))
+        >>> restore_structure(narrow, wide.state_dict())
+        True
+        >>> narrow.load_state_dict(wide.state_dict())
+        <All keys matched successfully>
+    """
+    rebuilds = [_plan(name, module, state_dict, prefix) for name, module in model.named_modules()]
+    changed = [rebuild for rebuild in rebuilds if rebuild is not None]
+    for rebuild in changed:
+        _apply(rebuild)
+    return bool(changed)
+
+
+def load_expanded_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
+    """Rebuild a model's structure from a ``state_dict`` and load its weights, in one call; no Trainer is needed.
+
+    Build optimizers afterwards: tensors of a new shape are new parameters.
+
+    Args:
+        model: Narrow or wide.
+        state_dict: From any stage of a run.
+        strict: As in ``load_state_dict``.
+
+    Returns:
+        What ``load_state_dict`` returns.
+
+    Raises:
+        ValueError: See :func:`restore_structure`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 2))
+        >>> load_expanded_state_dict(model, model.state_dict())
+        <All keys matched successfully>
+    """
+    restore_structure(model, state_dict)
+    return model.load_state_dict(state_dict, strict=strict)
+
+
+def restore_structure_on_load(model: nn.Module) -> RemovableHandle:
+    """Let ``model.load_state_dict`` call :func:`restore_structure` first, from now on.
+
+    Args:
+        model: The module whose ``load_state_dict`` is called, or any module above the layers that are split.
+
+    Returns:
+        A handle whose ``remove()`` undoes it.
+
+    Example:
+        >>> handle = restore_structure_on_load(nn.Linear(4, 2))
+        >>> handle.remove()
+    """
+    return model.register_load_state_dict_pre_hook(_before_load)
+
+
+def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    restore_structure(module, state_dict, prefix)
+
+
+def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> _Rebuild | None:
+    """Compare one module with what comes in; None where they have the same structure."""
+    path = f"{prefix}{name}." if name else prefix
+    bits = state_dict.get(path + RECORD)
+    live = record_of(module)
+    if bits is None and live is None:
+        return None
+    incoming = Record() if bits is None else Record.decode(bits)
+    live = live or Record()
+    own = {key: tensor for key, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None}
+    tensors: dict[str, Tensor] = {}
+    for key in {**live.shapes, **incoming.shapes}:
+        if key not in own or path + key not in state_dict:
+            raise ValueError(
+                f"The checkpoint and the model do not fit: `{path}{key}` was split in one and is missing in the other."
+            )
+        ours = tuple(live.shapes.get(key, own[key].shape))
+        theirs = tuple(incoming.shapes.get(key, state_dict[path + key].shape))
+        if ours != theirs:
+            raise ValueError(
+                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, and "
+                f"{ours} here; build the model with the checkpoint's widths."
+            )
+        tensors[key] = own[key]
+    masks = {
+        key: state_dict.get(f"{path}{key}_mask")
+        for key in module._parameters
+        if key in tensors or mask_of(module, key) is not None
+    }
+    for key, mask in masks.items():
+        if mask is not None and mask.shape != state_dict[path + key].shape:
+            raise ValueError(f"The checkpoint is broken: the mask of `{path}{key}` has another shape than its weight.")
+    originals = {key: values[0] for key, values in live.attributes.items()}
+    attributes = {**originals, **{key: values[1] for key, values in incoming.attributes.items()}}
+    same = all(tensor.shape == state_dict[path + key].shape for key, tensor in tensors.items())
+    if (
+        same
+        and bits is not None
+        and RECORD in module._buffers
+        and torch.equal(bits.cpu(), module._buffers[RECORD].cpu())
+    ):
+        if all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items()):
+            return None
+    shaped = {key: tensor.new_zeros(state_dict[path + key].shape) for key, tensor in tensors.items()}
+    return _Rebuild(name, module, shaped, masks, attributes, bits)
+
+
+def _apply(rebuild: _Rebuild) -> None:
+    module = rebuild.module
+    for key in rebuild.masks:
+        set_mask(module, key, None)
+    for key, value in rebuild.tensors.items():
+        old = module._parameters.get(key)
+        if old is None:
+            module._buffers[key] = value
+        elif old.shape != value.shape:
+            new = type(old)(value, requires_grad=old.requires_grad)
+            new.__dict__.update(old.__dict__)
+            module._parameters[key] = new
+    for key, mask in rebuild.masks.items():
+        if mask is not None:
+            set_mask(module, key, mask)
+    for key, value in rebuild.attributes.items():
+        current = getattr(module, key)
+        setattr(module, key, value if isinstance(current, int) else type(current)(value))
+    module._buffers.pop(RECORD, None)
+    if rebuild.bits is not None:
+        device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
+        module.register_buffer(RECORD, rebuild.bits.to(device))

@@ -1,0 +1,188 @@
+"""A widened version of some of a model's tensors, worked out beside the model and put in place at once.
+
+Nothing of the model is touched before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe_lightning.expansion.sites import Attribute, Axis
+from fpe_lightning.sparse.masked import mask_of, set_mask
+from fpe_lightning.sparse.record import RECORD, Record, Split, record_of
+
+
+@dataclass
+class DraftTensor:
+    """One parameter or buffer on its way to a new shape.
+
+    Attributes:
+        owner: Qualified name of the module that owns it.
+        name: Name within the owner.
+        original: The tensor in the model, of the old shape.
+        value: The tensor of the new shape; what the mask drops is not yet zero.
+        mask: Bool tensor of the new shape, or None for a dense tensor.
+        sources: For each widened axis, the old entry that every new entry copies.
+        splits: Splits so far, in the order made.
+    """
+
+    owner: str
+    name: str
+    original: Tensor
+    value: Tensor
+    mask: Tensor | None
+    sources: dict[int, Tensor] = field(default_factory=dict)
+    splits: list[Split] = field(default_factory=list)
+
+    def follow(self, state: Tensor) -> Tensor:
+        """Carry a tensor of the old shape (a gradient, a moment) over to the new one; what is masked becomes zero.
+
+        A size of 1 along an axis stays 1, so that the factored moments of Adafactor follow too.
+        """
+        for dim, source in self.sources.items():
+            if state.shape[dim] != 1 or self.original.shape[dim] == 1:
+                state = state.index_select(dim, source.to(state.device))
+        if self.mask is not None and state.shape == self.mask.shape:
+            state = state.masked_fill(~self.mask.to(state.device), 0)
+        return state.contiguous()
+
+
+class Draft:
+    """The tensors and integers of ``model`` that an expansion changes.
+
+    Args:
+        model: The model; it stays untouched until :meth:`commit`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.tensors: dict[str, DraftTensor] = {}
+        self.growth: dict[tuple[str, str, int | None], int] = {}
+
+    def __getitem__(self, qualified_name: str) -> DraftTensor:
+        """The draft of one parameter or buffer, made on first use."""
+        if qualified_name not in self.tensors:
+            owner, _, name = qualified_name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            tensor = module._parameters.get(name)
+            mask = mask_of(module, name)
+            if tensor is None:
+                tensor = module._buffers[name]
+            assert tensor is not None
+            self.tensors[qualified_name] = DraftTensor(owner, name, tensor, tensor.detach(), mask)
+        return self.tensors[qualified_name]
+
+    def start(self, axis: Axis) -> int:
+        """Where a stretch begins now: earlier splits of other stretches (of a concatenation) may have moved it."""
+        source = self[axis.parameter].sources.get(axis.dim)
+        return axis.start if source is None else int((source < axis.start).sum())
+
+    def widen(self, axis: Axis, alpha: int) -> Split:
+        """Repeat the units of one axis ``alpha`` times, masks included, and return where they now stand."""
+        draft = self[axis.parameter]
+        source = draft.sources.get(axis.dim, torch.arange(draft.original.shape[axis.dim]))
+        split = Split(axis.dim, self.start(axis), axis.length, axis.run, alpha)
+        index = split.index(len(source))
+        draft.sources[axis.dim] = source[index]
+        draft.splits.append(split)
+        on_device = index.to(draft.value.device)
+        draft.value = draft.value.index_select(axis.dim, on_device)
+        if draft.mask is not None:
+            draft.mask = draft.mask.index_select(axis.dim, on_device)
+        return split
+
+    def restrict(self, parameter: str, mask: Tensor) -> None:
+        """Drop from a tensor's mask what ``mask`` (of the new shape) drops."""
+        draft = self[parameter]
+        mask = mask.to(draft.value.device)
+        draft.mask = mask if draft.mask is None else draft.mask & mask
+
+    def mask(self, parameter: str) -> Tensor:
+        """The tensor's mask; all True for a dense one."""
+        draft = self[parameter]
+        return torch.ones_like(draft.value, dtype=torch.bool) if draft.mask is None else draft.mask
+
+    def count(self, parameter: str) -> int:
+        """Entries that may be non-zero; none for a buffer, which is no parameter."""
+        draft = self[parameter]
+        if not isinstance(draft.original, nn.Parameter):
+            return 0
+        return draft.value.numel() if draft.mask is None else int(draft.mask.sum())
+
+    def grow(self, attribute: Attribute, alpha: int) -> None:
+        """Note that an integer of a module grows with the width."""
+        key = (attribute.module, attribute.name, attribute.index)
+        self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
+
+    def commit(self) -> dict[nn.Parameter, nn.Parameter]:
+        """Put everything in place.
+
+        Returns:
+            The new parameter for each old one.
+        """
+        self._write_records()
+        replaced: dict[nn.Parameter, nn.Parameter] = {}
+        for draft in self.tensors.values():
+            module = self.model.get_submodule(draft.owner)
+            value = draft.value if draft.mask is None else draft.value.masked_fill(~draft.mask, 0)
+            if isinstance(draft.original, nn.Parameter):
+                new = _like(draft.original, value)
+                if draft.original.grad is not None:
+                    new.grad = draft.follow(draft.original.grad)
+                replaced[draft.original] = new
+                module._parameters[draft.name] = new
+                if draft.mask is not None:
+                    set_mask(module, draft.name, draft.mask)
+            else:
+                module._buffers[draft.name] = value.contiguous()
+        return replaced
+
+    def _write_records(self) -> None:
+        """Grow the integers, and add the splits to each module's record."""
+        records: dict[str, Record] = {}
+
+        def record(owner: str) -> Record:
+            if owner not in records:
+                records[owner] = record_of(self.model.get_submodule(owner)) or Record()
+            return records[owner]
+
+        for draft in self.tensors.values():
+            record(draft.owner).shapes.setdefault(draft.name, list(draft.original.shape))
+            record(draft.owner).splits.setdefault(draft.name, []).extend(draft.splits)
+        for (owner, name, index), growth in self.growth.items():
+            module = self.model.get_submodule(owner)
+            before = getattr(module, name)
+            after = before + growth if index is None else _added(before, index, growth)
+            setattr(module, name, after)
+            record(owner).attributes.setdefault(name, [_plain(before), 0])[1] = _plain(after)
+        for owner, changed in records.items():
+            module = self.model.get_submodule(owner)
+            module.register_buffer(RECORD, changed.encode().to(_device(module)))
+
+
+def _like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
+    """A parameter of the same class and settings as ``old``, holding its own copy of ``value``."""
+    data = (
+        value.clone(memory_format=torch.contiguous_format) if value.data_ptr() == old.data_ptr() else value.contiguous()
+    )
+    new = type(old)(data, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new
+
+
+def _added(values: Any, index: int, growth: int) -> Any:
+    """The same kind of sequence with one entry grown."""
+    return type(values)([value + growth if i == index else value for i, value in enumerate(values)])
+
+
+def _plain(value: Any) -> int | list[int]:
+    return int(value) if isinstance(value, int) else [int(entry) for entry in value]
+
+
+def _device(module: nn.Module) -> torch.device:
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return next((tensor.device for tensor in tensors if tensor is not None), torch.device("cpu"))

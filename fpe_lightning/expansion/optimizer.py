@@ -1,0 +1,115 @@
+"""Moments and every other per-weight optimizer state follow their weights through a split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fpe_lightning.expansion.draft import Draft, DraftTensor
+
+REFUSED = {
+    "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
+    "Muon": "it mixes the entries of a matrix, so that masked weights would grow back",
+}
+"""Optimizers that cannot carry on after a split, and why."""
+
+States = list[tuple[Optimizer, nn.Parameter, dict[str, Any]]]
+
+
+def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
+    """One optimizer, several or none, as a list; wrappers that hold theirs in ``.optimizer`` are opened.
+
+    Example:
+        >>> as_optimizers(None)
+        []
+    """
+    if optimizer is None:
+        return []
+    several = [optimizer] if isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer") else list(optimizer)
+    return [getattr(each, "optimizer", each) for each in several]
+
+
+def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: str = "follow") -> States:
+    """Work out the state of every parameter that changes, without touching the optimizers.
+
+    State of the weight's shape (moments, sums of squares), or with some of its sizes 1 (factored moments), is copied
+    and masked as the weight is; numbers and one-element tensors (step counts) stay as they are.
+
+    Args:
+        draft: The expansion about to be committed.
+        optimizers: The optimizers that may hold some of its parameters.
+        optimizer_state: ``"follow"``, or ``"reset"`` to begin anew with every parameter that changes.
+
+    Returns:
+        ``(optimizer, old parameter, new state)`` for each parameter with state.
+
+    Raises:
+        ValueError: If an optimizer cannot carry on, or holds state of another shape that cannot follow.
+    """
+    if optimizer_state not in ("follow", "reset"):
+        raise ValueError(f'`optimizer_state` has to be "follow" or "reset", found {optimizer_state!r}.')
+    drafts = {draft.original: draft for draft in draft.tensors.values()}
+    states: States = []
+    for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
+        if held and kind in REFUSED:
+            raise ValueError(f"{kind} cannot train on after a split: {REFUSED[kind]}. Use SGD, Adam, AdamW or another.")
+        for parameter in held:
+            state = optimizer.state.get(parameter)
+            if state and optimizer_state == "follow":
+                states.append((optimizer, parameter, _follow(drafts[parameter], state, kind)))
+    return states
+
+
+def _follow(draft: DraftTensor, state: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {key: _follow_entry(draft, value, f"{kind} state `{key}`") for key, value in state.items()}
+
+
+def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
+    if not isinstance(value, Tensor) or value.numel() == 1:
+        # A one-element weight's moments have its shape; everything else of one element is a count.
+        return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
+    if not _fits(draft, value):
+        raise ValueError(
+            f"{what} of `{draft.owner}.{draft.name}` has shape {tuple(value.shape)}, which does not follow a weight of "
+            f'shape {tuple(draft.original.shape)}; pass optimizer_state="reset" to begin its state anew.'
+        )
+    return draft.follow(value)
+
+
+def _fits(draft: DraftTensor, value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.dim() != draft.original.dim() or value.dim() == 0:
+        return False
+    return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
+
+
+def replace_parameters(
+    optimizers: list[Optimizer], replaced: Mapping[nn.Parameter, nn.Parameter], states: States
+) -> None:
+    """Let optimizers hold the new parameters in the places of the old ones, with the states worked out before.
+
+    Args:
+        optimizers: Changed in place; groups, their options and the order of parameters stay.
+        replaced: The new parameter for each old one.
+        states: From :func:`follow_states`.
+
+    Example:
+        >>> old, new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4))
+        >>> optimizer = torch.optim.SGD([old], lr=0.1)
+        >>> replace_parameters([optimizer], {old: new}, [])
+        >>> optimizer.param_groups[0]["params"][0] is new
+        True
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+        for old in replaced:
+            optimizer.state.pop(old, None)
+    for optimizer, old, state in states:
+        optimizer.state[replaced[old]] = state

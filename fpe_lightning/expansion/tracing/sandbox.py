@@ -1,0 +1,178 @@
+"""Run a model's forward without leaving a trace on the model: borrowed state, own hooks, own random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """Every distinct module by its first qualified name; the root is ``""``."""
+    return dict(model.named_modules())
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every distinct parameter and buffer by its first qualified name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def owners_of(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
+    """For each name in ``state_of``: the (module name, attribute) pairs that hold the tensor."""
+    names = {id(tensor): name for name, tensor in state_of(model).items()}
+    owners: dict[str, list[tuple[str, str]]] = {name: [] for name in names.values()}
+    for module_name, module in model.named_modules():
+        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                owners[names[id(tensor)]].append((module_name, attribute))
+    return owners
+
+
+class ModuleStack:
+    """Knows which module's forward is running; a context manager that registers and removes global hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = []
+
+    def __call__(self) -> str:
+        """The qualified name of the module whose forward is running."""
+        return self._stack[-1] if self._stack else ""
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow calls of modules while the context is open."""
+        self._stack.clear()
+        enter = register_module_forward_pre_hook(
+            lambda module, _: self._stack.append(self._names.get(id(module), self()))
+        )
+        leave = register_module_forward_hook(lambda *_: self._leave(), always_call=True)
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+    def _leave(self) -> None:
+        if self._stack:
+            self._stack.pop()
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Let the code inside change a model's attributes, and put everything back afterwards.
+
+    Forward hooks are off meanwhile: a hook that collects activations must not see those of a trial. Random number
+    generators, the training flags and the fast path of attention are as before afterwards, also after an exception.
+
+    Args:
+        model: The model to borrow. Tensors are not copied: whoever borrows must replace, not overwrite them.
+    """
+    saved = [(module, dict(vars(module))) for module in model.modules()]
+    contents = [
+        (value, copy.copy(value)) for _, before in saved for value in before.values() if type(value) in CONTAINERS
+    ]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = {tensor.device for tensor in state_of(model).values() if tensor.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(sorted(device.index or 0 for device in devices)), torch.no_grad():
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module in model.modules():
+                for name in HOOKS:
+                    vars(module)[name] = OrderedDict()
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for module, before in saved:
+            vars(module).clear()
+            vars(module).update(before)
+        for value, content in contents:
+            _refill(value, content)
+
+
+CONTAINERS = (dict, OrderedDict, list, set)
+
+
+def _refill(value: Any, content: Any) -> None:
+    if isinstance(value, list):
+        value[:] = content
+    else:
+        value.clear()
+        value.update(content)
+
+
+class Tensors:
+    """Makes the stand-ins for a model's tensors: fake ones (shapes without data) or, as fall-back, copies."""
+
+    def __init__(self, fake: bool) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """The context in which the stand-ins can be computed with."""
+        # Compiled parts run as they were written; asking for that imports the compiler, so only where it is in use.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+        with self.mode or contextlib.nullcontext(), eager:
+            yield
+
+    def of(self, tensor: Tensor, sizes: Mapping[int, Tensor] | None = None) -> Tensor:
+        """A stand-in for a tensor, the same one each time.
+
+        Args:
+            tensor: The tensor to stand in for.
+            sizes: For each axis that is widened the ``(new length,)`` entries of the old axis that it repeats.
+        """
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = (tensor, self._make(tensor, sizes or {}))
+        return self._made[id(tensor)][1]
+
+    def _make(self, tensor: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
+        data = tensor.detach()
+        if self.mode is not None:
+            data = self.mode.from_tensor(data)
+            shape = [len(sizes[axis]) if axis in sizes else size for axis, size in enumerate(data.shape)]
+            if sizes:
+                with self.mode:
+                    data = torch.empty(shape, dtype=data.dtype, device=data.device)
+        else:
+            data = data.clone()
+            for axis, index in sizes.items():
+                data = data.index_select(axis, index.to(data.device))
+        return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
+def stand_in(model: nn.Module, tensors: Tensors, sizes: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Tensor]:
+    """Put stand-ins in place of a borrowed model's parameters, buffers and plain tensor attributes.
+
+    Args:
+        model: A model inside ``borrowed``.
+        tensors: Who makes the stand-ins.
+        sizes: For each parameter the widened axes, as ``Tensors.of`` takes them.
+
+    Returns:
+        The stand-ins of parameters and buffers by qualified name.
+    """
+    state = {name: tensors.of(tensor, sizes.get(name)) for name, tensor in state_of(model).items()}
+    for module in model.modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+        for holder in holders:
+            for name, value in list(holder.items()):
+                if isinstance(value, Tensor):
+                    holder[name] = tensors.of(value)
+    return state

@@ -1,0 +1,142 @@
+"""Trials: a candidate is a site only if the widened model runs and its entries can be laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from fpe_lightning.expansion.sites import Attribute
+from fpe_lightning.expansion.tracing.attributes import changed_values, patch_attributes
+from fpe_lightning.expansion.tracing.candidates import Candidate, Refusal
+from fpe_lightning.expansion.tracing.forward import Inputs, Widening, trace
+from fpe_lightning.expansion.tracing.layout import find_runs, sizes_of
+from fpe_lightning.expansion.tracing.ledger import Ledger
+from fpe_lightning.expansion.tracing.resolve import Units, resolve
+from fpe_lightning.expansion.tracing.sandbox import modules_by_name, state_of
+
+
+@dataclass
+class Bench:
+    """What all trials of a model share.
+
+    Attributes:
+        model: The model; every trial borrows it and puts it back.
+        runs: How the model can be run: (inputs, training, fake) for each trace.
+        units: What the traces at the original widths say.
+        refusals: Filled with the candidates that fail.
+    """
+
+    model: nn.Module
+    runs: Sequence[tuple[Inputs, bool, bool]]
+    units: Units
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Try candidates together and, where that fails, halves of them, down to single ones.
+
+        Args:
+            candidates: Candidates in the order of the forward.
+
+        Returns:
+            Those that are sites, with their runs and all the attributes that they need.
+        """
+        good = self._accept(candidates)
+        if len(good) < 2 or len(good) == len(candidates) or not isinstance(self._attempt(good), Exception):
+            return good
+        kept: list[Candidate] = []
+        for candidate in good:
+            outcome = self._attempt([*kept, candidate])
+            if isinstance(outcome, Exception):
+                self._refuse(candidate, f"it cannot be widened together with other sites ({sentence_of(outcome)})")
+            else:
+                kept.append(candidate)
+        return kept
+
+    def _accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        if not candidates:
+            return []
+        outcome = self._attempt(candidates)
+        if not isinstance(outcome, Exception):
+            good = []
+            for candidate, runs in zip(candidates, outcome, strict=True):
+                if isinstance(runs, str):
+                    good.extend(self._patched(candidate, runs))
+                else:
+                    good.append(candidate.with_runs(runs))
+            return good
+        if len(candidates) == 1:
+            return self._patched(
+                candidates[0], f"hard-coded size in forward: the widened model raises {sentence_of(outcome)}"
+            )
+        middle = len(candidates) // 2
+        return self._accept(candidates[:middle]) + self._accept(candidates[middle:])
+
+    def _attempt(self, candidates: Sequence[Candidate]) -> list[list[int] | str] | Exception:
+        """Widen some candidates at once: the runs of each (or why it has none), or what the forward raised.
+
+        Neighbours get different numbers of copies, so that a forward which reads the size of one width from another
+        one does not pass.
+        """
+        copies = [2 + position % 2 for position in range(len(candidates))]
+        sites = [(candidate.site, alpha) for candidate, alpha in zip(candidates, copies, strict=True)]
+        shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
+        widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
+        ledger = Ledger()
+        try:
+            for inputs, training, fake in self.runs:
+                ledger.absorb(trace(self.model, inputs, training=training, fake=fake, widening=widening))
+        except Exception as error:  # whatever a user's forward raises at a size it was not written for
+            return error
+        after = resolve(ledger)
+        offsets = _offsets(candidates, copies)
+        return [
+            find_runs(candidate, alpha, offsets, self.units, after)
+            for candidate, alpha in zip(candidates, copies, strict=True)
+        ]
+
+    def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
+        """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
+        guesses = patch_attributes(candidate, self.units, modules_by_name(self.model))
+        options = [guesses, *((guess,) for guess in guesses)] if len(guesses) > 1 else [guesses][: len(guesses)]
+        for option in options:
+            runs = self._runs_with(candidate, option)
+            if runs is None:
+                continue
+            needed = option
+            for attribute in option if len(option) > 1 else ():
+                fewer = tuple(other for other in needed if other != attribute)
+                if self._runs_with(candidate, fewer) == runs:
+                    needed = fewer
+            return [candidate.with_attributes((*candidate.site.attributes, *needed)).with_runs(runs)]
+        self._refuse(candidate, reason)
+        return []
+
+    def _runs_with(self, candidate: Candidate, attributes: tuple[Attribute, ...]) -> list[int] | None:
+        outcome = self._attempt([candidate.with_attributes((*candidate.site.attributes, *attributes))])
+        return outcome[0] if isinstance(outcome, list) and isinstance(outcome[0], list) else None
+
+    def _refuse(self, candidate: Candidate, reason: str) -> None:
+        self.refusals.append(Refusal(candidate.site.name, reason))
+
+
+def _offsets(candidates: Sequence[Candidate], copies: Sequence[int]) -> dict[tuple[str, int, int], int]:
+    """Where each stretch starts on its widened axis."""
+    stretches = sorted(
+        (axis.parameter, axis.dim, axis.start, axis.length * (alpha - 1))
+        for candidate, alpha in zip(candidates, copies, strict=True)
+        for axis in candidate.axes
+    )
+    offsets: dict[tuple[str, int, int], int] = {}
+    grown: dict[tuple[str, int], int] = {}
+    for parameter, dim, start, growth in stretches:
+        offsets[parameter, dim, start] = start + grown.get((parameter, dim), 0)
+        grown[parameter, dim] = grown.get((parameter, dim), 0) + growth
+    return offsets
+
+
+def sentence_of(error: Exception) -> str:
+    """An exception as part of a sentence: its type and the beginning of its message."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

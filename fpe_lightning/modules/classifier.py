@@ -1,0 +1,152 @@
+"""Train any network as a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torchmetrics import Accuracy, Metric
+from typing_extensions import override
+
+from fpe_lightning.expansion.checkpoint import restore_structure_on_load
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(pl.LightningModule):
+    """A network trained by cross-entropy on batches ``(x, y)``.
+
+    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy``, once an epoch. Checkpoints
+    made before and after a split load alike, with ``load_from_checkpoint`` too.
+
+    Args:
+        network: Maps ``x`` to logits ``(batch, classes)``, or to one logit ``(batch, 1)`` for ``task="binary"``.
+        optimizer: Makes the optimizer from the parameters.
+        scheduler: Makes the learning rate scheduler from the optimizer.
+        scheduler_interval: Whether the scheduler steps each ``"epoch"`` or each ``"step"``.
+        task: ``"multiclass"`` (softmax, class numbers) or ``"binary"`` (sigmoid, labels 0 and 1).
+
+    Example:
+        >>> from fpe_lightning.networks import MLP
+        >>> model = Classifier(MLP(512, 8, 94))
+        >>> model(torch.zeros(2, 512)).shape
+        torch.Size([2, 94])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        task: Literal["multiclass", "binary"] = "multiclass",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if isinstance(self.hparams.get("network"), nn.Module):
+            # Made in Python, not from a config: a checkpoint holds plain types alone, so that it loads safely.
+            self.save_hyperparameters(ignore=["network", "optimizer", "scheduler"])
+        self.network = network
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler_interval, self.task = scheduler_interval, task
+        classes = getattr(network, "out_features", None) if task == "multiclass" else 2
+        if classes is None:
+            raise MisconfigurationException(
+                f"{type(network).__name__} needs an attribute `out_features`, the number of classes."
+            )
+        self.val_accuracy: Metric = Accuracy(task=task, num_classes=classes)
+        self.test_accuracy: Metric = Accuracy(task=task, num_classes=classes)
+        restore_structure_on_load(self)
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Check that the network takes what the data gives."""
+        data = getattr(self.trainer, "datamodule", None)
+        for ours, theirs, what in (
+            ("in_features", "num_features", "inputs"),
+            ("out_features", "num_classes", "classes"),
+        ):
+            expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
+            if self.task == "binary" and what == "classes":
+                continue
+            if isinstance(expected, int) and isinstance(found, int) and expected != found:
+                raise MisconfigurationException(
+                    f"The network has {expected} {what}, and {type(data).__name__} gives {found}: "
+                    f"set `--model.network.init_args.{ours}={found}`."
+                )
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a batch of inputs to logits."""
+        return self.network(x)
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy, in nats.
+
+        Args:
+            logits: ``(batch, classes)``, or ``(batch, 1)`` for the binary task.
+            y: ``(batch,)``, class numbers, or 0 and 1.
+        """
+        if self.task == "binary":
+            return F.binary_cross_entropy_with_logits(logits.squeeze(-1), y.to(logits.dtype))
+        return F.cross_entropy(logits, y)
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Class numbers ``(batch,)`` for logits."""
+        return (logits.squeeze(-1) > 0).long() if self.task == "binary" else logits.argmax(-1)
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = self.loss(self(x), y)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
+        return loss
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def _evaluate(self, batch: Batch, stage: str, accuracy: Metric) -> None:
+        x, y = batch
+        logits = self(x)
+        accuracy.update(self.predictions(logits), y.long())
+        self.log(f"{stage}/loss", self.loss(logits, y), batch_size=len(y), sync_dist=True)
+        self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val")
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class numbers ``(batch,)``; labels in the batch, if any, are not looked at."""
+        return self.predictions(self(batch[0] if isinstance(batch, (list, tuple)) else batch))
+
+    @torch.no_grad()
+    def accuracy(self, batches: Iterable[Batch]) -> float:
+        """Accuracy over some batches, in [0, 1], outside of any loop of the Trainer; the module's mode is kept."""
+        metric = self.val_accuracy.clone().to(self.device)
+        metric.reset()
+        training = self.training
+        self.eval()
+        for x, y in batches:
+            metric.update(self.predictions(self(x.to(self.device))), y.to(self.device).long())
+        self.train(training)
+        return float(metric.compute())
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}

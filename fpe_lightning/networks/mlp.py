@@ -1,0 +1,188 @@
+"""Multi-layer perceptrons at one budget of non-zeros: dense, wide and sparse from scratch, and split (FPE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+from typing_extensions import override
+
+from fpe_lightning.expansion.budget import count_nonzeros
+from fpe_lightning.expansion.expand import expand
+from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, constant_fan_in_mask, random_mask, scaled_uniform_
+from fpe_lightning.sparse.masked import set_mask
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+class MLP(nn.Module):
+    """A dense multi-layer perceptron, the parent and the baseline of every comparison.
+
+    Args:
+        in_features: Size of the last axis of the input.
+        hidden: Hidden widths, from input to output; an integer is one hidden layer.
+        out_features: Size of the last axis of the output.
+        activation: One of ``"relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"``.
+        bias: Whether layers have biases.
+        batch_norm: Whether a ``BatchNorm1d`` stands before each activation.
+        dropout: Probability of dropping a hidden activation, in [0, 1).
+
+    Raises:
+        ValueError: If a size is below 1 or the activation is unknown.
+
+    Example:
+        >>> MLP(512, 8, 94)(torch.randn(2, 512)).shape
+        torch.Size([2, 94])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | Sequence[int],
+        out_features: int,
+        activation: str = "relu",
+        bias: bool = True,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [hidden] if isinstance(hidden, int) else list(hidden)
+        sizes = [in_features, *widths, out_features]
+        if not widths or min(sizes) < 1:
+            raise ValueError(f"An MLP needs sizes of at least 1 and a hidden layer, found {sizes}.")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
+        self.in_features, self.out_features = in_features, out_features
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers.append(nn.Linear(inputs, outputs, bias=bias))
+            layers.extend([nn.BatchNorm1d(outputs)] if batch_norm else [])
+            layers.append(ACTIVATIONS[activation]())
+            layers.extend([nn.Dropout(dropout)] if dropout else [])
+        layers.append(nn.Linear(sizes[-2], sizes[-1], bias=bias))
+        self.layers = nn.Sequential(*layers)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in_features)`` to ``(batch, out_features)``."""
+        return self.layers(x)
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """The linear layers, from input to output."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+
+class WideSparseMLP(MLP):
+    """The baseline to beat: ``alpha`` times as wide, sparse at random from the start, as many non-zeros as the dense MLP.
+
+    After Golubeva, Neyshabur and Gur-Ari (ICLR 2021): exact counts, static masks, and layers initialised from
+    U(-s, s) with ``s = 1 / sqrt(fan_in * connectivity)``.
+
+    Args:
+        in_features: See :class:`MLP`.
+        hidden: Hidden widths of the dense MLP whose budget is kept; this network is ``alpha`` times as wide.
+        out_features: See :class:`MLP`.
+        alpha: How many times as wide.
+        allocation: Where the zeros are: ``"hidden"`` (all in the hidden layers, the classifier stays dense),
+            ``"even"`` (the same density in every layer), or ``"fan_in"`` (as ``"hidden"``, and every neuron of a layer
+            has the same number of inputs, to within one).
+        seed: Of the masks.
+        activation: See :class:`MLP`.
+        bias: See :class:`MLP`.
+        batch_norm: See :class:`MLP`.
+        dropout: See :class:`MLP`.
+
+    Raises:
+        ValueError: If the budget cannot be met, for instance as the dense classifier alone is larger than it.
+
+    Example:
+        >>> count_nonzeros(WideSparseMLP(512, 8, 94, alpha=4)) == count_nonzeros(MLP(512, 8, 94))
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | Sequence[int],
+        out_features: int,
+        alpha: int = 2,
+        allocation: str = "hidden",
+        seed: int = 0,
+        activation: str = "relu",
+        bias: bool = True,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        widths = [hidden] if isinstance(hidden, int) else list(hidden)
+        wide = [alpha * width for width in widths]
+        super().__init__(in_features, wide, out_features, activation, bias, batch_norm, dropout)
+        if allocation not in ALLOCATIONS:
+            raise ValueError(f"Unknown allocation {allocation!r}; known: {', '.join(ALLOCATIONS)}.")
+        norms = 2 * sum(widths) if batch_norm else 0
+        sizes = [in_features, *widths, out_features]
+        budget = sum(i * o + o * bias for i, o in zip(sizes[:-1], sizes[1:], strict=True)) + norms
+        excess = count_nonzeros(self) - budget
+        linears = self.linear_layers()
+        counts = allocate([layer.weight.numel() for layer in linears], excess, allocation)
+        generator = Generator().manual_seed(seed)
+        draw = constant_fan_in_mask if allocation == "fan_in" else random_mask
+        for layer, count in zip(linears, counts, strict=True):
+            if count < layer.weight.numel():
+                scaled_uniform_(layer, count / layer.weight.numel())
+                set_mask(layer, "weight", draw(layer.weight.shape[0], layer.weight.shape[1], count, generator))
+
+
+class FPEMLP(MLP):
+    """An MLP whose neurons are split at construction; to split in the middle of training use ``ExpansionCallback``.
+
+    Args:
+        in_features: See :class:`MLP`.
+        hidden: Hidden widths before the split.
+        out_features: See :class:`MLP`.
+        alpha: Children of each neuron.
+        partition: See :func:`~fpe_lightning.expansion.expand.expand`.
+        groups: For ``partition="clause"``.
+        budget: See :func:`~fpe_lightning.expansion.expand.expand`.
+        seed: Of the partition.
+        activation: See :class:`MLP`.
+        bias: See :class:`MLP`.
+        batch_norm: See :class:`MLP`.
+        dropout: See :class:`MLP`.
+
+    Example:
+        >>> count_nonzeros(FPEMLP(512, 8, 94, alpha=2)) == count_nonzeros(MLP(512, 8, 94))
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | Sequence[int],
+        out_features: int,
+        alpha: int = 2,
+        partition: str = "random",
+        groups: Sequence[Sequence[int]] | None = None,
+        budget: str = "total",
+        seed: int = 0,
+        activation: str = "relu",
+        bias: bool = True,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(in_features, hidden, out_features, activation, bias, batch_norm, dropout)
+        expand(
+            self,
+            alpha=alpha,
+            partition=partition,
+            groups=groups,
+            budget=budget,
+            seed=seed,
+            example_inputs=torch.zeros(2, in_features),
+        )

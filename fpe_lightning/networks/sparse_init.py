@@ -1,0 +1,86 @@
+"""Static random masks with exact counts, and the initialisation that goes with them (Golubeva et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Generator, Tensor, nn
+
+ALLOCATIONS = ("hidden", "even", "fan_in")
+
+
+def allocate(sizes: Sequence[int], excess: int, allocation: str) -> list[int]:
+    """Share out the zeros: how many non-zeros each layer keeps.
+
+    Args:
+        sizes: Number of weights of each layer, the classifier last.
+        excess: How many weights have to be zero, over all layers.
+        allocation: ``"even"``: the same density in every layer; ``"hidden"`` or ``"fan_in"``: the classifier stays
+            dense, and the other layers have the same density. Fractions go to the layers with the largest remainders.
+
+    Returns:
+        Non-zeros of each layer; they add up to ``sum(sizes) - excess``.
+
+    Raises:
+        ValueError: If the layers that hold the zeros would be empty.
+
+    Example:
+        >>> allocate([1000, 100], 500, "hidden"), allocate([1000, 100], 550, "even")
+        ([500, 100], [500, 50])
+    """
+    sparse = list(sizes) if allocation == "even" else list(sizes[:-1])
+    total = sum(sparse)
+    keep = total - excess
+    if keep < len(sparse):
+        raise ValueError(
+            f"The budget asks for {excess} zeros among {total} weights (allocation={allocation!r}), which leaves {keep}; "
+            'use a smaller alpha, or allocation="even" to put zeros into the classifier too.'
+        )
+    shares = [Fraction(size * keep, total) for size in sparse]
+    counts = [int(share) for share in shares]
+    order = sorted(range(len(sparse)), key=lambda i: (counts[i] - shares[i], i))
+    for i in order[: keep - sum(counts)]:
+        counts[i] += 1
+    return counts + list(sizes[len(sparse) :])
+
+
+def random_mask(rows: int, columns: int, count: int, generator: Generator) -> Tensor:
+    """A bool mask ``(rows, columns)`` with exactly ``count`` entries, uniformly at random over the whole matrix.
+
+    Example:
+        >>> int(random_mask(4, 8, 10, torch.Generator().manual_seed(0)).sum())
+        10
+    """
+    mask = torch.zeros(rows * columns, dtype=torch.bool)
+    mask[torch.randperm(rows * columns, generator=generator)[:count]] = True
+    return mask.view(rows, columns)
+
+
+def constant_fan_in_mask(rows: int, columns: int, count: int, generator: Generator) -> Tensor:
+    """As :func:`random_mask`, but every row has the same number of entries; the first ``count % rows`` have one more.
+
+    Example:
+        >>> constant_fan_in_mask(4, 8, 10, torch.Generator().manual_seed(0)).sum(1)
+        tensor([3, 3, 2, 2])
+    """
+    rank = torch.rand(rows, columns, generator=generator).argsort(dim=1).argsort(dim=1)
+    fan_in = torch.full((rows, 1), count // rows)
+    fan_in[: count % rows] += 1
+    return rank < fan_in
+
+
+def scaled_uniform_(layer: nn.Linear, connectivity: float) -> None:
+    """Initialise weight and bias from U(-s, s) with ``s = 1 / sqrt(in_features * connectivity)``, in place.
+
+    Example:
+        >>> layer = nn.Linear(100, 10)
+        >>> scaled_uniform_(layer, 0.25)
+        >>> 0.1 < float(layer.weight.detach().abs().max()) <= 0.2
+        True
+    """
+    bound = (layer.in_features * connectivity) ** -0.5
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        nn.init.uniform_(layer.bias, -bound, bound)

@@ -1,0 +1,262 @@
+"""Layers whose masked weights never receive a gradient, so that what is zero stays zero.
+
+A mask is a bool buffer ``<name>_mask`` beside the parameter ``<name>``, in the module that owns both: True where the
+parameter may be non-zero. Nothing is multiplied in the forward pass; the gradient is masked on its way back. A weight
+that starts at zero and never sees a gradient stays exactly zero under momentum, weight decay, clipping and averaging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+class _MaskGradient(torch.autograd.Function):
+    """Identity whose gradient is zero wherever a mask is False."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        # Not a product: a gradient that overflowed would leave NaN (inf * 0) at a masked place.
+        return torch.where(mask, grad, 0), None
+
+
+def mask_gradient(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return ``weight`` unchanged, with a gradient that is zero wherever ``mask`` is False.
+
+    Args:
+        weight: Tensor of any shape and floating dtype.
+        mask: Bool tensor of the same shape.
+
+    Returns:
+        A view of ``weight``; ``weight`` itself where no gradient is recorded.
+
+    Example:
+        >>> weight = torch.ones(3, requires_grad=True)
+        >>> mask_gradient(weight, torch.tensor([True, False, True])).sum().backward()
+        >>> weight.grad
+        tensor([1., 0., 1.])
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return weight
+    # DDP writes buffers in place before every forward pass; a copy that autograd alone holds keeps an earlier
+    # forward pass valid. A bool mask is a quarter of the size of its fp32 weight.
+    return _MaskGradient.apply(weight, mask.clone() if _is_overwritten_by_ddp() else mask)
+
+
+def _is_overwritten_by_ddp() -> bool:
+    """True where several processes train together, and DDP may broadcast buffers between two forward passes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class MaskedLinear(nn.Linear):
+    """An ``nn.Linear`` whose ``weight`` has a mask; made by :func:`set_mask`."""
+
+    weight_mask: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+
+
+class MaskedConv1d(nn.Conv1d):
+    """An ``nn.Conv1d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
+
+    weight_mask: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
+
+    weight_mask: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+
+
+class MaskedConv3d(nn.Conv3d):
+    """An ``nn.Conv3d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
+
+    weight_mask: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+
+
+class MaskedModule(nn.Module):
+    """Mixin for a module of any other type: its own forward pass runs on parameters with masked gradients."""
+
+    @override
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _gradients_masked(self):
+            return super().forward(*args, **kwargs)
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time and cannot be imported by name; its base can.
+        return _new_masked, (type(self).__mro__[2],), self.__dict__
+
+
+@contextmanager
+def _gradients_masked(module: nn.Module) -> Iterator[None]:
+    """Let ``module`` see its parameters with masked gradients for the time of one forward pass."""
+    parameters: dict[str, Any] = module._parameters
+    originals = {name: parameters[name] for name in _masked_names(module)}
+    try:
+        for name, parameter in originals.items():
+            parameters[name] = mask_gradient(parameter, module._buffers[f"{name}_mask"])  # type: ignore[arg-type]
+        yield
+    finally:
+        parameters.update(originals)
+
+
+_EXACT: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: MaskedLinear,
+    nn.Conv1d: MaskedConv1d,
+    nn.Conv2d: MaskedConv2d,
+    nn.Conv3d: MaskedConv3d,
+}
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _masked_class(base: type[nn.Module]) -> type[nn.Module]:
+    if base in _EXACT:
+        return _EXACT[base]
+    if base not in _MADE:
+        _MADE[base] = type(f"Masked{base.__name__}", (MaskedModule, base), {"__module__": base.__module__})
+    return _MADE[base]
+
+
+def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
+    return masked.__mro__[2] if issubclass(masked, MaskedModule) else masked.__mro__[1]
+
+
+def _new_masked(base: type[nn.Module]) -> nn.Module:
+    cls = _masked_class(base)
+    return cls.__new__(cls)
+
+
+def _is_masked(module: nn.Module) -> bool:
+    return isinstance(module, MaskedModule) or type(module) in _EXACT.values()
+
+
+def _masked_names(module: nn.Module) -> list[str]:
+    return [name for name in module._parameters if mask_of(module, name) is not None]
+
+
+def mask_of(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """Return the mask of one of the module's own parameters, or None where it has none.
+
+    Args:
+        module: Any module.
+        name: Name of the parameter within ``module``.
+
+    Returns:
+        Bool tensor of the parameter's shape, True where it may be non-zero.
+
+    Example:
+        >>> mask_of(nn.Linear(4, 2)) is None
+        True
+    """
+    return module._buffers.get(f"{name}_mask") if _is_masked(module) else None
+
+
+def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
+    """Give one of the module's own parameters a mask, replace the one it has, or (None) take it away.
+
+    The module stays the same object; its class becomes a masked one, so that the mask survives ``deepcopy``, pickling
+    and ``state_dict``. Masked entries of the parameter are set to zero.
+
+    Args:
+        module: The module that owns the parameter.
+        name: Name of the parameter within ``module``.
+        mask: Bool tensor of the parameter's shape, True where the parameter may be non-zero.
+
+    Raises:
+        ValueError: If the module has no such parameter, or the mask's shape or dtype does not fit it.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> set_mask(layer, "weight", torch.eye(2, 4, dtype=torch.bool))
+        >>> type(layer).__name__, int(layer.weight.count_nonzero())
+        ('MaskedLinear', 2)
+    """
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        raise ValueError(
+            f"A mask was asked for parameter `{name}`, but {type(module).__name__} owns no such parameter."
+        )
+    if mask is None:
+        module._buffers.pop(f"{name}_mask", None)
+        if _is_masked(module) and not _masked_names(module):
+            module.__class__ = _unmasked_class(type(module))
+        return
+    if mask.dtype != torch.bool or mask.shape != parameter.shape:
+        raise ValueError(
+            f"The mask of `{name}` has to be a bool tensor of shape {tuple(parameter.shape)}, "
+            f"found {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+    if not _is_masked(module):
+        module.__class__ = _masked_class(type(module))
+    module.register_buffer(f"{name}_mask", mask.to(parameter.device))
+    with torch.no_grad():
+        parameter.masked_fill_(~mask.to(parameter.device), 0)
+
+
+def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yield ``(qualified name, parameter, mask)`` for every masked parameter of a model, in the model's order.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+        >>> set_mask(model[0], "weight", torch.eye(2, 4, dtype=torch.bool))
+        >>> [name for name, _, _ in masked_parameters(model)]
+        ['0.weight']
+    """
+    for prefix, module in model.named_modules():
+        for name in _masked_names(module):
+            parameter, mask = module._parameters[name], mask_of(module, name)
+            assert parameter is not None and mask is not None
+            yield f"{prefix}.{name}".lstrip("."), parameter, mask
+
+
+def check_masks(model: nn.Module) -> None:
+    """Check that every masked weight is exactly zero.
+
+    Raises:
+        RuntimeError: If one is not, with the parameter's name and how many entries grew back. Optimizers that mix the
+            entries of a matrix (such as Muon) or code that writes weights directly do that.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> set_mask(layer, "weight", torch.eye(2, 4, dtype=torch.bool))
+        >>> check_masks(layer)
+    """
+    for name, parameter, mask in masked_parameters(model):
+        grown = int((parameter.detach().ne(0) & ~mask).sum())
+        if grown:
+            raise RuntimeError(
+                f"{grown} masked entries of `{name}` are no longer zero: something other than a gradient step per entry "
+                "wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or AdamW."
+            )

@@ -1,0 +1,137 @@
+"""What a module went through: its shapes before the first split, every split, and the integers that grew.
+
+The record is a buffer, so that a ``state_dict`` alone tells how to rebuild (or shrink) the module that it fits. It is
+JSON held as single bits in a bool tensor: weight averaging, ``.half()`` and device moves leave bools as they are,
+while averaging two equal integers in floating point may not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+RECORD = "expansion_record"
+"""Name of the buffer."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One stretch of one tensor axis, each run of whose entries was repeated ``alpha`` times in place.
+
+    Attributes:
+        dim: The axis.
+        start: First entry of the stretch, counted before this split.
+        length: Number of entries before this split.
+        run: Consecutive entries that were repeated as a block.
+        alpha: Number of copies.
+    """
+
+    dim: int
+    start: int
+    length: int
+    run: int
+    alpha: int
+
+    def index(self, size: int) -> Tensor:
+        """For an axis of ``size`` entries before this split: which of them each entry after it descends from.
+
+        Returns:
+            int64 tensor of shape ``(size + (alpha - 1) * length,)``.
+
+        Example:
+            >>> Split(dim=0, start=1, length=2, run=1, alpha=2).index(4)
+            tensor([0, 1, 1, 2, 2, 3])
+        """
+        before, entries, after = torch.arange(size).split([self.start, self.length, size - self.start - self.length])
+        repeated = entries.view(-1, 1, self.run).expand(-1, self.alpha, -1).reshape(-1)
+        return torch.cat([before, repeated, after])
+
+    def child(self, size: int) -> Tensor:
+        """The number of the copy, ``0 .. alpha - 1``, of each entry after this split; -1 outside of the stretch.
+
+        Example:
+            >>> Split(dim=0, start=1, length=2, run=1, alpha=2).child(4)
+            tensor([-1,  0,  1,  0,  1, -1])
+        """
+        copies = torch.arange(self.alpha).view(1, -1, 1).expand(self.length // self.run, -1, self.run).reshape(-1)
+        outside = torch.full((size - self.length,), -1)
+        return torch.cat([outside[: self.start], copies, outside[self.start :]])
+
+
+@dataclass
+class Record:
+    """The history of one module.
+
+    Attributes:
+        shapes: Shape of each of its own tensors before the first split, by name.
+        splits: Every split of each tensor, by name, oldest first.
+        attributes: Integers or tuples that changed, by name: ``[value before the first split, value now]``.
+    """
+
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    splits: dict[str, list[Split]] = field(default_factory=dict)
+    attributes: dict[str, list[int | list[int]]] = field(default_factory=dict)
+
+    def encode(self) -> Tensor:
+        """The record as a bool tensor of bits."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool))
+
+    @classmethod
+    def decode(cls, bits: Tensor) -> Record:
+        """The inverse of :meth:`encode`.
+
+        Raises:
+            ValueError: If the bits are not a record.
+
+        Example:
+            >>> record = Record(shapes={"weight": [8, 4]}, splits={"weight": [Split(0, 0, 8, 1, 2)]})
+            >>> Record.decode(record.encode()) == record
+            True
+        """
+        try:
+            found = json.loads(np.packbits(bits.cpu().numpy().astype(np.uint8)).tobytes())
+            splits = {name: [Split(**split) for split in history] for name, history in found["splits"].items()}
+            return cls(found["shapes"], splits, found["attributes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"A buffer `{RECORD}` of {bits.numel()} bits is no expansion record: {error}.") from error
+
+
+def record_of(module: nn.Module) -> Record | None:
+    """The module's own record, or None where nothing was split.
+
+    Example:
+        >>> record_of(nn.Linear(4, 2)) is None
+        True
+    """
+    bits = module._buffers.get(RECORD)
+    return None if bits is None else Record.decode(bits)
+
+
+def parents_of(module: nn.Module, name: str = "weight", dim: int = 0) -> Tensor:
+    """Which entry before the first split each entry of a tensor axis descends from, over all splits.
+
+    Args:
+        module: The module that owns the tensor.
+        name: Name of the parameter or buffer within ``module``.
+        dim: The axis; 0 holds the neurons of an ``nn.Linear`` or a convolution.
+
+    Returns:
+        int64 tensor of shape ``(size of the axis,)``; ``0, 1, 2, ...`` where nothing was split.
+
+    Example:
+        >>> parents_of(nn.Linear(4, 3))
+        tensor([0, 1, 2])
+    """
+    record = record_of(module)
+    if record is None or name not in record.shapes:
+        return torch.arange(getattr(module, name).shape[dim])
+    parents = torch.arange(record.shapes[name][dim])
+    for split in record.splits.get(name, []):
+        if split.dim == dim:
+            parents = parents[split.index(len(parents))]
+    return parents
