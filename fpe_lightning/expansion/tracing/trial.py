@@ -26,12 +26,14 @@ class Bench:
         runs: How the model can be run: (inputs, training, fake) for each trace.
         units: What the traces at the original widths say.
         refusals: Filled with the candidates that fail.
+        learned: Attributes of custom modules that had to grow once, and are tried at once for later candidates.
     """
 
     model: nn.Module
     runs: Sequence[tuple[Inputs, bool, bool]]
     units: Units
     refusals: list[Refusal] = field(default_factory=list)
+    learned: set[tuple[type[nn.Module], str, int | None]] = field(default_factory=set)
 
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Try candidates together and, where that fails, halves of them, down to single ones.
@@ -57,6 +59,7 @@ class Bench:
     def _accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         if not candidates:
             return []
+        candidates = [self._with_learned(candidate) for candidate in candidates]
         outcome = self._attempt(candidates)
         if not isinstance(outcome, Exception):
             good = []
@@ -109,9 +112,20 @@ class Bench:
                 fewer = tuple(other for other in needed if other != attribute)
                 if self._runs_with(candidate, fewer) == runs:
                     needed = fewer
+            modules = modules_by_name(self.model)
+            self.learned |= {(type(modules[a.module]), a.name, a.index) for a in needed}
             return [candidate.with_attributes((*candidate.site.attributes, *needed)).with_runs(runs)]
         self._refuse(candidate, reason)
         return []
+
+    def _with_learned(self, candidate: Candidate) -> Candidate:
+        """Grow those attributes that another candidate needed in a module of the same class."""
+        if not self.learned:
+            return candidate
+        modules = modules_by_name(self.model)
+        guesses = patch_attributes(candidate, self.units, modules)
+        known = tuple(a for a in guesses if (type(modules[a.module]), a.name, a.index) in self.learned)
+        return candidate.with_attributes((*candidate.site.attributes, *known))
 
     def _runs_with(self, candidate: Candidate, attributes: tuple[Attribute, ...]) -> list[int] | None:
         outcome = self._attempt([candidate.with_attributes((*candidate.site.attributes, *attributes))])
