@@ -126,7 +126,7 @@ def patch_attributes(
         if written and not use.written:
             continue
         inside = units.group[units.unit[use.label.numpy()]] == candidate.group
-        if inside.any() and not type(modules[use.module]).__module__.startswith("torch.nn.modules"):
+        if inside.any() and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
             share = np.count_nonzero(inside) / inside.size
             sizes.setdefault(use.module, {})[use.size] = round(use.size * share)
     found = []

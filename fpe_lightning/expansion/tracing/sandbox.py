@@ -129,9 +129,8 @@ class Tensors:
         """The context in which the stand-ins can be computed with."""
         # Compiled parts run as they were written; asking for that imports the compiler, so only where it is in use.
         eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-        logger = logging.getLogger(
-            "torch._subclasses.fake_tensor"
-        )  # it reports trials that fail, which is their purpose
+        # A trial may fail; torch would log that as an error of its own.
+        logger = logging.getLogger("torch._subclasses.fake_tensor")
         disabled, logger.disabled = logger.disabled, True
         try:
             with self.mode or contextlib.nullcontext(), eager:

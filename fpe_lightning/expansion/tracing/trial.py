@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -99,18 +100,19 @@ class Bench:
     def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
         """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
         written, met = (self._guesses(candidate, written=flag) for flag in (True, False))
-        for option in dict.fromkeys([(), written, met, *((guess,) for guess in met)]):
-            runs = self._runs_with(candidate, option)
+        options = list(dict.fromkeys([(), written, met, *((guess,) for guess in met)]))
+        for variant, option in itertools.product(dict.fromkeys((candidate, candidate.split())), options):
+            runs = self._runs_with(variant, option)
             if runs is None:
                 continue
             needed = option
             for attribute in option if len(option) > 1 else ():
                 fewer = tuple(other for other in needed if other != attribute)
-                if self._runs_with(candidate, fewer) == runs:
+                if self._runs_with(variant, fewer) == runs:
                     needed = fewer
             modules = modules_by_name(self.model)
             self.learned |= {(type(modules[a.module]), a.name, a.index, a in written) for a in needed}
-            return [candidate.with_attributes((*candidate.site.attributes, *needed)).with_runs(runs)]
+            return [variant.with_attributes((*variant.site.attributes, *needed)).with_runs(runs)]
         self._refuse(candidate, reason)
         return []
 
