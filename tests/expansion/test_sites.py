@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpe_lightning.expansion import Attribute, Site, find_sites
+from fpe_lightning.expansion import Attribute, Site, expand, find_sites
 from tests.expansion.nets import Net, proven, reasons
 
 
@@ -260,6 +260,19 @@ def test_sites_of_a_copy_are_the_same() -> None:
     sites: list[Site] = find_sites(model, example)
     assert sites == find_sites(copy.deepcopy(model), example)
     assert sites == find_sites(model, (example,))
+
+
+@pytest.mark.filterwarnings("ignore:Splitting 0")
+def test_expanded_models_are_found_again() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(6 * 24, 10), nn.ReLU(), nn.Linear(10, 3)),
+    )
+    example = torch.randn(2, 3, 8, 6)
+    expand(model, alpha=2, example_inputs=example)
+    sites = proven(model, example)
+    assert [(site.name, site.width) for site in sites] == [("0", 12), ("4", 20)]
+    assert not any("mask" in axis.parameter for site in sites for axis in (*site.producers, *site.values))
 
 
 def test_wrong_inputs_are_named() -> None:

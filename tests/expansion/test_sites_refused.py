@@ -55,10 +55,9 @@ def test_tied_layers() -> None:
 
 
 def test_weight_that_is_used_in_both_directions() -> None:
-    model = Net(
-        lambda self, x: self.head(F.relu(self.code(x) @ self.code.weight)), code=nn.Linear(8, 5), head=nn.Linear(8, 2)
-    )
-    assert reasons(model, torch.randn(2, 8))["code"].startswith("tied weights: the same entries")
+    parts = {"embed": nn.Linear(3, 8), "code": nn.Linear(8, 5), "head": nn.Linear(8, 2)}
+    model = Net(lambda self, x: self.head(F.relu(self.code(self.embed(x)) @ self.code.weight)), **parts)
+    assert reasons(model, torch.randn(2, 3))["code"] == "tied weights: the same entries compute units and read units"
 
 
 def test_embedding() -> None:
