@@ -25,7 +25,8 @@ BUDGETS = ("total", "incoming", "outgoing")
 def count_nonzeros(model: nn.Module) -> int:
     """Count the parameters that the structure lets be non-zero: weights, biases and norm parameters.
 
-    A weight that merely happens to be zero counts; one that its mask holds at zero does not. Shared parameters count once.
+    A weight that merely happens to be zero counts; one that its mask holds at zero does not. Shared parameters count
+    once.
 
     Args:
         model: Any module.

@@ -45,8 +45,8 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix
         Whether anything changed.
 
     Raises:
-        ValueError: If the checkpoint comes from a model of other widths before its first split, is not whole, or holds a
-            broken record.
+        ValueError: If the checkpoint comes from a model of other widths before its first split, is not whole, or
+            holds a broken record.
 
     Example:
         >>> from fpe_lightning.expansion.expand import expand
@@ -129,8 +129,8 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
         theirs = tuple(incoming.shapes.get(key, state_dict[path + key].shape))
         if ours != theirs:
             raise ValueError(
-                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, and "
-                f"{ours} here; build the model with the checkpoint's widths."
+                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, "
+                f"and {ours} here; build the model with the checkpoint's widths."
             )
         tensors[key] = own[key]
     masks = {
@@ -149,9 +149,8 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
         and bits is not None
         and RECORD in module._buffers
         and torch.equal(bits.cpu(), module._buffers[RECORD].cpu())
-    ):
-        if all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items()):
-            return None
+    ) and all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items()):
+        return None
     shaped = {key: tensor.new_zeros(state_dict[path + key].shape) for key, tensor in tensors.items()}
     return _Rebuild(name, module, shaped, masks, attributes, bits)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -27,7 +28,7 @@ def check_alpha(alpha: Alpha) -> None:
         >>> check_alpha({"encoder.*": 4})
     """
     for factor in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
-        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+        if not isinstance(factor, Integral) or isinstance(factor, bool) or factor < 2:
             raise ValueError(
                 f"`alpha` is the number of children of each neuron, an integer of at least 2; found {factor!r}."
             )
@@ -78,7 +79,7 @@ def select_sites(
 def _factor(site: Site, factors: Mapping[str, int]) -> int:
     for pattern, factor in factors.items():
         if fnmatchcase(site.name, pattern):
-            return factor
+            return int(factor)
     raise ValueError(f"`alpha` names no factor for the chosen site {site.name!r}; add it to the mapping.")
 
 
@@ -94,15 +95,16 @@ def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
 
     Example:
         >>> import torch
-        >>> [site.name for site in sites_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))]
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [site.name for site in sites_of(model, torch.zeros(1, 4))]
         ['0']
     """
     if example_inputs is None:
         example_inputs = getattr(model, "example_input_array", None)
     if example_inputs is None:
         raise ValueError(
-            "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of arguments "
-            "or a dict of keyword arguments), or pass sites found earlier."
+            "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of "
+            "arguments or a dict of keyword arguments), or pass sites found earlier."
         )
     found, refusals = find_sites(model, example_inputs, explain=True)
     if not found:
