@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torchmetrics import Accuracy, Metric
 from typing_extensions import override
 
 from fpe_lightning.expansion.checkpoint import restore_structure_on_load
+from fpe_lightning.modules.totals import Totals
 
 Batch = tuple[Tensor, Tensor]
 
@@ -22,8 +22,8 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(pl.LightningModule):
     """A network trained by cross-entropy on batches ``(x, y)``.
 
-    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy``, once an epoch. Checkpoints
-    made before and after a split load alike, with ``load_from_checkpoint`` too.
+    Logs ``loss`` and ``accuracy`` under ``train/``, ``val/`` and ``test/``, once an epoch. Checkpoints made before and
+    after a split load alike, with ``load_from_checkpoint`` too.
 
     Args:
         network: Maps ``x`` to logits ``(batch, classes)``, or to one logit ``(batch, 1)`` for ``task="binary"``.
@@ -55,13 +55,7 @@ class Classifier(pl.LightningModule):
         self.network = network
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval, self.task = scheduler_interval, task
-        classes = getattr(network, "out_features", None) if task == "multiclass" else 2
-        if classes is None:
-            raise MisconfigurationException(
-                f"{type(network).__name__} needs an attribute `out_features`, the number of classes."
-            )
-        self.val_accuracy: Metric = Accuracy(task=task, num_classes=classes)
-        self.test_accuracy: Metric = Accuracy(task=task, num_classes=classes)
+        self._train_totals, self._totals = Totals(), Totals()
         restore_structure_on_load(self)
 
     @override
@@ -70,11 +64,9 @@ class Classifier(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         for ours, theirs, what in (
             ("in_features", "num_features", "inputs"),
-            ("out_features", "num_classes", "classes"),
+            ("out_features", "num_outputs", "outputs"),
         ):
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
-            if self.task == "binary" and what == "classes":
-                continue
             if isinstance(expected, int) and isinstance(found, int) and expected != found:
                 raise MisconfigurationException(
                     f"The network has {expected} {what}, and {type(data).__name__} gives {found}: "
@@ -103,25 +95,39 @@ class Classifier(pl.LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x, y = batch
-        loss = self.loss(self(x), y)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
-        return loss
+        return self._step(batch)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val", self.val_accuracy)
+        self._step(batch)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_accuracy)
+        self._step(batch)
 
-    def _evaluate(self, batch: Batch, stage: str, accuracy: Metric) -> None:
+    def _step(self, batch: Batch) -> Tensor:
         x, y = batch
         logits = self(x)
-        accuracy.update(self.predictions(logits), y.long())
-        self.log(f"{stage}/loss", self.loss(logits, y), batch_size=len(y), sync_dist=True)
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val")
+        loss = self.loss(logits, y)
+        totals = self._train_totals if self.training else self._totals
+        totals.add(loss, self.predictions(logits), y)
+        return loss
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._log("train", self._train_totals)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log("val", self._totals)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log("test", self._totals)
+
+    def _log(self, stage: str, totals: Totals) -> None:
+        loss, accuracy = totals.pop(self.all_gather if self.trainer.world_size > 1 else None)
+        self.log_dict({f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}, prog_bar=stage == "val")
 
     @override
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -131,14 +137,16 @@ class Classifier(pl.LightningModule):
     @torch.no_grad()
     def accuracy(self, batches: Iterable[Batch]) -> float:
         """Accuracy over some batches, in [0, 1], outside of any loop of the Trainer; the module's mode is kept."""
-        metric = self.val_accuracy.clone().to(self.device)
-        metric.reset()
+        totals = Totals()
         training = self.training
         self.eval()
         for x, y in batches:
-            metric.update(self.predictions(self(x.to(self.device))), y.to(self.device).long())
+            logits, labels = self(x.to(self.device)), y.to(self.device)
+            totals.add(self.loss(logits, labels), self.predictions(logits), labels)
         self.train(training)
-        return float(metric.compute())
+        return float(
+            totals.pop(self.all_gather if self._trainer is not None and self.trainer.world_size > 1 else None)[1]
+        )
 
     @override
     def configure_optimizers(self) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -45,7 +45,7 @@ class SmallCNN(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
-                for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+                for i, o in itertools.pairwise(sizes)
             ),
             nn.Flatten(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +62,7 @@ class MLP(nn.Module):
             raise ValueError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.in_features, self.out_features = in_features, out_features
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             layers.extend([nn.BatchNorm1d(outputs)] if batch_norm else [])
             layers.append(ACTIVATIONS[activation]())
@@ -127,7 +128,7 @@ class WideSparseMLP(MLP):
             raise ValueError(f"Unknown allocation {allocation!r}; known: {', '.join(ALLOCATIONS)}.")
         norms = 2 * sum(widths) if batch_norm else 0
         sizes = [in_features, *widths, out_features]
-        budget = sum(i * o + o * bias for i, o in zip(sizes[:-1], sizes[1:], strict=True)) + norms
+        budget = sum(i * o + o * bias for i, o in itertools.pairwise(sizes)) + norms
         excess = count_nonzeros(self) - budget
         linears = self.linear_layers()
         counts = allocate([layer.weight.numel() for layer in linears], excess, allocation)
