@@ -10,7 +10,7 @@ from typing_extensions import override
 
 
 class SmallCNN(nn.Module):
-    """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a classifier head with one hidden layer.
+    """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a head with one hidden layer, normalised too.
 
     Sites: ``head.0`` (the hidden layer of the head) and every convolution, ``blocks.0.0`` and so on.
 
@@ -49,7 +49,9 @@ class SmallCNN(nn.Module):
             ),
             nn.Flatten(),
         )
-        self.head = nn.Sequential(nn.Linear(sizes[-1] * side * side, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+        self.head = nn.Sequential(
+            nn.Linear(sizes[-1] * side * side, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
         self.in_features, self.out_features = (in_channels, image_size, image_size), num_classes
 
     @override
