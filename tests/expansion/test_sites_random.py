@@ -21,7 +21,8 @@ def conv_layers(draw: st.DrawFn, inputs: int) -> tuple[list[nn.Module], int]:
     kind = draw(st.sampled_from(["dense", "grouped", "depthwise", "transposed"]))
     if kind == "depthwise":
         outputs = inputs * draw(st.sampled_from([1, 2]))
-    groups = inputs if kind == "depthwise" else 2 if kind == "grouped" and inputs % 2 == 0 else 1
+    even = inputs % 2 == outputs % 2 == 0
+    groups = inputs if kind == "depthwise" else 2 if kind == "grouped" and even else 1
     conv = nn.ConvTranspose2d if kind == "transposed" else nn.Conv2d
     halves = [nn.GroupNorm(2, outputs), nn.ChannelShuffle(2)] if outputs % 2 == 0 else [nn.Identity(), nn.Identity()]
     norms = [nn.BatchNorm2d(outputs), halves[0], nn.InstanceNorm2d(outputs, affine=True), nn.Identity()]
