@@ -1,6 +1,7 @@
 """When it happens: the only package that knows the Trainer."""
 
 from fpe_lightning.callbacks.expansion import ExpansionCallback as ExpansionCallback
+from fpe_lightning.callbacks.interference_monitor import InterferenceMonitor as InterferenceMonitor
 from fpe_lightning.callbacks.run_summary import RunSummary as RunSummary
 from fpe_lightning.callbacks.schedule import ExpansionTrigger as ExpansionTrigger
 from fpe_lightning.callbacks.schedule import SaturationTrigger as SaturationTrigger

@@ -117,8 +117,8 @@ def sample_assignments(
     """
     (clauses, literals), n = members.shape, len(targets)
     patterns, everything = 2**literals, torch.arange(clauses)
-    probability = torch.ones(clauses) if positives == "one_clause" else (1 - 1 / patterns) ** everything
-    first = torch.multinomial(probability.double(), n, replacement=True, generator=generator)
+    probability = torch.ones(clauses) if positives == "one_clause" else (1 - 1 / patterns) ** everything.double()
+    first = torch.multinomial(probability, n, replacement=True, generator=generator)
     first = torch.where(targets, first, clauses)[:, None]
     free = (everything > first) if positives == "uniform" else torch.zeros(n, clauses, dtype=torch.bool)
 

@@ -15,7 +15,7 @@ import open_clip
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
-from open_clip.pretrained import is_pretrained_cfg
+from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -36,8 +36,10 @@ class ImageEncoder:
         tokenizer: From a list of texts to int64 tokens ``(texts, context length)``.
 
     Example:
+        >>> from PIL import Image
         >>> encoder = load_encoder("glyph-clip")
-        >>> encoder.encode(torch.zeros(2, 3, 32, 32)).shape
+        >>> image = encoder.preprocess(Image.new("RGB", (32, 32)))
+        >>> encoder.encode(torch.stack([image, image])).shape
         torch.Size([2, 512])
     """
 
@@ -56,7 +58,15 @@ class ImageEncoder:
 
         Returns:
             Float32 tensor ``(n, dim)`` on the encoder's device.
+
+        Raises:
+            ValueError: If the images are not a batch with three channels.
         """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"CLIP model {self.name!r} encodes images of shape (n, 3, height, width), got {tuple(images.shape)}: "
+                "apply encoder.preprocess to each picture and stack the results."
+            )
         device = next(self.model.parameters()).device
         features = self.model.encode_image(images.to(device)).float()  # type: ignore[operator]
         return F.normalize(features, dim=-1) if normalize else features
@@ -126,7 +136,7 @@ def load_encoder(
         with torch.random.fork_rng(devices=[]):
             # unlike create_model_and_transforms, this raises rather than go on with random weights
             clip, preprocess = open_clip.create_model_from_pretrained(source, pretrained, device=device)
-        tokenizer = open_clip.get_tokenizer(source, context_length=getattr(clip, "context_length", None))
+        tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:
         raise RuntimeError(_cannot_load(source, pretrained, error)) from error
     clip.eval().requires_grad_(False)
@@ -156,16 +166,21 @@ def zero_shot_accuracy(
 
     Raises:
         ValueError: If there are no prompts, or one has no place for the class name.
+        TypeError: If the data set does not name its classes.
 
     Example:
         >>> from fpe_lightning.data.glyphs import GlyphDataset
         >>> zero_shot_accuracy(load_encoder(), GlyphDataset("test", size=94)) > 0.25
         True
     """
+    classes = getattr(dataset, "classes", None)
+    if classes is None:
+        raise TypeError(
+            f"zero_shot_accuracy needs a data set with .classes, names to put into prompts; got {dataset!r}."
+        )
     prompts = getattr(dataset, "prompts", ("a photo of a {}.",)) if prompts is None else prompts
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise ValueError(f"zero_shot_accuracy needs prompts that hold {{}} for the class name, got {list(prompts)}.")
-    classes = dataset.classes  # type: ignore[attr-defined]
     texts = torch.stack([encoder.encode_text([prompt.format(name) for name in classes]) for prompt in prompts]).mean(0)
 
     def collate(batch: list[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
@@ -232,13 +247,18 @@ def _check_directory(model: str, directory: Path) -> None:
 def _cannot_load(source: str, pretrained: str | None, error: Exception) -> str:
     """Say in one sentence what was asked, where it was looked for, and how to provide it by hand."""
     asked = f"CLIP model {source!r}" + (f" with weights {pretrained!r}" if pretrained else "")
-    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    # open_clip nests the messages of what it calls; the last one's first sentence is the cause
+    reason = str(error).split("Last error: ")[-1].strip().split("\n")[0].split(". ")[0].rstrip(".")
+    reason = reason or type(error).__name__
     if source.startswith(LOCAL_DIR_PREFIX) or (pretrained and Path(pretrained).is_file()):
         return f"{asked} was found but does not load: {reason}."
+    settings = get_pretrained_cfg(source, pretrained) if pretrained else {}
+    origin = settings.get("hf_hub") or settings.get("url") or source.removeprefix(HF_HUB_PREFIX)
     return (
-        f"{asked} was neither found in the cache ({HF_HUB_CACHE}) nor downloaded ({reason}): to provide it by hand, give "
-        "a checkpoint file as pretrained='FILE', or model='local-dir:DIRECTORY' with open_clip_config.json and "
-        "open_clip_model.safetensors in it; model='glyph-clip' needs no download."
+        f"{asked} could be loaded neither from the cache {HF_HUB_CACHE} nor from {origin.rstrip('/')} on the Hugging "
+        f"Face Hub ({reason}): to provide it by hand, give a checkpoint file as pretrained='FILE', or model="
+        "'local-dir:DIRECTORY' with open_clip_config.json and open_clip_model.safetensors in it, or take "
+        "model='glyph-clip', which needs no download."
     )
 
 

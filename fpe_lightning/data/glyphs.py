@@ -49,12 +49,15 @@ STYLES: dict[str, str] = {
 }
 """The text faces among matplotlib's fonts, and the words that describe each in a caption."""
 
-SPLITS: dict[str, tuple[str, ...]] = {
+_HELD_OUT = {
     "val": ("DejaVuSansMono-Bold", "DejaVuSerif", "STIXGeneralItalic", "cmtt10"),
     "test": ("DejaVuSans-BoldOblique", "STIXGeneralBolIta", "cmr10", "cmss10"),
 }
-"""Fonts of each split, with weights, slants and designs mixed in all of them; no font is in two splits."""
-SPLITS = {"train": tuple(font for font in STYLES if font not in SPLITS["val"] + SPLITS["test"]), **SPLITS}
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train": tuple(font for font in STYLES if font not in _HELD_OUT["val"] + _HELD_OUT["test"]),
+    **_HELD_OUT,
+}
+"""Fonts of each split: no font is in two of them, and each mixes designs, weights and slants."""
 
 SIZES = {"train": 128 * len(CHARACTERS), "val": 32 * len(CHARACTERS), "test": 32 * len(CHARACTERS)}
 """Default number of pictures: 12,032, 3,008 and 3,008, the same number of every class."""
@@ -140,7 +143,7 @@ class GlyphDataset(Dataset[tuple[Any, int]]):
 
         Example:
             >>> GlyphDataset("test").caption(64)
-            'serif latin small letter a'
+            'bold italic sans serif latin small letter a'
         """
         label, font, _ = self._draw(index)
         return f"{STYLES[font]} {self.classes[label]}"

@@ -73,7 +73,7 @@ def find_sites(
     owners = owners_of(model)
     modules = modules_by_name(model)
     candidates, refused = candidates_of(units, state_of(model), _shared(owners))
-    candidates = [c.with_attributes(layer_attributes(c, units, modules, owners)) for c in candidates]
+    candidates = layer_attributes(candidates, units, modules, owners)
     wanted = [c for c in candidates if streams or c.site.kind != "stream"]
     bench = Bench(model, runs, units)
     sites = [candidate.site for candidate in bench.accept(wanted)]

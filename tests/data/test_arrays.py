@@ -69,7 +69,7 @@ def trainer(**kwargs: Any) -> L.Trainer:
 
 @pytest.mark.slow
 def test_two_processes_share_the_rows(tmp_path: Path) -> None:
-    two = {"strategy": "ddp_spawn", "devices": 2, "max_epochs": 1, "default_root_dir": tmp_path}
+    two = {"strategy": "ddp_fork", "devices": 2, "max_epochs": 1, "default_root_dir": tmp_path}
     trainer(**two).fit(Recorder(str(tmp_path)), datamodule=Numbers(batch_size=4, eval_batch_size=3))
     trainer(**two).test(Recorder(str(tmp_path)), datamodule=Numbers(batch_size=4, eval_batch_size=3))
     fit = [json.loads((tmp_path / f"fit-{rank}.json").read_text()) for rank in (0, 1)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from fpe_lightning.expansion import Site, find_sites
+from fpe_lightning.expansion.proof import prove_site, prove_sites
 
 
 def mlp(*sizes: int, bias: bool = True, norm: bool = False, seed: int = 0) -> nn.Sequential:
@@ -80,3 +83,30 @@ def equal(left: Any, right: Any) -> bool:
             and all(equal(a, b) for a, b in zip(left, right, strict=True))
         )
     return bool(left == right)
+
+
+class Net(nn.Module):
+    """A module made of parts and a forward function."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self, *args, **kwargs)
+
+
+def proven(model: nn.Module, example: object, **options: bool) -> list[Site]:
+    """The sites of a model, each of which has passed the duplication proof alone and all together."""
+    sites = find_sites(model, example, **options)
+    for site in sites:
+        assert prove_site(model, site, example).holds, site.name
+    assert not sites or prove_sites(model, sites, example).holds
+    return sites
+
+
+def reasons(model: nn.Module, example: object, **options: bool) -> dict[str, str]:
+    """The reason of each refusal."""
+    return {refusal.name: refusal.reason for refusal in find_sites(model, example, explain=True, **options)[1]}

@@ -6,50 +6,56 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fpe_lightning.expansion.sites import Attribute, Axis, Site
 from fpe_lightning.expansion.tracing.candidates import Candidate, axes_of
 from fpe_lightning.expansion.tracing.ledger import Role
 from fpe_lightning.expansion.tracing.resolve import Units
 
-_CONVS = (nn.modules.conv._ConvNd,)
-_NORM_SIZES = ("num_features", "num_channels", "num_parameters")
+NORM_SIZES = ("normalized_shape", "num_features", "num_channels", "num_parameters")
+Key = tuple[str, str, int | None]  # module, attribute, index
+Owners = list[tuple[str, str]]
 _OWN = frozenset(vars(nn.Module())) | {"training"}
 
 
 def layer_attributes(
-    candidate: Candidate, units: Units, modules: dict[str, nn.Module], owners: dict[str, list[tuple[str, str]]]
-) -> tuple[Attribute, ...]:
-    """The attributes that torch's own layers (and subclasses of them) keep of their widths.
+    candidates: Sequence[Candidate], units: Units, modules: Mapping[str, nn.Module], owners: Mapping[str, Owners]
+) -> list[Candidate]:
+    """Add the attributes that torch's own layers (and subclasses of them) keep of their widths.
 
     Args:
-        candidate: The site.
+        candidates: The candidates.
         units: What the traces say.
         modules: Modules by name.
-        owners: Which modules hold each parameter.
+        owners: Which (module name, attribute) pairs hold each parameter.
 
     Returns:
-        Attributes, without repetition.
+        The candidates with attributes.
     """
-    growth: dict[tuple[str, str, int | None], int] = {}
+    norms = _norm_growth(units, modules)
+    return [
+        candidate.with_attributes(_attributes(candidate, units, modules, owners, norms.get(candidate.group, {})))
+        for candidate in candidates
+    ]
+
+
+def _attributes(
+    candidate: Candidate,
+    units: Units,
+    modules: Mapping[str, nn.Module],
+    owners: Mapping[str, Owners],
+    norms: Mapping[Key, int],
+) -> tuple[Attribute, ...]:
+    growth: dict[Key, int] = {}
     for axis in axes_of(candidate.site):
         span = units.ledger.span(axis.parameter, axis.dim)
         depthwise = bool(units.role_of(span) & Role.DEPTHWISE)
         for module_name, attribute in owners[axis.parameter]:
-            module = modules[module_name]
-            for name, amount in _weight_sizes(module, attribute, axis, depthwise):
+            for name, amount in _weight_sizes(modules[module_name], attribute, axis, depthwise):
                 key = (module_name, name, None)
                 growth[key] = growth.get(key, 0) + amount
-    for use in units.ledger.uses:
-        module = modules[use.module]
-        if use.axis is None or not _is_norm(module):
-            continue
-        count = _count(use.label, candidate.group, units)
-        if count:
-            for name, position in _norm_sizes(module, use.size, use.axis):
-                growth[use.module, name, position] = count
+    growth.update(norms)
     return tuple(Attribute(module, name, amount, index) for (module, name, index), amount in growth.items())
 
 
@@ -59,7 +65,7 @@ def _weight_sizes(module: nn.Module, parameter: str, axis: Axis, depthwise: bool
         return
     if isinstance(module, nn.Linear):
         yield ("out_features", "in_features")[axis.dim], axis.length
-    elif isinstance(module, _CONVS) and axis.dim < 2:
+    elif isinstance(module, nn.modules.conv._ConvNd) and axis.dim < 2:
         rows = axis.dim == (1 if module.transposed else 0)
         if depthwise:
             inputs = axis.length * module.in_channels // module.out_channels
@@ -70,29 +76,36 @@ def _weight_sizes(module: nn.Module, parameter: str, axis: Axis, depthwise: bool
             yield "in_channels", axis.length * (1 if module.transposed else module.groups)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return any(hasattr(module, name) for name in (*_NORM_SIZES, "normalized_shape")) and not isinstance(
-        module, (nn.Linear, *_CONVS)
-    )
+def _norm_growth(units: Units, modules: Mapping[str, nn.Module]) -> dict[int, dict[Key, int]]:
+    """For each group the sizes of normalisation layers (with or without parameters) that count its entries."""
+    norms = {name for name, module in modules.items() if any(hasattr(module, size) for size in NORM_SIZES)}
+    found: dict[int, dict[Key, int]] = {}
+    for use in units.ledger.uses:
+        if use.module not in norms or use.axis is None or use.label.numel() != max(use.label.shape):
+            continue
+        groups, counts = np.unique(units.group[units.unit[use.label.numpy()]], return_counts=True)
+        for name, index in _norm_sizes(modules[use.module], use.size, use.axis):
+            for group, count in zip(groups, counts, strict=True):
+                found.setdefault(int(group), {})[use.module, name, index] = int(count)
+    return found
 
 
 def _norm_sizes(module: nn.Module, size: int, axis: int) -> Iterator[tuple[str, int | None]]:
-    """Which attributes of a normalisation layer equal a size that it met on an axis."""
-    for name in _NORM_SIZES:
+    """Which attributes of a normalisation layer equal a size that it met on an axis (counted from the end)."""
+    for name in NORM_SIZES[1:]:
         if getattr(module, name, None) == size:
             yield name, None
-    shape = getattr(module, "normalized_shape", ())
-    shape = (shape,) if isinstance(shape, int) else shape
-    if -axis <= len(shape) and shape[axis] == size:
-        yield "normalized_shape", len(shape) + axis if not isinstance(module.normalized_shape, int) else None
+    shape = getattr(module, NORM_SIZES[0], ())
+    if isinstance(shape, int):
+        if shape == size:
+            yield NORM_SIZES[0], None
+    elif -axis <= len(shape) and shape[axis] == size:
+        yield NORM_SIZES[0], len(shape) + axis
 
 
-def _count(label: Tensor, group: int, units: Units) -> int:
-    """How many entries along a one-axis label belong to a group."""
-    return int((units.group[units.unit[label.numpy()]] == group).sum()) if label.numel() == max(label.shape) else 0
-
-
-def patch_attributes(candidate: Candidate, units: Units, modules: dict[str, nn.Module]) -> tuple[Attribute, ...]:
+def patch_attributes(
+    candidate: Candidate, units: Units, modules: Mapping[str, nn.Module], *, written: bool
+) -> tuple[Attribute, ...]:
     """Integers of other modules that equal a size which the module's own forward met on the site's axes.
 
     Sizes that are written into a forward as ``self.hidden`` are plain integers to a tracer. These are guesses; a trial
@@ -102,25 +115,27 @@ def patch_attributes(candidate: Candidate, units: Units, modules: dict[str, nn.M
         candidate: The site.
         units: What the traces say.
         modules: Modules by name.
+        written: Whether only sizes count that were an argument of an operator, as in ``x.view(-1, self.hidden)``.
 
     Returns:
         Attributes that may have to grow.
     """
-    known = {(a.module, a.name) for a in candidate.site.attributes}
+    known = {(a.module, a.name, a.index) for a in candidate.site.attributes}
     sizes: dict[str, dict[int, int]] = {}
     for use in units.ledger.uses:
+        if written and not use.written:
+            continue
         inside = units.group[units.unit[use.label.numpy()]] == candidate.group
-        if inside.any() and not type(modules[use.module]).__module__.startswith("torch.nn.modules"):
+        if inside.any() and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
             share = np.count_nonzero(inside) / inside.size
             sizes.setdefault(use.module, {})[use.size] = round(use.size * share)
     found = []
     for module, met in sizes.items():
         for name, value in vars(modules[module]).items():
-            if name in _OWN or (module, name) in known:
-                continue
-            entries = list(enumerate(value)) if isinstance(value, (tuple, list, torch.Size)) else [(None, value)]
+            entries = list(enumerate(value)) if isinstance(value, (tuple, list)) else [(None, value)]
             for index, entry in entries:
-                if type(entry) is int and entry > 1 and met.get(entry):
+                fits = type(entry) is int and entry > 1 and met.get(entry)
+                if fits and name not in _OWN and (module, name, index) not in known:
                     found.append(Attribute(module, name, met[entry], index))
     return tuple(found)
 

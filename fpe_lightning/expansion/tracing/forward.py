@@ -110,9 +110,9 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool, fake: bool, widen
             modules[module_name].__dict__[attribute] = value
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
         stack = ModuleStack(model)
+        tracer = AxisTracer(ledger, state, stack)  # outside of the fake mode, because labels are real
         with tensors.active():
             args, kwargs = tree_map_only(Tensor, lambda t: tensors.of(t).to(device), (inputs.args, inputs.kwargs))
-            tracer = AxisTracer(ledger, state, stack)
             with stack.watching(), tracer:
                 output = model(*args, **kwargs)
         for tensor in tensors_in(output):

@@ -44,11 +44,13 @@ def compress(label: Tensor) -> Tensor:
         >>> compress(torch.arange(1, 4).view(3, 1).expand(3, 5)).shape
         torch.Size([3, 1])
     """
-    for axis in sorted(range(label.dim()), key=lambda axis: -label.shape[axis]):
-        if label.shape[axis] <= 1:
-            continue
+    for axis, stride in enumerate(label.stride()):
+        if stride == 0:
+            label = label.narrow(axis, 0, min(1, label.shape[axis]))
+    for axis in varying(label):
         first = label.narrow(axis, 0, 1)
-        if label.stride(axis) == 0 or bool((label == first).all()):
+        # The last entry differs from the first on nearly every axis that varies, so one look at it is enough.
+        if torch.equal(label.narrow(axis, label.shape[axis] - 1, 1), first) and bool((label == first).all()):
             label = first
     return label.contiguous()
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fpe_lightning.expansion.tracing.labels import UNLABELLED, along
 
+MANY = 4096  # entries above which it pays to drop repetitions
+
 
 class Role(IntFlag):
     """What a parameter entry does for the unit that it belongs to."""
@@ -47,12 +49,14 @@ class Use:
         size: The size, or the position at which the axis was cut.
         axis: Position of the axis counted from the end (-1 is the last), or None for a cut.
         label: Label of the entries that the size counts.
+        written: Whether the number was an argument of the operator, so that the code must have written it.
     """
 
     module: str
     size: int
     axis: int | None
     label: Tensor
+    written: bool = False
 
 
 class Ledger:
@@ -111,28 +115,34 @@ class Ledger:
         pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()])
         pairs = pairs[:, pairs[0] != pairs[1]]
         if pairs.shape[1]:
-            self.ties.append((np.unique(pairs, axis=1), how))
+            self.ties.append((np.unique(pairs, axis=1) if pairs.shape[1] > MANY else pairs, how))
 
     def freeze(self, label: Tensor, reason: str) -> None:
         """Refuse the units of a label."""
-        self.frozen.append((np.unique(label.numpy()), reason))
+        self.frozen.append((_numbers(label), reason))
 
     def bundle(self, label: Tensor, reason: str) -> None:
         """Say that the units of a label can only be widened all together."""
-        self.bundles.append((np.unique(label.numpy()), reason))
+        self.bundles.append((_numbers(label), reason))
 
     def mark(self, label: Tensor, role: Role) -> None:
         """Record what the entries of a parameter's label do."""
-        self.roles.append((np.unique(label.numpy()), role))
+        self.roles.append((_numbers(label), role))
 
     def group(self, label: Tensor, groups: int) -> None:
         """Record that the entries of a label are cut into consecutive groups that copies must not leave."""
         self.groupings.append(label.reshape(groups, -1).numpy())
 
-    def use(self, module: str, tensors: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> None:
-        """Record the sizes of the labelled axes of tensors that a module's own code handled."""
+    def use(self, module: str, tensors: Sequence[tuple[Tensor, Sequence[Tensor]]], written: set[int]) -> None:
+        """Record the sizes of the labelled axes of tensors that a module's code handled, and the numbers it wrote."""
         for tensor, labels in tensors:
             for label in labels:
                 for axis, size in enumerate(label.shape):
                     if size > 1:
-                        self.uses.append(Use(module, int(tensor.shape[axis]), axis - label.dim(), label))
+                        length = int(tensor.shape[axis])
+                        self.uses.append(Use(module, length, axis - label.dim(), label, length in written))
+
+
+def _numbers(label: Tensor) -> np.ndarray:
+    numbers = label.reshape(-1).numpy()
+    return np.unique(numbers) if len(numbers) > MANY else numbers

@@ -31,6 +31,18 @@ def same(call: Call) -> None:
     call.emit(tag.labels, parameter=tag.parameter, filler=tag.filler)
 
 
+@rule("as_strided")
+def as_strided(call: Call) -> None:
+    """Other strides for the same entries (a change of memory format) keep the labels; anything else is refused."""
+    old, new = call.input, call.outputs[0]
+    kept = [axis for axis, size in enumerate(old.shape) if size > 1]
+    if old.shape == new.shape and all(old.stride(axis) == new.stride(axis) for axis in kept):
+        same(call)
+        return
+    call.freeze(call.labels(old), "unknown form of as_strided")
+    call.emit(())
+
+
 @rule(*VIEWS.split())
 def view(call: Call) -> None:
     """Cut the same sequence of entries into other axes."""
@@ -83,7 +95,7 @@ def _cut(call: Call, label: Tensor, whole: Tensor, pieces: list[Tensor]) -> None
         position = call.arguments.get(bound)
         if isinstance(position, int) and 0 < position < whole.shape[axis]:
             part = label.narrow(axis, 0, position)
-            call.ledger.uses.append(Use(call.tracer.module(), position, None, part))
+            call.ledger.uses.append(Use(call.tracer.module(), position, None, part, written=True))
 
 
 @rule("cat", "concat", "concatenate", "stack")

@@ -1,0 +1,206 @@
+"""Interference over the course of training, and pictures of every split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from typing_extensions import override
+
+from fpe_lightning.interference import LayerState, has_weight, was_split
+from fpe_lightning.interference.figures import (
+    capacity_figure,
+    gram_figure,
+    kernel_figure,
+    mask_figure,
+    weights_figure,
+)
+
+_NAMES_IN_A_MESSAGE = 12
+
+
+class InterferenceMonitor(Callback):
+    """Log how much the features of a layer interfere, at regular epochs and right before and after each split.
+
+    Scalars go to every logger: ``interference/<site>/feature_capacity`` (mean over the inputs),
+    ``.../mean_cosine_similarity``, ``.../mean_absolute_cosine_similarity``, ``.../width``, ``.../mean_fan_in`` and
+    ``.../nonzeros``; and ``expansion/width/<site>``, which steps up at each split. TensorBoard also gets a histogram of
+    the capacities and, at each split, the figures of ``fpe_lightning.interference.figures``. Where the neurons that a
+    layer reads are split too, its columns are copied, and copies share their capacity until training parts them.
+
+    It keeps no state: which layers have been split is read from the model's own structure, so a resumed run is watched
+    as the first one was. Capacity costs about ``inputs * neurons * min(inputs, neurons)`` multiplications a layer and
+    epoch, so name ``sites`` or raise ``every_n_epochs`` for very large layers.
+
+    Args:
+        every_n_epochs: Number of training epochs between two measurements. The start of training and both sides of
+            each split are always measured.
+        sites: Qualified names of layers, or globs of such names, relative to the ``LightningModule``. None: the sites
+            that an expansion callback of the trainer has found, and all layers that have been split.
+        figures: Whether to draw figures at a split; scalars and histograms are logged in any case.
+
+    Raises:
+        MisconfigurationException: If an argument is out of range, if a name or glob matches no layer of the model, or
+            if the strategy is FSDP or DeepSpeed, whose processes hold pieces of weights.
+
+    Example:
+        >>> from fpe_lightning.callbacks import InterferenceMonitor
+        >>> monitor = InterferenceMonitor(every_n_epochs=5, sites=["network.*"])
+        >>> monitor.every_n_epochs
+        5
+    """
+
+    def __init__(self, every_n_epochs: int = 1, sites: str | list[str] | None = None, figures: bool = True) -> None:
+        if not isinstance(every_n_epochs, int) or isinstance(every_n_epochs, bool) or every_n_epochs < 1:
+            raise MisconfigurationException(
+                f"`every_n_epochs` must be a whole number of at least 1, but found {every_n_epochs!r}."
+            )
+        patterns = [sites] if isinstance(sites, str) else sites
+        if patterns is not None and (
+            not isinstance(patterns, Sequence) or not patterns or not all(isinstance(name, str) for name in patterns)
+        ):
+            raise MisconfigurationException(
+                f"`sites` must be None, a name or glob, or a non-empty list of those, but found {sites!r}."
+            )
+        if not isinstance(figures, bool):
+            raise MisconfigurationException(f"`figures` must be True or False, but found {figures!r}.")
+        self.every_n_epochs = every_n_epochs
+        self.sites = None if patterns is None else list(patterns)
+        self.figures = figures
+        self._before: dict[str, LayerState] = {}
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies whose processes hold pieces of weights."""
+        if stage == "fit" and isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+            raise MisconfigurationException(
+                f"`InterferenceMonitor` needs whole weights, but found {type(trainer.strategy).__name__}, which cuts "
+                "them up: use one device, DDP or ModelParallelStrategy, or leave the callback out."
+            )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse names that match no layer; only now have all modules been made."""
+        self._watched(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the untrained network; a resumed run has measured this step before."""
+        if trainer.global_step == 0:
+            self._measure(trainer, pl_module, self._watched(trainer, pl_module))
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure every ``every_n_epochs`` epochs."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._measure(trainer, pl_module, self._watched(trainer, pl_module))
+
+    def on_before_expansion(self, trainer: Trainer, pl_module: LightningModule, sites: Iterable[Any]) -> None:
+        """Measure, and keep a copy of, the layers that are about to be split.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            sites: What is going to be split: sites, or their names.
+        """
+        self._before = self._measure(trainer, pl_module, self._chosen(pl_module, sites))
+
+    def on_after_expansion(self, trainer: Trainer, pl_module: LightningModule, report: Any) -> None:
+        """Measure the layers that have been split, and draw them beside what they were.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            report: The expansion report; ``report.sites`` names the layers.
+        """
+        before, self._before = self._before, {}
+        after = self._measure(trainer, pl_module, self._chosen(pl_module, report.sites))
+        boards = _boards(trainer)
+        if self.figures and boards:
+            for name in [name for name in before if name in after]:
+                _draw(boards, name, before[name], after[name], trainer.global_step)
+
+    def _is_watched(self, name: str) -> bool:
+        return self.sites is None or any(fnmatchcase(name, pattern) for pattern in self.sites)
+
+    def _chosen(self, pl_module: LightningModule, sites: Iterable[Any]) -> list[str]:
+        """Names of those sites that are watched; a producer without a ``weight`` of its own cannot be."""
+        names = filter(self._is_watched, _names(sites))
+        return [name for name in names if has_weight(pl_module.get_submodule(name))]
+
+    def _watched(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        """Names of the layers to measure now, in the order of the model."""
+        layers = {name: module for name, module in pl_module.named_modules() if has_weight(module)}
+        if self.sites is None:
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            known = {name for callback in callbacks for name in _names(getattr(callback, "sites_", None) or ())}
+            return [name for name, layer in layers.items() if name in known or was_split(layer)]
+        for pattern in self.sites:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise MisconfigurationException(
+                    f"`sites` of `InterferenceMonitor` asks for {pattern!r}, which matches no layer with a weight; the "
+                    f"model has {_listed(list(layers))}."
+                )
+        return [name for name in layers if self._is_watched(name)]
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, names: Iterable[str]) -> dict[str, LayerState]:
+        """Log the layers' statistics, and return the states that these were taken from (on the first process)."""
+        if not trainer.loggers:
+            return {}
+        # On every process, because a sharded weight is gathered by all of them.
+        states = {name: LayerState.of(pl_module.get_submodule(name)) for name in names}
+        if not trainer.is_global_zero or not states:
+            return {}
+        metrics: dict[str, float] = {}
+        for name, state in states.items():
+            statistics = state.statistics()
+            metrics |= {f"interference/{name}/{key}": value for key, value in statistics.items()}
+            metrics[f"expansion/width/{name}"] = statistics["width"]
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        for board in _boards(trainer):
+            for name, state in states.items():
+                if state.capacities.isfinite().all():  # TensorBoard cannot bin NaN
+                    board.add_histogram(
+                        f"interference/{name}/feature_capacities", state.capacities, trainer.global_step
+                    )
+        return states
+
+
+def _draw(boards: Iterable[Any], name: str, before: LayerState, after: LayerState, step: int) -> None:
+    """Send the figures of one split to the TensorBoard writers."""
+    figures = {
+        "mask": mask_figure(after, name),
+        "gram": gram_figure(before, after, name),
+        "weights": weights_figure(before, after, name),
+        "capacities": capacity_figure(before, after, name),
+    }
+    if after.weight.dim() > 2:
+        figures["kernels"] = kernel_figure(before, after, name)
+    for board in boards:
+        for kind, figure in figures.items():
+            board.add_figure(f"interference/{name}/{kind}", figure, step, close=False)
+
+
+def _boards(trainer: Trainer) -> list[Any]:
+    """The TensorBoard writers of the trainer."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _names(sites: Iterable[Any]) -> list[str]:
+    """The names of sites that are given as objects or as names."""
+    return [site if isinstance(site, str) else site.name for site in sites]
+
+
+def _listed(names: list[str]) -> str:
+    """Names for a message, cut off where it would no longer be read."""
+    if not names:
+        return "none"
+    more = len(names) - _NAMES_IN_A_MESSAGE
+    shown = ", ".join(repr(name) for name in names[:_NAMES_IN_A_MESSAGE])
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,106 @@
+"""Feature capacity: how much of a layer each input feature has to itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from fpe_lightning.interference._columns import as_double, input_columns, result_dtype
+
+
+def feature_capacity(weight: Tensor) -> Tensor:
+    r"""Capacity of each input feature of a layer: the share of its direction that no other feature uses.
+
+    With :math:`w_i` the i-th column of the weight,
+
+    .. math::
+        C_i = \frac{(w_i \cdot w_i)^2}{\sum_j (w_i \cdot w_j)^2},
+
+    which is 1 when the column is orthogonal to all others and falls towards 0 as it shares its neurons; higher is
+    better (arXiv 2510.04500). It does not depend on the scale of the weight.
+
+    An all-zero column has capacity 0. No neuron reads that feature, so it holds no part of the layer: 0 is what a
+    column that shrinks to nothing beside others tends to, and it keeps the sum over all features at or below the number
+    of neurons. Means therefore count it, and a layer does not look better for having dropped an input.
+
+    The Gram matrix is taken on the smaller side of the weight (neurons by neurons, or inputs by inputs), so it is
+    never larger than the weight itself, however many inputs there are. It is differentiable in the weight.
+
+    Args:
+        weight: ``(neurons, inputs)``, or a convolution kernel ``(neurons, inputs, *kernel)``, whose column for an
+            input is its ``neurons * kernel`` weights. Floating point.
+
+    Returns:
+        ``(inputs,)`` capacities in [0, 1], in the dtype of the weight (float32 for half precision).
+
+    Raises:
+        TypeError: If the weight is not a floating-point tensor.
+        ValueError: If it has fewer than two dimensions, or no entry.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import feature_capacity
+        >>> feature_capacity(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]]))
+        tensor([0.5000, 0.5000, 1.0000, 0.0000])
+    """
+    columns = input_columns(as_double(weight))
+    energy = columns.square().sum(0)
+    used = energy != 0
+    unit = columns / torch.where(used, energy, 1).sqrt()
+    # sum_j (u_i . w_j)^2 equals u_i . (W W^T) u_i: two ways to the same number, the cheaper one is taken.
+    if columns.shape[0] <= columns.shape[1]:
+        overlap = (unit * (columns @ columns.T @ unit)).sum(0)
+    else:
+        overlap = (columns.T @ unit).square().sum(0)
+    capacity = torch.where(used, energy / torch.where(used, overlap, 1), 0)
+    return capacity.clamp(max=1).to(result_dtype(weight))
+
+
+class FeatureCapacity(Metric):
+    """Feature capacity of the weights that it is shown; see :func:`feature_capacity`.
+
+    ``update`` takes a weight ``(neurons, inputs, *kernel)``. With ``reduction="mean"``, ``compute`` returns the mean
+    over the features of all weights seen (all-zero columns count as 0); with ``"none"`` the capacities one after the
+    other.
+
+    Args:
+        reduction: ``"mean"`` or ``"none"``.
+        kwargs: Keyword arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: If ``reduction`` is neither ``"mean"`` nor ``"none"``.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import FeatureCapacity
+        >>> capacity = FeatureCapacity()
+        >>> capacity(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
+        tensor(0.6667)
+    """
+
+    is_differentiable = True
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    capacities: list[Tensor]
+
+    def __init__(self, reduction: Literal["mean", "none"] = "mean", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"`reduction` must be 'mean' or 'none', but found {reduction!r}.")
+        self.reduction = reduction
+        self.add_state("capacities", default=[], dist_reduce_fx="cat")
+
+    def update(self, weight: Tensor) -> None:
+        """Add the features of one weight ``(neurons, inputs, *kernel)``."""
+        self.capacities.append(feature_capacity(weight))
+
+    def compute(self) -> Tensor:
+        """The mean capacity, or all capacities."""
+        capacities: Tensor = dim_zero_cat(self.capacities)
+        return capacities.mean() if self.reduction == "mean" else capacities

@@ -1,0 +1,241 @@
+"""Which clauses of a Boolean task lie whole in a neuron, and which of them collide there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torchmetrics import Metric
+
+
+def whole_clauses(structure: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Which clauses each child can read in full.
+
+    A clause is *whole* in a child when the child may read every one of its literals. Removing a single literal, by the
+    partition or by pruning to the budget, breaks the clause in that child.
+
+    Args:
+        structure: ``(children, inputs)`` bool mask, True where a weight may be non-zero; or an int64 assignment
+            ``(neurons, inputs)`` of child numbers ``0 .. alpha - 1``, which stands for the mask with
+            ``neurons * alpha`` rows, the children of a neuron adjacent.
+        groups: One list of input indices a clause.
+
+    Returns:
+        ``(children, clauses)`` bool.
+
+    Raises:
+        TypeError: If ``structure`` is neither a bool nor an int64 tensor.
+        ValueError: If a shape, a child number or an input index is out of range, or a clause is empty.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import whole_clauses
+        >>> whole_clauses(torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]), groups=[[0, 1], [2, 3]])
+        tensor([[ True, False],
+                [False,  True],
+                [False, False],
+                [False, False]])
+    """
+    mask, _ = _mask_and_parents(structure, None)
+    inputs = mask.shape[1]
+    if len(groups) == 0:
+        raise ValueError("`groups` needs at least one clause, but found none: give one list of input indices a clause.")
+    for number, group in enumerate(groups):
+        if len(group) == 0:
+            raise ValueError(f"Clause {number} of `groups` is empty: give the indices of the inputs that it reads.")
+        if not all(0 <= index < inputs for index in group):
+            raise ValueError(
+                f"Clause {number} of `groups` names the inputs {list(group)}, but the layer has the inputs "
+                f"0 to {inputs - 1}."
+            )
+    return torch.stack([mask[:, list(group)].all(1) for group in groups], dim=1)
+
+
+def clause_collisions(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None = None) -> Tensor:
+    r"""Collision rate: how often two clauses lie whole in one and the same child.
+
+    Two clauses *collide* in a parent when at least one of its children holds both of them whole
+    (:func:`whole_clauses`). The rate is the share of (parent, pair of distinct clauses) combinations that collide. A
+    dense layer, where every neuron is its own only child, has rate 1.
+
+    If every neuron sends each input to one of ``alpha`` children, independently and uniformly, two clauses of ``k``
+    literals with no input in common meet in a given child with probability :math:`\alpha^{-2k}`. They can meet in any
+    of the :math:`\alpha` children, but only in one, so the expected rate is
+    :math:`\alpha \cdot \alpha^{-2k} = \alpha^{-(2k-1)}`. A balanced partition collides less often, and comes near to
+    that as the layer gets more inputs. Clauses that share inputs collide more often: only their union counts.
+
+    Args:
+        structure: ``(children, inputs)`` bool mask, or an int64 assignment ``(neurons, inputs)`` of child numbers.
+        groups: One list of input indices a clause; at least two clauses.
+        parents: ``(children,)`` int64, the neuron that each row of a mask descends from. None: each row is a neuron of
+            its own. An assignment knows its parents, and takes none.
+
+    Returns:
+        Scalar float32 in [0, 1]; lower is better.
+
+    Raises:
+        TypeError: If ``structure`` is neither a bool nor an int64 tensor.
+        ValueError: If there are fewer than two clauses, or a shape, child number, parent or index does not fit.
+
+    Example:
+        The two clauses meet in a child of the first neuron, and are kept apart by the second.
+
+        >>> import torch
+        >>> from fpe_lightning.interference import clause_collisions
+        >>> clause_collisions(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1]]), groups=[[0, 1], [2, 3]])
+        tensor(0.5000)
+    """
+    collisions, combinations = _count_collisions(structure, groups, parents)
+    return collisions / combinations
+
+
+def clause_coverage(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None = None) -> Tensor:
+    r"""Coverage: the share of clauses that lie whole in at least one child of the layer.
+
+    A clause that no child holds whole can only be put together by the next layer. This is our definition: the sources
+    speak of the coverage of clauses without giving one.
+
+    If every neuron sends each input to one of ``alpha`` children, independently and uniformly, a clause of ``k``
+    literals lies whole in some child of a given neuron with probability :math:`\alpha^{-(k-1)}`, so in a layer of
+    ``h`` neurons the expected coverage is :math:`1 - (1 - \alpha^{-(k-1)})^h`. With many neurons it stays near 1
+    while the collision rate (:func:`clause_collisions`) falls to :math:`\alpha^{-(2k-1)}`.
+
+    Args:
+        structure: ``(children, inputs)`` bool mask, or an int64 assignment ``(neurons, inputs)`` of child numbers.
+        groups: One list of input indices a clause.
+        parents: Accepted and checked as in :func:`clause_collisions`; coverage does not depend on it.
+
+    Returns:
+        Scalar float32 in [0, 1]; higher is better.
+
+    Raises:
+        TypeError: If ``structure`` is neither a bool nor an int64 tensor.
+        ValueError: If a shape, child number, parent or index does not fit, or there is no clause.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import clause_coverage
+        >>> clause_coverage(torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1]]), groups=[[0, 1], [2, 3]])
+        tensor(0.5000)
+    """
+    covered, clauses = _count_covered(structure, groups, parents)
+    return covered / clauses
+
+
+def _mask_and_parents(structure: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The bool mask ``(children, inputs)`` and the parent ``(children,)`` of each of its rows, numbered from 0."""
+    if not isinstance(structure, Tensor) or structure.dtype not in (torch.bool, torch.int64):
+        found = structure.dtype if isinstance(structure, Tensor) else type(structure).__name__
+        raise TypeError(f"`structure` must be a bool mask or an int64 assignment, but found {found}.")
+    if structure.dim() != 2 or structure.numel() == 0:
+        raise ValueError(f"`structure` must have the shape (rows, inputs), but found {tuple(structure.shape)}.")
+    if structure.dtype == torch.int64:
+        if parents is not None:
+            raise ValueError(
+                "`parents` goes with a mask, but found an assignment, whose rows are the parents: omit it."
+            )
+        if structure.amin() < 0:
+            raise ValueError(f"Child numbers start at 0, but the assignment holds {int(structure.amin())}.")
+        mask = one_hot(structure).transpose(1, 2).bool()
+        return mask.flatten(0, 1), torch.arange(mask.shape[0], device=mask.device).repeat_interleave(mask.shape[1])
+    if parents is None:
+        return structure, torch.arange(structure.shape[0], device=structure.device)
+    if parents.dtype != torch.int64 or parents.shape != structure.shape[:1]:
+        raise ValueError(
+            f"`parents` must be int64 with one entry for each of the {structure.shape[0]} rows of the mask, but found "
+            f"{parents.dtype} of shape {tuple(parents.shape)}."
+        )
+    return structure, parents.to(structure.device).unique(return_inverse=True)[1]
+
+
+def _count_collisions(
+    structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Colliding (parent, pair of clauses) combinations, and all of them."""
+    if len(groups) < 2:
+        raise ValueError(f"A collision needs at least two clauses, but `groups` holds {len(groups)}.")
+    mask, parents = _mask_and_parents(structure, parents)
+    whole = whole_clauses(mask, groups)
+    first, second = torch.triu_indices(len(groups), len(groups), offset=1, device=mask.device)
+    together = whole[:, first] & whole[:, second]
+    neurons = int(parents.max()) + 1
+    meetings = together.new_zeros((neurons, first.numel()), dtype=torch.int64).index_add_(0, parents, together.long())
+    collided = (meetings > 0).sum()
+    return collided, torch.full_like(collided, neurons * first.numel())
+
+
+def _count_covered(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Clauses that lie whole in some child, and all clauses."""
+    mask, _ = _mask_and_parents(structure, parents)
+    covered = whole_clauses(mask, groups).any(0).sum()
+    return covered, torch.full_like(covered, len(groups))
+
+
+class ClauseCollisions(Metric):
+    """Collision rate over all structures that it is shown; see :func:`clause_collisions`.
+
+    ``update`` takes a mask or an assignment, and the parents of a mask's rows; ``compute`` returns the share of all
+    (parent, pair of clauses) combinations seen that collide.
+
+    Args:
+        groups: One list of input indices a clause; at least two clauses.
+        kwargs: Keyword arguments of ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import ClauseCollisions
+        >>> collisions = ClauseCollisions(groups=[[0, 1], [2, 3]])
+        >>> collisions(torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]]))
+        tensor(0.5000)
+    """
+
+    is_differentiable = False
+    higher_is_better: bool = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    count: Tensor
+    total: Tensor
+
+    def __init__(self, groups: Sequence[Sequence[int]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups = [list(group) for group in groups]
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def _count(self, structure: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _count_collisions(structure, self.groups, parents)
+
+    def update(self, structure: Tensor, parents: Tensor | None = None) -> None:
+        """Add one layer: a mask ``(children, inputs)`` with its parents, or an assignment ``(neurons, inputs)``."""
+        count, total = self._count(structure, parents)
+        self.count = self.count + count
+        self.total = self.total + total
+
+    def compute(self) -> Tensor:
+        """The rate over everything seen."""
+        return self.count / self.total
+
+
+class ClauseCoverage(ClauseCollisions):
+    """Coverage of clauses, averaged over all structures that it is shown; see :func:`clause_coverage`.
+
+    Args:
+        groups: One list of input indices a clause.
+        kwargs: Keyword arguments of ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import ClauseCoverage
+        >>> coverage = ClauseCoverage(groups=[[0, 1], [2, 3]])
+        >>> coverage(torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1]]))
+        tensor(0.5000)
+    """
+
+    higher_is_better = True
+
+    def _count(self, structure: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _count_covered(structure, self.groups, parents)

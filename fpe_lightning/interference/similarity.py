@@ -1,0 +1,148 @@
+"""Cosine similarity between the weight vectors of a layer's neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from fpe_lightning.interference._columns import as_double, neuron_rows, result_dtype
+
+_ROWS_AT_ONCE = 1024
+
+
+def mean_cosine_similarity(weight: Tensor) -> Tensor:
+    """Mean cosine similarity over the distinct pairs of a layer's neurons; lower is better (arXiv 2510.04500).
+
+    Opposite pairs cancel aligned ones, so a layer of random neurons is near 0 whatever its interference: read it
+    beside :func:`mean_absolute_cosine_similarity`.
+
+    An all-zero row points nowhere: pairs with such a neuron are left out, so that a layer does not look better for
+    having lost one. The result is NaN when fewer than two neurons have a weight, since no pair is left.
+
+    Args:
+        weight: ``(neurons, inputs)``, or a convolution kernel ``(neurons, inputs, *kernel)``, whose rows are
+            flattened. Floating point.
+
+    Returns:
+        Scalar in [-1, 1], in the dtype of the weight (float32 for half precision).
+
+    Raises:
+        TypeError: If the weight is not a floating-point tensor.
+        ValueError: If it has fewer than two dimensions, or no entry.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import mean_cosine_similarity
+        >>> mean_cosine_similarity(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 0.0]]))
+        tensor(0.3333)
+    """
+    total, pairs = _sum_over_pairs(weight, absolute=False)
+    return (total / pairs).to(result_dtype(weight))
+
+
+def mean_absolute_cosine_similarity(weight: Tensor) -> Tensor:
+    """Mean magnitude of the cosine similarity over the distinct pairs of a layer's neurons; lower is better.
+
+    Opposite neurons share their inputs as much as aligned ones do, and count so here. The rules for all-zero rows are
+    those of :func:`mean_cosine_similarity`. Pairs are visited in blocks: memory grows with neurons, not their square.
+
+    Args:
+        weight: ``(neurons, inputs)`` or ``(neurons, inputs, *kernel)``, floating point.
+
+    Returns:
+        Scalar in [0, 1], in the dtype of the weight (float32 for half precision); NaN when no pair is left.
+
+    Raises:
+        TypeError: If the weight is not a floating-point tensor.
+        ValueError: If it has fewer than two dimensions, or no entry.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import mean_absolute_cosine_similarity
+        >>> mean_absolute_cosine_similarity(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+        tensor(1.)
+    """
+    total, pairs = _sum_over_pairs(weight, absolute=True)
+    return (total / pairs).to(result_dtype(weight))
+
+
+def _sum_over_pairs(weight: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
+    """The sum of (absolute) cosines over distinct pairs of non-zero rows, and the number of those pairs."""
+    rows = neuron_rows(as_double(weight))
+    # Each row by its own largest entry first: the norm of a row of 1e-200 would underflow to zero.
+    rows = rows[rows.detach().abs().amax(1) != 0]
+    rows = rows / rows.detach().abs().amax(1, keepdim=True)
+    unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    count = unit.shape[0]
+    if count < 2:  # rounding would leave a small remainder, and infinity instead of NaN after the division by no pair
+        return unit.new_zeros(()), unit.new_zeros(())
+    if absolute:
+        every = sum(((block @ unit.T).abs().sum() for block in unit.split(_ROWS_AT_ONCE)), unit.new_zeros(()))
+    else:
+        every = unit.sum(0).square().sum()
+    return (every - count) / 2, unit.new_tensor(count * (count - 1) // 2)
+
+
+class MeanCosineSimilarity(Metric):
+    """Mean cosine similarity of the neurons of the weights that it is shown; see :func:`mean_cosine_similarity`.
+
+    ``update`` takes a weight ``(neurons, inputs, *kernel)``; ``compute`` returns the mean over the distinct pairs
+    within each weight, all weights pooled. Neurons of different weights are never paired.
+
+    Args:
+        kwargs: Keyword arguments of ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import MeanCosineSimilarity
+        >>> similarity = MeanCosineSimilarity()
+        >>> similarity(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]))
+        tensor(0.3333)
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound: float = -1.0
+    plot_upper_bound: float = 1.0
+    absolute: bool = False
+    total: Tensor
+    pairs: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("pairs", default=torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, weight: Tensor) -> None:
+        """Add the pairs of neurons of one weight ``(neurons, inputs, *kernel)``."""
+        total, pairs = _sum_over_pairs(weight, self.absolute)
+        self.total = self.total + total.to(self.total.dtype)
+        self.pairs = self.pairs + pairs.to(self.pairs.dtype)
+
+    def compute(self) -> Tensor:
+        """The mean over all pairs; NaN when there is none."""
+        return self.total / self.pairs
+
+
+class MeanAbsoluteCosineSimilarity(MeanCosineSimilarity):
+    """Mean absolute cosine similarity of the neurons of the weights that it is shown.
+
+    As :class:`MeanCosineSimilarity`, with the magnitude of each cosine: see :func:`mean_absolute_cosine_similarity`.
+
+    Args:
+        kwargs: Keyword arguments of ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import MeanAbsoluteCosineSimilarity
+        >>> similarity = MeanAbsoluteCosineSimilarity()
+        >>> similarity(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+        tensor(1.)
+    """
+
+    plot_lower_bound = 0.0
+    absolute = True
