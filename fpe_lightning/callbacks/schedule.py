@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 
 @runtime_checkable
@@ -153,8 +153,8 @@ class Schedule:
         late = [moment for moment in self.moments if moment >= end >= 0]
         if late:
             raise MisconfigurationException(
-                f"`{self.kind}={late[0]}` is never reached: the run ends at max_{self.kind}s={end}, and counting starts "
-                "at 0."
+                f"`{self.kind}={late[0]}` is never reached: the run ends at max_{self.kind}s={end}, and counting "
+                "starts at 0."
             )
 
     def due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int, done: int) -> bool:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fpe_lightning.sparse.masked import mask_of, set_mask
+from fpe_lightning.expansion.draft import parameter_like
+from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
 
@@ -110,53 +111,69 @@ def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: st
 
 
 def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> _Rebuild | None:
-    """Compare one module with what comes in; None where they have the same structure."""
+    """Compare one module with what comes in; None where they have the same structure, or nothing comes in for it."""
     path = f"{prefix}{name}." if name else prefix
-    bits = state_dict.get(path + RECORD)
-    live = record_of(module)
-    if bits is None and live is None:
-        return None
-    incoming = Record() if bits is None else Record.decode(bits)
-    live = live or Record()
     own = {key: tensor for key, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None}
-    tensors: dict[str, Tensor] = {}
-    for key in {**live.shapes, **incoming.shapes}:
-        if key not in own or path + key not in state_dict:
-            raise ValueError(
-                f"The checkpoint and the model do not fit: `{path}{key}` was split in one and is missing in the other."
-            )
-        ours = tuple(live.shapes.get(key, own[key].shape))
-        theirs = tuple(incoming.shapes.get(key, state_dict[path + key].shape))
-        if ours != theirs:
-            raise ValueError(
-                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, "
-                f"and {ours} here; build the model with the checkpoint's widths."
-            )
-        tensors[key] = own[key]
+    theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
+    bits = state_dict.get(path + RECORD)
+    live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
+    split = {**live.shapes, **incoming.shapes}
+    if not split or not (theirs or incoming.shapes):
+        return None
+    for key in sorted(split, key=list(own).index if split.keys() <= own.keys() else str):
+        _check_tensor(path + key, key, own, theirs, live, incoming)
     masks = {
         key: state_dict.get(f"{path}{key}_mask")
         for key in module._parameters
-        if key in tensors or mask_of(module, key) is not None
+        if key in split or mask_of(module, key) is not None
     }
     for key, mask in masks.items():
-        if mask is not None and mask.shape != state_dict[path + key].shape:
-            raise ValueError(f"The checkpoint is broken: the mask of `{path}{key}` has another shape than its weight.")
-    originals = {key: values[0] for key, values in live.attributes.items()}
-    attributes = {**originals, **{key: values[1] for key, values in incoming.attributes.items()}}
-    same = all(tensor.shape == state_dict[path + key].shape for key, tensor in tensors.items())
+        if mask is not None and (mask.dtype != torch.bool or key not in theirs or mask.shape != theirs[key].shape):
+            raise ValueError(
+                f"The checkpoint is broken: the mask of `{path}{key}` is {mask.dtype} {tuple(mask.shape)}; it has to "
+                "be bool and of its weight's shape."
+            )
+    check_maskable(module, name)
+    attributes = {key: values[0] for key, values in live.attributes.items()}
+    attributes.update((key, values[1]) for key, values in incoming.attributes.items())
+    for key in attributes:
+        if not hasattr(module, key):
+            raise ValueError(f"The checkpoint and the model do not fit: `{path}{key}` grew there and is missing here.")
     if (
-        same
-        and bits is not None
-        and RECORD in module._buffers
-        and torch.equal(bits.cpu(), module._buffers[RECORD].cpu())
-    ) and all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items()):
+        all(own[key].shape == theirs[key].shape for key in split)
+        and (bits is None) == (RECORD not in own)
+        and (bits is None or torch.equal(bits.cpu(), own[RECORD].cpu()))
+        and all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items())
+    ):
         return None
-    shaped = {key: tensor.new_zeros(state_dict[path + key].shape) for key, tensor in tensors.items()}
+    shaped = {key: own[key].new_zeros(theirs[key].shape) for key in split}
     return _Rebuild(name, module, shaped, masks, attributes, bits)
+
+
+def _check_tensor(
+    path: str, key: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], live: Record, incoming: Record
+) -> None:
+    """Refuse a tensor that was another before the first split, or is not what its record says."""
+    if key not in own or key not in theirs:
+        raise ValueError(
+            f"The checkpoint and the model do not fit: `{path}` was split in one and is missing in the other."
+        )
+    found = tuple(theirs[key].shape)
+    if key in incoming.shapes and found != incoming.shape_now(key):
+        raise ValueError(
+            f"The checkpoint is broken: `{path}` has shape {found}, but its record says {incoming.shape_now(key)}."
+        )
+    here, there = tuple(live.shapes.get(key, own[key].shape)), tuple(incoming.shapes.get(key, found))
+    if here != there:
+        raise ValueError(
+            f"The checkpoint is of another network: `{path}` had shape {there} there before its first split, and "
+            f"{here} here; build the model with the checkpoint's widths."
+        )
 
 
 def _apply(rebuild: _Rebuild) -> None:
     module = rebuild.module
+    module._buffers.pop(RECORD, None)
     for key in rebuild.masks:
         set_mask(module, key, None)
     for key, value in rebuild.tensors.items():
@@ -164,16 +181,14 @@ def _apply(rebuild: _Rebuild) -> None:
         if old is None:
             module._buffers[key] = value
         elif old.shape != value.shape:
-            new = type(old)(value, requires_grad=old.requires_grad)
-            new.__dict__.update(old.__dict__)
-            module._parameters[key] = new
+            module._parameters[key] = parameter_like(old, value)
+    # First the record, then the masks, as a split does: some code pairs the buffers of two models by position.
+    if rebuild.bits is not None:
+        device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
+        module.register_buffer(RECORD, rebuild.bits.to(device))
     for key, mask in rebuild.masks.items():
         if mask is not None:
             set_mask(module, key, mask)
     for key, value in rebuild.attributes.items():
         current = getattr(module, key)
         setattr(module, key, value if isinstance(current, int) else type(current)(value))
-    module._buffers.pop(RECORD, None)
-    if rebuild.bits is not None:
-        device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
-        module.register_buffer(RECORD, rebuild.bits.to(device))

@@ -69,7 +69,7 @@ class Draft:
         if qualified_name not in self.tensors:
             owner, _, name = qualified_name.rpartition(".")
             module = self.model.get_submodule(owner)
-            tensor = module._parameters.get(name)
+            tensor: Tensor | None = module._parameters.get(name)
             mask = mask_of(module, name)
             if tensor is None:
                 tensor = module._buffers[name]
@@ -136,7 +136,7 @@ class Draft:
             module = self.model.get_submodule(draft.owner)
             value = draft.value if draft.mask is None else draft.value.masked_fill(~draft.mask, 0)
             if isinstance(draft.original, nn.Parameter):
-                new = _like(draft.original, value)
+                new = parameter_like(draft.original, value)
                 if draft.original.grad is not None:
                     new.grad = draft.follow(draft.original.grad)
                 replaced[draft.original] = new
@@ -170,13 +170,23 @@ class Draft:
             module.register_buffer(RECORD, changed.encode().to(_device(module)))
 
 
-def _like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """A parameter of the same class and settings as ``old``, holding its own copy of ``value``."""
+def parameter_like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
+    """A parameter of the same class, settings and gradient hooks as ``old``, holding its own copy of ``value``.
+
+    Example:
+        >>> old = nn.Parameter(torch.zeros(2), requires_grad=False)
+        >>> parameter_like(old, torch.ones(4)).requires_grad
+        False
+    """
     data = (
         value.clone(memory_format=torch.contiguous_format) if value.data_ptr() == old.data_ptr() else value.contiguous()
     )
     new = type(old)(data, requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        # The same dict, so that handles given out before still remove their hooks.
+        if getattr(old, hooks):
+            setattr(new, hooks, getattr(old, hooks))
     return new
 
 

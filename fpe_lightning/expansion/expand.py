@@ -220,8 +220,9 @@ def _make_room(draft: Draft, site: Site, alpha: int, candidates: Sequence[Axis],
     except ValueError as error:
         names = " and ".join(axis.parameter for axis in candidates)
         raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and norms, and "
-            f"as many weights of {names} have to go. {error} Use a smaller alpha, another budget, or leave this site out."
+            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and "
+            f"norms, and as many weights of {names} have to go. {error} Use a smaller alpha, another "
+            "budget, or leave this site out."
         ) from error
     for axis, before, after in zip(candidates, stretches, kept, strict=True):
         draft.restrict(axis.parameter, ~(before & ~after))

@@ -79,6 +79,10 @@ def _follow(draft: DraftTensor, state: Mapping[str, Any], kind: str) -> dict[str
 
 
 def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_follow_entry(draft, entry, what) for entry in value)
+    if isinstance(value, dict):
+        return {key: _follow_entry(draft, entry, what) for key, entry in value.items()}
     if not isinstance(value, Tensor) or value.numel() == 1:
         # A one-element weight's moments have its shape; everything else of one element is a count.
         return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
