@@ -60,6 +60,7 @@ class CallRecorder:
 
     Args:
         root: The LightningModule. Modules inside of a compiled one are not looked at.
+        calls: Where to note the calls; None for a new list.
 
     Example:
         >>> class Root(nn.Module):
@@ -74,8 +75,8 @@ class CallRecorder:
         ['net']
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self.calls: list[Call] = []
+    def __init__(self, root: nn.Module, calls: list[Call] | None = None) -> None:
+        self.calls: list[Call] = [] if calls is None else calls
         self._depth = 0
         self._handles: list[RemovableHandle] = []
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]

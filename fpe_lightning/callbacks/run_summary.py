@@ -51,12 +51,12 @@ class RunSummary(pl.Callback):
         self._measure(trainer, pl_module, f"{self.monitor} just after it, before any training")
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str) -> None:
-        loader = trainer.val_dataloaders
-        if loader is None or not hasattr(pl_module, "accuracy"):
+        loader, accuracy = trainer.val_dataloaders, getattr(pl_module, "accuracy", None)
+        if loader is None or not callable(accuracy):
             return
         # A DataLoader draws from the global generator when it is iterated; training must not notice.
         with torch.random.fork_rng():
-            self.rows.append((what, f"{pl_module.accuracy(loader):.4f}"))
+            self.rows.append((what, f"{accuracy(loader):.4f}"))
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
