@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fpe_lightning.callbacks.copies import copies_of
+from fpe_lightning.callbacks.copies import check_averages, copies_of
 from fpe_lightning.callbacks.distributed import check_ranks_agree, check_strategy, rewrap
 from fpe_lightning.callbacks.module_sites import sites_of_calls
 from fpe_lightning.callbacks.recorder import Call, CallRecorder
@@ -147,6 +147,10 @@ class ExpansionCallback(pl.Callback):
         for handle in self._restoring:
             handle.remove()
         self._restoring = []
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_averages(trainer)
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -37,7 +37,12 @@ def sites_of_calls(pl_module: pl.LightningModule, calls: Sequence[Call]) -> list
         for site in found:
             sites.setdefault((prefix + site.name).rstrip("."), prefixed(site, prefix))
         refused.update((prefix + refusal.name).rstrip(".") for refusal in refusals)
-    return [site for name, site in sites.items() if name not in refused]
+    # A module called by itself is refused by its parameter's name, as its own name is empty there.
+    return [
+        site
+        for name, site in sites.items()
+        if refused.isdisjoint([name, *(producer.parameter for producer in site.producers)])
+    ]
 
 
 def prefixed(site: Site, prefix: str) -> Site:

@@ -205,7 +205,7 @@ def test_a_run_that_stops_early_says_that_a_split_is_missing() -> None:
 def test_a_split_that_cannot_be_leaves_the_module_as_it_was() -> None:
     module = plain()
     run = trainer(ExpansionCallback(epoch=1, alpha=40))
-    with pytest.raises(MisconfigurationException, match="ExpansionCallback cannot split: Splitting net.0 by alpha=40"):
+    with pytest.raises(MisconfigurationException, match=r"ExpansionCallback cannot split: Splitting net.0 by alpha=40"):
         run.fit(module, loader())
     assert module.net[0].out_features == 6
     assert type(module.net[0]) is torch.nn.Linear
