@@ -50,7 +50,10 @@ class SmallCNN(nn.Module):
             nn.Flatten(),
         )
         self.head = nn.Sequential(
-            nn.Linear(sizes[-1] * side * side, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+            nn.Linear(sizes[-1] * side * side, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, num_classes),
         )
         self.in_features, self.out_features = (in_channels, image_size, image_size), num_classes
 
