@@ -47,6 +47,7 @@ def expand(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     example_inputs: Any = None,
     optimizer_state: str = "follow",
+    copies: Iterable[nn.Module] = (),
 ) -> ExpansionReport:
     """Split the neurons of a model in place, and keep its number of non-zero parameters (Fixed Parameter Expansion).
 
@@ -69,13 +70,16 @@ def expand(
         example_inputs: What the model's forward takes, a tensor, a tuple of arguments or a dict of keyword arguments;
             needed to find the sites, unless ``sites`` holds them or the model has an ``example_input_array``.
         optimizer_state: ``"follow"``, or ``"reset"`` to begin the state of split parameters anew.
+        copies: Modules of the same structure, such as averages of the weights, that are split alike: with the model's
+            masks, and their own values.
 
     Returns:
         Widths, fan-ins and non-zeros before and after.
 
     Raises:
-        ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, or too little is left
-            to make room for the copies.
+        TypeError: If ``optimizer`` is something else.
+        ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
+            to make room for the copies of outgoing weights, or one of ``copies`` has another structure.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -94,7 +98,7 @@ def expand(
     reports = tuple(_split(draft, site, factor, rule, budget, seed) for site, factor in chosen)
     optimizers = as_optimizers(optimizer)
     states = follow_states(draft, optimizers, optimizer_state)
-    replace_parameters(optimizers, draft.commit(), states)
+    replace_parameters(optimizers, draft.commit(copies), states)
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
     return ExpansionReport(before, after, reports)

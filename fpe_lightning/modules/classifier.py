@@ -35,8 +35,8 @@ class Classifier(pl.LightningModule):
         task: ``"multiclass"`` (softmax, class numbers) or ``"binary"`` (sigmoid, labels 0 and 1).
 
     Raises:
-        MisconfigurationException: If ``task`` or ``scheduler_interval`` is unknown, or, when a run begins, if the network
-            takes or gives other sizes than the data.
+        MisconfigurationException: If ``task`` or ``scheduler_interval`` is unknown; when a run begins, if the sizes of
+            the network are not those of the data.
 
     Example:
         >>> from fpe_lightning.networks import MLP

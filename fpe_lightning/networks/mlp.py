@@ -81,7 +81,7 @@ class MLP(nn.Module):
 
 
 class WideSparseMLP(MLP):
-    """The baseline to beat: ``alpha`` times as wide, sparse at random from the start, as many non-zeros as the dense MLP.
+    """The baseline to beat: ``alpha`` times as wide, sparse from the start, as many non-zeros as the dense MLP.
 
     After Golubeva, Neyshabur and Gur-Ari (ICLR 2021): exact counts, static masks, and layers initialised from
     U(-s, s) with ``s = 1 / sqrt(fan_in * connectivity)``.
@@ -101,7 +101,8 @@ class WideSparseMLP(MLP):
         dropout: See :class:`MLP`.
 
     Raises:
-        ValueError: If ``alpha`` is below 1, or the budget cannot be met, for instance as the dense classifier alone is larger than it.
+        ValueError: If ``alpha`` is below 1, or the budget cannot be met, for instance as the dense classifier alone is
+            larger than it.
 
     Example:
         >>> count_nonzeros(WideSparseMLP(512, 8, 94, alpha=4)) == count_nonzeros(MLP(512, 8, 94))
