@@ -102,6 +102,9 @@ def _arguments(class_path: str) -> list[str]:
 class CLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for any module, data and callbacks that a config names.
 
+    With ``--ckpt_path``, config and command line win over the hyper-parameters that the checkpoint was made with. The
+    state of optimizer and scheduler, the learning rate with it, comes from the checkpoint when a fit goes on.
+
     Args:
         args: Command line words; None takes those of the process.
         run: Whether to run the subcommand, or only to parse and instantiate.
@@ -132,11 +135,10 @@ class CLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        # Lightning lets the model that a checkpoint was made with win over config and command line, in silence. Here
-        # it only stands in where neither names a model.
-        subcommand = self.config.get("subcommand")
-        if subcommand is not None and self.config[subcommand].get("model") is None:
-            super()._parse_ckpt_path()
+        """Do nothing: config and command line decide the model, and a checkpoint of another one is refused as it loads.
+
+        Lightning would let the hyper-parameters in the checkpoint win over both, in silence.
+        """
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last weights where no checkpoint follows a metric."""
