@@ -154,9 +154,13 @@ def clause_partition(groups: Groups) -> Partition:
 
     def partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
         inputs = alive.shape[1]
-        counts = np.bincount(np.concatenate([np.asarray(group, dtype=np.int64) for group in groups]), minlength=inputs)
-        if len(counts) > inputs:
-            raise ValueError(f"`groups` name input {len(counts) - 1}, but the layer has inputs 0 to {inputs - 1}.")
+        named = np.concatenate([np.asarray(group) for group in groups])
+        if not np.issubdtype(named.dtype, np.integer):
+            raise ValueError(f"`groups` hold {named.dtype} numbers; name inputs by integers, 0 to {inputs - 1}.")
+        outside = named[(named < 0) | (named >= inputs)]
+        if len(outside):
+            raise ValueError(f"`groups` name input {outside[0]}, but the layer has inputs 0 to {inputs - 1}.")
+        counts = np.bincount(named, minlength=inputs)
         if (counts > 1).any():
             raise ValueError(
                 f"`groups` overlap: input {int(counts.argmax())} is in {int(counts.max())} of them; put each in one."
@@ -235,15 +239,19 @@ def children_masks(partition: Partition, weight: Tensor, alive: Tensor, alpha: i
         >>> masks.shape, bool((masks.sum(1) == 1).all())
         (torch.Size([3, 2, 8]), True)
     """
-    found = partition(weight, alive, alpha, generator).cpu()
+    found: object = partition(weight, alive, alpha, generator)
     neurons, inputs = alive.shape
-    if found.dtype == torch.bool and found.shape == (neurons, alpha, inputs):
-        return found & alive.unsqueeze(1)
-    integral = not found.dtype.is_floating_point and found.dtype != torch.bool
-    if not integral or found.shape != alive.shape or not 0 <= int(found.min()) <= int(found.max()) < alpha:
-        raise ValueError(
-            f"A partition has to return int64 ({neurons}, {inputs}) with children 0 to {alpha - 1}, or bool "
-            f"({neurons}, {alpha}, {inputs}); found {found.dtype} {tuple(found.shape)}"
-            + (f" with values {int(found.min())} to {int(found.max())}." if integral else ".")
-        )
-    return (found.unsqueeze(1) == torch.arange(alpha).view(1, -1, 1)) & alive.unsqueeze(1)
+    what = type(found).__name__
+    if isinstance(found, Tensor):
+        found = found.cpu()
+        what = f"{found.dtype} {tuple(found.shape)}"
+        if found.dtype == torch.bool and found.shape == (neurons, alpha, inputs):
+            return found & alive.unsqueeze(1)
+        if found.dtype == torch.int64 and found.shape == alive.shape:
+            if bool(((found >= 0) & (found < alpha)).all()):
+                return (found.unsqueeze(1) == torch.arange(alpha).view(1, -1, 1)) & alive.unsqueeze(1)
+            what += f" with values {int(found.min())} to {int(found.max())}"
+    raise ValueError(
+        f"A partition has to return int64 ({neurons}, {inputs}) with children 0 to {alpha - 1}, or bool "
+        f"({neurons}, {alpha}, {inputs}); found {what}."
+    )

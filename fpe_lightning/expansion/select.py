@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -27,7 +28,7 @@ def check_alpha(alpha: Alpha) -> None:
         >>> check_alpha({"encoder.*": 4})
     """
     for factor in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
-        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+        if not isinstance(factor, Integral) or isinstance(factor, bool) or factor < 2:
             raise ValueError(
                 f"`alpha` is the number of children of each neuron, an integer of at least 2; found {factor!r}."
             )
@@ -78,7 +79,7 @@ def select_sites(
 def _factor(site: Site, factors: Mapping[str, int]) -> int:
     for pattern, factor in factors.items():
         if fnmatchcase(site.name, pattern):
-            return factor
+            return int(factor)
     raise ValueError(f"`alpha` names no factor for the chosen site {site.name!r}; add it to the mapping.")
 
 

@@ -258,5 +258,6 @@ def check_masks(model: nn.Module) -> None:
         if grown:
             raise RuntimeError(
                 f"{grown} masked entries of `{name}` are no longer zero: something other than a gradient step per entry "
-                "wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or AdamW."
+                "wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or AdamW, and "
+                "let weights be read by the forward of the module that owns them."
             )

@@ -1,0 +1,306 @@
+"""What is masked stays exactly zero, whatever trains, copies, saves or compiles the module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from fpe_lightning.sparse import check_masks, mask_of, masked_parameters, set_mask
+from fpe_lightning.sparse.masked import MaskedConv2d, MaskedLinear, MaskedModule, mask_gradient
+
+
+def half(shape: Iterable[int], seed: int = 0) -> Tensor:
+    """A bool mask with True and False entries."""
+    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+class Scaled(nn.Linear):
+    """A subclass with a forward and a state of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.scale = nn.Parameter(torch.full((outputs,), 2.0))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.scale
+
+
+class TwoWeights(nn.Module):
+    """A module of no known class, with two bare parameters, called with a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(6, 4))
+        self.down = nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x: Tensor, *, gain: float = 1.0) -> Tensor:
+        return gain * (x @ self.up.T).tanh() @ self.down.T
+
+
+def masked_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Scaled(6, 4), nn.Tanh(), TwoWeights())
+    set_mask(net[0], "weight", half((6, 4)))
+    set_mask(net[2], "weight", half((4, 6)))
+    set_mask(net[4], "up", half((6, 4)))
+    set_mask(net[4], "down", half((3, 6)))
+    return net
+
+
+def train(net: nn.Module, optimizer: Optimizer, steps: int = 5, clip: float | None = None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.randn(8, 4, generator=generator)).pow(2).sum().backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(SGD, lr=0.01, momentum=0.9, weight_decay=0.1),
+        partial(SGD, lr=0.01, momentum=0.9, nesterov=True),
+        partial(Adam, lr=0.01, weight_decay=0.1, amsgrad=True),
+        partial(AdamW, lr=0.01, weight_decay=0.1),
+        partial(NAdam, lr=0.01),
+        partial(RMSprop, lr=0.01, momentum=0.9, centered=True),
+        partial(Adagrad, lr=0.01),
+    ],
+)
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_nothing_grows_back_and_everything_else_trains(make: Callable[..., Optimizer], clip: float | None) -> None:
+    net = masked_net()
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    train(net, make(net.parameters()), clip=clip)
+    for name, parameter, mask in masked_parameters(net):
+        assert not parameter.detach()[~mask].any(), name
+        assert parameter.grad is not None
+        assert not parameter.grad[~mask].any(), name
+        assert (parameter.detach() != before[name])[mask].all(), name
+
+
+def test_masking_sets_weights_to_zero_at_once_and_keeps_the_others() -> None:
+    layer = nn.Linear(4, 6)
+    before, mask = layer.weight.detach().clone(), half((6, 4))
+    parameter = layer.weight
+    set_mask(layer, "weight", mask)
+    assert layer.weight is parameter
+    assert torch.equal(layer.weight, before * mask)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_gradients_do_not_reach_masked_places(bad: float) -> None:
+    weight, mask = torch.ones(2, 3, requires_grad=True), half((2, 3))
+    mask_gradient(weight, mask).backward(torch.full((2, 3), bad))
+    assert weight.grad is not None
+    assert torch.equal(weight.grad[~mask], torch.zeros(int((~mask).sum())))
+    assert not weight.grad[mask].isfinite().any()
+
+
+def test_without_a_gradient_the_weight_itself_is_used() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with torch.no_grad():
+        assert mask_gradient(weight, torch.tensor([True, False])) is weight
+
+
+def same(left: nn.Module, right: nn.Module) -> None:
+    """Both compute the same, and train the same from here on."""
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    assert [type(module) for module in left.modules()] == [type(module) for module in right.modules()]
+    assert torch.equal(left(x), right(x))
+    for net in (left, right):
+        train(net, AdamW(net.parameters(), lr=0.01, weight_decay=0.1), steps=2)
+    assert [name for name, _, _ in masked_parameters(left)] == [name for name, _, _ in masked_parameters(right)]
+    for (_, ours, _), (_, theirs, _) in zip(masked_parameters(left), masked_parameters(right), strict=True):
+        assert torch.equal(ours, theirs)
+    check_masks(left)
+    check_masks(right)
+
+
+def test_deepcopy_is_masked_and_independent() -> None:
+    net = masked_net()
+    twin = copy.deepcopy(net)
+    assert mask_of(twin[0]) is not mask_of(net[0])
+    same(net, twin)
+
+
+def test_pickle_keeps_classes_and_masks() -> None:
+    net = masked_net()
+    same(net, pickle.loads(pickle.dumps(net)))
+
+
+def test_torch_save_of_the_whole_model() -> None:
+    net, file = masked_net(), io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    same(net, torch.load(file, weights_only=False))
+
+
+def test_state_dict_holds_the_masks() -> None:
+    net, other = masked_net(), masked_net()
+    train(net, SGD(net.parameters(), lr=0.1))
+    assert set(net.state_dict()) >= {"0.weight_mask", "2.weight_mask", "4.up_mask", "4.down_mask"}
+    other.load_state_dict(net.state_dict())
+    same(net, other)
+
+
+def test_safetensors_round_trip() -> None:
+    net, other = masked_net(), masked_net()
+    train(net, SGD(net.parameters(), lr=0.1))
+    other.load_state_dict(load(save(net.state_dict())))
+    same(net, other)
+
+
+def test_compiles_without_a_graph_break_and_trains_alike() -> None:
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3))
+    set_mask(eager[0], "weight", half((4, 2, 3, 3)))
+    set_mask(eager[2], "weight", half((6, 16)))
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 2, 4, 4)
+    for net in (eager, compiled):
+        optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x).pow(2).sum().backward()
+            optimizer.step()
+    check_masks(twin)
+    for ours, theirs in zip(eager.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_module_of_any_class_compiles() -> None:
+    module = TwoWeights()
+    set_mask(module, "up", half((6, 4)))
+    compiled = torch.compile(module, backend="aot_eager")
+    x = torch.randn(5, 4)
+    assert torch.allclose(compiled(x, gain=2.0), module(x, gain=2.0))
+    compiled(x).sum().backward()
+    assert module.up.grad is not None
+    assert not module.up.grad[~half((6, 4))].any()
+
+
+def test_known_classes_stay_instances_of_their_base() -> None:
+    conv, linear, odd = nn.Conv2d(2, 4, 3), nn.Linear(4, 2), Scaled(4, 2)
+    for module in (conv, linear, odd):
+        set_mask(module, "weight", torch.ones_like(module.weight, dtype=torch.bool))
+    assert type(conv) is MaskedConv2d
+    assert type(linear) is MaskedLinear
+    assert isinstance(odd, Scaled)
+    assert isinstance(odd, MaskedModule)
+    assert type(odd).__name__ == "MaskedScaled"
+
+
+@pytest.mark.parametrize("conv, size", [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3)])
+def test_convolutions_keep_their_padding_stride_and_groups(conv: type[nn.Conv2d], size: int) -> None:
+    torch.manual_seed(0)
+    layer = conv(4, 4, 3, stride=2, padding=1, groups=2, padding_mode="circular")
+    x = torch.randn(2, 4, *[6] * size)
+    mask = half(layer.weight.shape)
+    with torch.no_grad():
+        layer.weight.mul_(mask)
+    expected = layer(x)
+    set_mask(layer, "weight", mask)
+    assert torch.equal(layer(x), expected)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert not layer.weight.grad[~mask].any()
+    assert layer.weight.grad[mask].any()
+
+
+def test_taking_the_mask_away_gives_the_class_back() -> None:
+    for module, names in ((nn.Linear(4, 6), ["weight"]), (TwoWeights(), ["up", "down"])):
+        before = type(module)
+        for name in names:
+            set_mask(module, name, half(getattr(module, name).shape))
+        assert type(module) is not before
+        for name in names:
+            set_mask(module, name, None)
+        assert type(module) is before
+        assert not list(module.buffers())
+
+
+def test_one_of_two_masks_can_go() -> None:
+    module = TwoWeights()
+    set_mask(module, "up", half((6, 4)))
+    set_mask(module, "down", half((3, 6)))
+    set_mask(module, "up", None)
+    assert [name for name, _, _ in masked_parameters(module)] == ["down"]
+
+
+def test_a_users_own_buffer_of_that_name_is_no_mask() -> None:
+    layer = nn.Linear(4, 6)
+    layer.register_buffer("weight_mask", torch.zeros(6, 4, dtype=torch.bool))
+    assert mask_of(layer) is None
+    assert list(masked_parameters(layer)) == []
+
+
+def test_the_forward_of_an_odd_module_may_raise_and_leaves_its_parameters() -> None:
+    module = TwoWeights()
+    set_mask(module, "up", half((6, 4)))
+    with pytest.raises(RuntimeError, match="shapes"):
+        module(torch.randn(5, 3))
+    assert isinstance(module.up, nn.Parameter)
+    assert [name for name, _ in module.named_parameters()] == ["up", "down"]
+
+
+def test_half_precision_and_device_moves_leave_masks_bool() -> None:
+    net = masked_net().half()
+    assert all(mask.dtype == torch.bool for _, _, mask in masked_parameters(net))
+
+
+def test_set_mask_names_what_does_not_fit() -> None:
+    layer = nn.Linear(4, 6, bias=False)
+    for name in ("kernel", "bias"):
+        with pytest.raises(ValueError, match=f"parameter `{name}`, but Linear owns no such parameter"):
+            set_mask(layer, name, half((6, 4)))
+    with pytest.raises(ValueError, match=r"bool tensor of shape \(6, 4\), found torch.bool of shape \(4, 6\)"):
+        set_mask(layer, "weight", half((4, 6)))
+    with pytest.raises(ValueError, match=r"bool tensor of shape \(6, 4\), found torch.float32 of shape \(6, 4\)"):
+        set_mask(layer, "weight", torch.ones(6, 4))
+    assert type(layer) is nn.Linear
+
+
+def test_check_masks_names_the_parameter_and_counts_what_grew() -> None:
+    net = masked_net()
+    mask = mask_of(net[2])
+    assert mask is not None
+    with torch.no_grad():
+        net[2].weight.add_(1)
+    with pytest.raises(RuntimeError, match=rf"{int((~mask).sum())} masked entries of `2.weight` are no longer zero"):
+        check_masks(net)
+
+
+def test_one_parameter_serves_two_forward_passes_before_one_backward() -> None:
+    net = masked_net()
+    loss = net(torch.randn(3, 4)).sum() + net(torch.randn(3, 4)).sum()
+    loss.backward()
+    for _, parameter, mask in masked_parameters(net):
+        assert parameter.grad is not None
+        assert not parameter.grad[~mask].any()
+
+
+def test_per_sample_gradients_and_functional_call_are_masked() -> None:
+    layer = nn.Linear(4, 6)
+    set_mask(layer, "weight", half((6, 4)))
+    weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x,)).pow(2).sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, torch.randn(5, 4))["weight"]
+    assert grads.shape == (5, 6, 4)
+    assert not grads[:, ~half((6, 4))].any()
+    assert grads[:, half((6, 4))].any()
