@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fpe_lightning.sparse.grouped import STRUCTURE, cannot_group, set_structure, structure_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -28,6 +29,7 @@ class _Rebuild:
     masks: dict[str, Tensor | None]
     attributes: dict[str, Any]
     bits: Tensor | None
+    structure: Tensor | None
 
 
 def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> bool:
@@ -114,7 +116,9 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
     path = f"{prefix}{name}." if name else prefix
     bits = state_dict.get(path + RECORD)
     live = record_of(module)
-    if bits is None and live is None:
+    structure = state_dict.get(path + STRUCTURE)
+    in_blocks = structure is not None or structure_of(module) is not None
+    if bits is None and live is None and not in_blocks:
         return None
     incoming = Record() if bits is None else Record.decode(bits)
     live = live or Record()
@@ -133,6 +137,8 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
                 f"{ours} here; build the model with the checkpoint's widths."
             )
         tensors[key] = own[key]
+    if in_blocks and path + "weight" in state_dict:
+        tensors["weight"] = own["weight"]
     masks = {
         key: state_dict.get(f"{path}{key}_mask")
         for key in module._parameters
@@ -143,23 +149,27 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
             raise ValueError(f"The checkpoint is broken: the mask of `{path}{key}` has another shape than its weight.")
     originals = {key: values[0] for key, values in live.attributes.items()}
     attributes = {**originals, **{key: values[1] for key, values in incoming.attributes.items()}}
+    if structure is not None and (reason := cannot_group(module)):
+        raise ValueError(f"The checkpoint holds `{path}weight` in blocks, which this model cannot: {reason}.")
     same = all(tensor.shape == state_dict[path + key].shape for key, tensor in tensors.items())
-    if (
-        same
-        and bits is not None
-        and RECORD in module._buffers
-        and torch.equal(bits.cpu(), module._buffers[RECORD].cpu())
-    ):
+    if same and _same(bits, module._buffers.get(RECORD)) and _same(structure, structure_of(module)):
         if all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items()):
             return None
     shaped = {key: tensor.new_zeros(state_dict[path + key].shape) for key, tensor in tensors.items()}
-    return _Rebuild(name, module, shaped, masks, attributes, bits)
+    return _Rebuild(name, module, shaped, masks, attributes, bits, structure)
+
+
+def _same(theirs: Tensor | None, ours: Tensor | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return torch.equal(ours.cpu(), theirs.cpu())
 
 
 def _apply(rebuild: _Rebuild) -> None:
     module = rebuild.module
     for key in rebuild.masks:
         set_mask(module, key, None)
+    set_structure(module, None)
     for key, value in rebuild.tensors.items():
         old = module._parameters.get(key)
         if old is None:
@@ -168,12 +178,14 @@ def _apply(rebuild: _Rebuild) -> None:
             new = type(old)(value, requires_grad=old.requires_grad)
             new.__dict__.update(old.__dict__)
             module._parameters[key] = new
-    for key, mask in rebuild.masks.items():
-        if mask is not None:
-            set_mask(module, key, mask)
     for key, value in rebuild.attributes.items():
         current = getattr(module, key)
         setattr(module, key, value if isinstance(current, int) else type(current)(value))
+    if rebuild.structure is not None:
+        set_structure(module, rebuild.structure.to(module.get_parameter("weight").device))
+    for key, mask in rebuild.masks.items():
+        if mask is not None:
+            set_mask(module, key, mask)
     module._buffers.pop(RECORD, None)
     if rebuild.bits is not None:
         device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))

@@ -141,7 +141,7 @@ def test_clause_needs_groups(groups: list | None) -> None:
 
 
 def test_groups_are_refused_where_they_are_not_used() -> None:
-    with pytest.raises(ValueError, match='used by partition="clause" alone, found partition=\'random\''):
+    with pytest.raises(ValueError, match="used by partition=\"clause\" alone, found partition='random'"):
         resolve_partition("random", [[0], [1]])
 
 
@@ -152,7 +152,7 @@ def test_unknown_names_get_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_unknown_things_get_the_list() -> None:
-    with pytest.raises(ValueError, match="Unknown partition 7. Known: clause, feature"):
+    with pytest.raises(ValueError, match="Unknown partition 7. Known: clause, contiguous, feature"):
         resolve_partition(7)  # type: ignore[arg-type]
 
 

@@ -44,7 +44,10 @@ def test_alpha_of_numpy_is_taken() -> None:
     [
         ({"alpha": {}}, "`alpha` is an empty mapping"),
         ({"alpha": 2, "sites": []}, "`sites` is empty"),
-        ({"alpha": 2, "sites": "head.1"}, r"No site matches 'head.1'. Did you mean 'head.0'\? Sites .*: encoder.0, enc"),
+        (
+            {"alpha": 2, "sites": "head.1"},
+            r"No site matches 'head.1'. Did you mean 'head.0'\? Sites .*: encoder.0, enc",
+        ),
         ({"alpha": 2, "sites": ["head.0", "tail.*"]}, r"No site matches 'tail.\*'"),
         ({"alpha": {"encoder.1": 2}}, r"No site matches 'encoder.1'. Did you mean 'encoder.[02]'"),
         ({"alpha": {"head.*": 2}, "sites": "*"}, "no factor for the chosen site 'encoder.0'"),
