@@ -21,7 +21,8 @@ def check_strategy(trainer: pl.Trainer) -> None:
     """
     if not isinstance(trainer.strategy, SUPPORTED):
         raise MisconfigurationException(
-            f"ExpansionCallback splits neurons on a single device or under DDP; found {type(trainer.strategy).__name__}, "
+            f"ExpansionCallback splits neurons on a single device or under DDP; found "
+            f"{type(trainer.strategy).__name__}, "
             'which shards or re-owns parameters and would revert or corrupt a split. Use `strategy="ddp"`.'
         )
 
@@ -42,8 +43,9 @@ def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
     differing = [rank for rank, found in enumerate(digests) if found != digests[0]]
     if differing:
         raise RuntimeError(
-            f"After a split, rank {', '.join(map(str, differing))} of {len(digests)} differs from rank 0 in weights or masks. "
-            "Every rank needs the same model before a split: seed all ranks alike, and do not change weights on one rank."
+            f"After a split, rank {', '.join(map(str, differing))} of {len(digests)} differs from rank 0 in weights or "
+            "masks. Every rank needs the same model before a split: seed all ranks alike, and do not change weights on "
+            "one rank."
         )
 
 

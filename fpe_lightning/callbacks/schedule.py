@@ -153,7 +153,8 @@ class Schedule:
         late = [moment for moment in self.moments if moment >= end >= 0]
         if late:
             raise MisconfigurationException(
-                f"`{self.kind}={late[0]}` is never reached: the run ends at max_{self.kind}s={end}, and counting starts at 0."
+                f"`{self.kind}={late[0]}` is never reached: the run ends at max_{self.kind}s={end}, and counting starts "
+                "at 0."
             )
 
     def due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int, done: int) -> bool:

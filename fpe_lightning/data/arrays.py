@@ -110,8 +110,14 @@ class ArrayDataModule(LabelledDataModule):
             drop_last=training and self.drop_last,
             seed=self.seed,
             transform=self.transform,
+            processed=self._processed if training and self.trainer is not None else None,
             **self._share(),
         )
+
+    def _processed(self) -> int:
+        """Say how many batches of this epoch the Trainer is done with; it resumes with the one after them."""
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
     def _share(self) -> dict[str, int]:
         """Say how many processes share the rows, and which of them this is."""

@@ -23,8 +23,8 @@ class BooleanDataModule(ArrayDataModule):
         test_size: Number of test samples.
         coding: ``"signs"`` codes false and true as -1 and +1, ``"bits"`` as 0 and 1.
         positives: ``"uniform"`` over all satisfying assignments, or ``"one_clause"``.
-        target: ``"float"`` gives float32 targets ``(n, 1)`` for one logit and binary cross-entropy, ``"class"`` int64
-            class numbers ``(n,)`` for two logits and cross-entropy.
+        target: ``"float"`` gives float32 targets 0 and 1 ``(n,)`` for one logit and binary cross-entropy,
+            ``"class"`` the same as int64 for two logits and cross-entropy.
         batch_size: Training samples of a batch on each process; None is full batch, as in the paper's regime.
         eval_batch_size: The same for validation, test and prediction.
         seed: Decides clauses, samples and training order.
@@ -40,7 +40,7 @@ class BooleanDataModule(ArrayDataModule):
         >>> data.setup()
         >>> inputs, targets = next(iter(data.train_dataloader()))
         >>> inputs.shape, targets.shape, [len(group) for group in data.groups]
-        (torch.Size([2048, 6]), torch.Size([2048, 1]), [3, 3])
+        (torch.Size([2048, 6]), torch.Size([2048]), [3, 3])
     """
 
     def __init__(
@@ -97,4 +97,4 @@ class BooleanDataModule(ArrayDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Draw the samples."""
         for split, (inputs, truth) in {"train": self.task.train, "val": self.task.val, "test": self.task.test}.items():
-            self.arrays[split] = inputs, truth.float()[:, None] if self.target == "float" else truth.long()  # type: ignore[index]
+            self.arrays[split] = inputs, truth.float() if self.target == "float" else truth.long()  # type: ignore[index]

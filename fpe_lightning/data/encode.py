@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,6 +21,9 @@ from fpe_lightning.data.sources import LabelledImages
 
 class _Rate(ProgressColumn):
     """Pictures a second."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "", style="progress.data.speed")

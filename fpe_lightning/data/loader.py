@@ -68,9 +68,9 @@ class BatchLoader:
 
     Lightning finds ``sampler`` and calls its ``set_epoch``; outside Lightning call :meth:`set_epoch` before each epoch.
     A checkpoint holds :meth:`state_dict`, and a run resumed in the middle of an epoch goes on with exactly the batches
-    that were not given out; a batch counts as given out when the training loop receives it, so one that was being
-    worked on when an exception stopped the run is not repeated. (Resumed at the end of an epoch with ``max_steps``,
-    Lightning counts one epoch too many, so that the order of later epochs is another one than without the stop.)
+    that were not given out, or rather, where ``processed`` is given, that were not worked off: the batch at which an
+    exception stopped the run is then repeated. (Resumed at the end of an epoch with ``max_steps``, Lightning counts one
+    epoch too many, so that the order of later epochs is another one than without the stop.)
 
     Args:
         features: ``(rows, ...)`` tensor or (memory-mapped) array of any dtype.
@@ -82,6 +82,7 @@ class BatchLoader:
         num_replicas: Number of processes that share the rows.
         rank: Which of these processes this is.
         transform: Applied to the features of each batch, such as ``torch.Tensor.float`` for half-precision storage.
+        processed: Says how many batches of the current epoch the training loop is done with.
 
     Raises:
         ValueError: If a size is not positive, the arrays differ in length, or a process would get no batch.
@@ -110,6 +111,7 @@ class BatchLoader:
         num_replicas: int = 1,
         rank: int = 0,
         transform: Callable[[Tensor], Tensor] | None = None,
+        processed: Callable[[], int] | None = None,
     ) -> None:
         self.features, self.labels = torch.as_tensor(features), torch.as_tensor(labels)
         rows = len(self.features)
@@ -128,7 +130,7 @@ class BatchLoader:
                 f"`drop_last=True` leaves no batch: {rows} rows are fewer than one step of {num_replicas} process(es) "
                 f"times `batch_size={self.batch_size}`; choose a smaller `batch_size` or `drop_last=False`."
             )
-        self.drop_last, self.transform = drop_last, transform
+        self.drop_last, self.transform, self.processed = drop_last, transform, processed
         self.sampler = ShuffledSampler(rows, seed) if shuffle else OrderedSampler(range(rows))
         self._given_out = (0, 0)  # (epoch, batches given out in it)
         self._resume_at: tuple[int, int] | None = None
@@ -194,8 +196,11 @@ class BatchLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the position inside the epoch; equal on all processes, integers only."""
         epoch, batch = self._resume_at or self._given_out
-        position = {"epoch": self.epoch, "batch": 0} if epoch != self.epoch else {"epoch": epoch, "batch": batch}
-        return {**position, "batches": len(self), **self._geometry()}
+        if epoch != self.epoch:
+            batch = 0
+        elif self.processed is not None:
+            batch = min(batch, self.processed())
+        return {"epoch": self.epoch, "batch": batch, "batches": len(self), **self._geometry()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at a saved position once its epoch begins.

@@ -47,8 +47,8 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix
         Whether anything changed.
 
     Raises:
-        ValueError: If the checkpoint comes from a model of other widths before its first split, is not whole, or holds a
-            broken record.
+        ValueError: If the checkpoint comes from a model of other widths before its first split, is not whole, or
+            holds a broken record.
 
     Example:
         >>> from fpe_lightning.expansion.expand import expand
@@ -133,8 +133,8 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
         theirs = tuple(incoming.shapes.get(key, state_dict[path + key].shape))
         if ours != theirs:
             raise ValueError(
-                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, and "
-                f"{ours} here; build the model with the checkpoint's widths."
+                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, "
+                f"and {ours} here; build the model with the checkpoint's widths."
             )
         tensors[key] = own[key]
     if in_blocks and path + "weight" in state_dict:
@@ -152,9 +152,10 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
     if structure is not None and (reason := cannot_group(module)):
         raise ValueError(f"The checkpoint holds `{path}weight` in blocks, which this model cannot: {reason}.")
     same = all(tensor.shape == state_dict[path + key].shape for key, tensor in tensors.items())
-    if same and _same(bits, module._buffers.get(RECORD)) and _same(structure, structure_of(module)):
-        if all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items()):
-            return None
+    same_masks = all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items())
+    same_records = _same(bits, module._buffers.get(RECORD)) and _same(structure, structure_of(module))
+    if same and same_records and same_masks:
+        return None
     shaped = {key: tensor.new_zeros(state_dict[path + key].shape) for key, tensor in tensors.items()}
     return _Rebuild(name, module, shaped, masks, attributes, bits, structure)
 

@@ -1,6 +1,7 @@
 """A widened version of some of a model's tensors, worked out beside the model and put in place at once.
 
-Nothing of the model is touched before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no trace.
+Nothing of the model is touched before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no
+trace.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe_lightning.expansion.sites import Attribute, Axis
-from fpe_lightning.sparse.masked import mask_of, set_mask
+from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, Split, record_of
 
 
@@ -98,8 +99,13 @@ class Draft:
         return split
 
     def restrict(self, parameter: str, mask: Tensor) -> None:
-        """Drop from a tensor's mask what ``mask`` (of the new shape) drops."""
+        """Drop from a tensor's mask what ``mask`` (of the new shape) drops.
+
+        Raises:
+            ValueError: If the mask's name is taken.
+        """
         draft = self[parameter]
+        check_maskable(self.model.get_submodule(draft.owner), draft.owner)
         mask = mask.to(draft.value.device)
         draft.mask = mask if draft.mask is None else draft.mask & mask
 

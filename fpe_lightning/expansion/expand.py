@@ -2,7 +2,8 @@
 
 The steps of the paper's definition, for each site (a dense layer pair ``W1``, ``W2`` in the simplest case):
 
-1. every neuron becomes ``alpha`` children that stand beside each other, and its incoming weights are handed out to them;
+1. every neuron becomes ``alpha`` children that stand beside each other, and its incoming weights are handed out to
+   them;
 2. outgoing weights, biases and norm entries are copied;
 3. the weights of smallest magnitude go until the number of non-zeros is what it was;
 4. the masks are fixed, and training goes on.
@@ -195,8 +196,8 @@ def _make_room(draft: Draft, site: Site, alpha: int, candidates: Sequence[Axis],
     except ValueError as error:
         names = " and ".join(axis.parameter for axis in candidates)
         raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and norms, and as many "
-            f"weights of {names} have to go. {error} Use a smaller alpha, another budget, or leave this site out."
+            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and norms, and "
+            f"as many weights of {names} have to go. {error} Use a smaller alpha, another budget, or leave this site out."
         ) from error
     for axis, before, after in zip(candidates, stretches, kept, strict=True):
         draft.restrict(axis.parameter, ~(before & ~after))
@@ -215,8 +216,8 @@ def _warn_if_costly(site: Site, alpha: int, excess: int, incoming: int) -> None:
     if 2 * excess > incoming:
         warnings.warn(
             f"Splitting {site.name} by alpha={alpha} adds {excess} copies to {incoming} incoming weights "
-            f"({excess / incoming:.0%}), and as many weights have to go. With few inputs and many outputs a split tends to "
-            "lose accuracy; consider a smaller alpha.",
+            f"({excess / incoming:.0%}), and as many weights have to go. With few inputs and many outputs a split "
+            "tends to lose accuracy; consider a smaller alpha.",
             ExpansionWarning,
             stacklevel=5,
         )

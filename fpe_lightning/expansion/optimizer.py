@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -24,14 +23,21 @@ States = list[tuple[Optimizer, nn.Parameter, dict[str, Any]]]
 def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
     """One optimizer, several or none, as a list; wrappers that hold theirs in ``.optimizer`` are opened.
 
+    Raises:
+        TypeError: If something is no optimizer.
+
     Example:
         >>> as_optimizers(None)
         []
     """
     if optimizer is None:
         return []
-    several = [optimizer] if isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer") else list(optimizer)
-    return [getattr(each, "optimizer", each) for each in several]
+    several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
+    opened = [getattr(each, "optimizer", each) for each in several]
+    for each in opened:
+        if not isinstance(each, Optimizer):
+            raise TypeError(f"`optimizer` takes one or several torch optimizers, found {each!r}.")
+    return opened
 
 
 def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: str = "follow") -> States:
@@ -58,8 +64,9 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
     for optimizer in optimizers:
         kind = type(optimizer).__name__
         held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
-        if held and kind in REFUSED:
-            raise ValueError(f"{kind} cannot train on after a split: {REFUSED[kind]}. Use SGD, Adam, AdamW or another.")
+        reason = next((REFUSED[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in REFUSED), None)
+        if held and reason:
+            raise ValueError(f"{kind} cannot train on after a split: {reason}. Use SGD, Adam, AdamW or another.")
         for parameter in held:
             state = optimizer.state.get(parameter)
             if state and optimizer_state == "follow":

@@ -54,12 +54,12 @@ def shared_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Gener
 def feature_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
     """Inputs that the layer uses alike go to the same child (the paper's rule for vision).
 
-    The rows of the Gram matrix ``W^T W`` of the inputs are clustered by k-means into ``4 * alpha`` groups; the groups go,
-    largest first, to the child with the fewest inputs so far; a child that ends with more than its share hands over
+    The rows of the Gram matrix ``W^T W`` of the inputs are clustered by k-means into ``4 * alpha`` groups; the groups
+    go, largest first, to the child with the fewest inputs so far; a child that ends with more than its share hands over
     the inputs of smallest norm. One partition serves all neurons of the layer.
 
     Example:
-        >>> weight = torch.eye(2).repeat_interleave(4, dim=1).unsqueeze(-1)  # neuron 0 reads inputs 0-3, neuron 1 reads 4-7
+        >>> weight = torch.eye(2).repeat_interleave(4, dim=1).unsqueeze(-1)  # neuron 0 reads inputs 0-3, 1 reads 4-7
         >>> alive, generator = torch.ones(2, 8, dtype=torch.bool), torch.Generator().manual_seed(0)
         >>> halves = feature_partition(weight, alive, 2, generator)[0].split(4)
         >>> [len(half.unique()) for half in halves]
@@ -235,7 +235,8 @@ def children_masks(partition: Partition, weight: Tensor, alive: Tensor, alpha: i
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
-        >>> masks = children_masks(random_partition, torch.randn(3, 8, 1), torch.ones(3, 8, dtype=torch.bool), 2, generator)
+        >>> weight, alive = torch.randn(3, 8, 1), torch.ones(3, 8, dtype=torch.bool)
+        >>> masks = children_masks(random_partition, weight, alive, 2, generator)
         >>> masks.shape, bool((masks.sum(1) == 1).all())
         (torch.Size([3, 2, 8]), True)
     """

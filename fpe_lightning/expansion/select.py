@@ -95,15 +95,16 @@ def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
 
     Example:
         >>> import torch
-        >>> [site.name for site in sites_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))]
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [site.name for site in sites_of(model, torch.zeros(1, 4))]
         ['0']
     """
     if example_inputs is None:
         example_inputs = getattr(model, "example_input_array", None)
     if example_inputs is None:
         raise ValueError(
-            "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of arguments "
-            "or a dict of keyword arguments), or pass sites found earlier."
+            "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of "
+            "arguments or a dict of keyword arguments), or pass sites found earlier."
         )
     found, refusals = find_sites(model, example_inputs, explain=True)
     if not found:

@@ -195,7 +195,8 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
         mask: Bool tensor of the parameter's shape, True where the parameter may be non-zero.
 
     Raises:
-        ValueError: If the module has no such parameter, or the mask's shape or dtype does not fit it.
+        ValueError: If the module has no such parameter, the mask's shape or dtype does not fit it, or the mask's name
+            is taken.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -218,11 +219,33 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
             f"The mask of `{name}` has to be a bool tensor of shape {tuple(parameter.shape)}, "
             f"found {mask.dtype} of shape {tuple(mask.shape)}."
         )
+    check_maskable(module)
     if not _is_masked(module):
         module.__class__ = _masked_class(type(module))
     module.register_buffer(f"{name}_mask", mask.to(parameter.device))
     with torch.no_grad():
         parameter.masked_fill_(~mask.to(parameter.device), 0)
+
+
+def check_maskable(module: nn.Module, path: str = "") -> None:
+    """Check that nothing of the module's own stands where its masks are kept.
+
+    Args:
+        module: The module that is to hold a mask.
+        path: Its name, for the message.
+
+    Raises:
+        ValueError: If an attribute ``<parameter>_mask`` is there already.
+
+    Example:
+        >>> check_maskable(nn.Linear(4, 2))
+    """
+    taken = [f"{name}_mask" for name in module._parameters if hasattr(module, f"{name}_mask")]
+    if taken and not _is_masked(module):
+        raise ValueError(
+            f"`{path or type(module).__name__}` has a `{taken[0]}` of its own, under the name that its mask needs; "
+            "rename it, or leave this module out."
+        )
 
 
 def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
@@ -237,7 +260,8 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Ten
     for prefix, module in model.named_modules():
         for name in _masked_names(module):
             parameter, mask = module._parameters[name], mask_of(module, name)
-            assert parameter is not None and mask is not None
+            assert parameter is not None
+            assert mask is not None
             yield f"{prefix}.{name}".lstrip("."), parameter, mask
 
 
@@ -257,7 +281,7 @@ def check_masks(model: nn.Module) -> None:
         grown = int((parameter.detach().ne(0) & ~mask).sum())
         if grown:
             raise RuntimeError(
-                f"{grown} masked entries of `{name}` are no longer zero: something other than a gradient step per entry "
-                "wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or AdamW, and "
-                "let weights be read by the forward of the module that owns them."
+                f"{grown} masked entries of `{name}` are no longer zero: something other than a gradient step per "
+                "entry wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or "
+                "AdamW, and let weights be read by the forward of the module that owns them."
             )

@@ -20,7 +20,7 @@ class Numbers(ArrayDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         for split, rows in (("train", 22), ("val", 13), ("test", 13)):
-            self.arrays[split] = torch.zeros(rows, 2), torch.arange(rows)  # type: ignore[index]
+            self.arrays[split] = torch.arange(2.0 * rows).view(rows, 2) / rows, torch.arange(rows)  # type: ignore[index]
 
 
 class Recorder(L.LightningModule):
@@ -29,6 +29,8 @@ class Recorder(L.LightningModule):
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 1)
+        nn.init.ones_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
         self.register_buffer("mask", torch.ones(2))
         self.folder, self.seen = Path(folder), {"train": [], "val": [], "test": []}  # type: ignore[var-annotated]
 
@@ -69,7 +71,7 @@ def trainer(**kwargs: Any) -> L.Trainer:
 
 @pytest.mark.slow
 def test_two_processes_share_the_rows(tmp_path: Path) -> None:
-    two = {"strategy": "ddp_spawn", "devices": 2, "max_epochs": 1, "default_root_dir": tmp_path}
+    two = {"strategy": "ddp_fork", "devices": 2, "max_epochs": 1, "default_root_dir": tmp_path}
     trainer(**two).fit(Recorder(str(tmp_path)), datamodule=Numbers(batch_size=4, eval_batch_size=3))
     trainer(**two).test(Recorder(str(tmp_path)), datamodule=Numbers(batch_size=4, eval_batch_size=3))
     fit = [json.loads((tmp_path / f"fit-{rank}.json").read_text()) for rank in (0, 1)]
@@ -81,6 +83,33 @@ def test_two_processes_share_the_rows(tmp_path: Path) -> None:
     ):
         assert len(parts[0]) == len(parts[1])
         assert sorted(row for part in parts for batch in part for row in batch) == list(range(rows))
+
+
+class Crash(L.Callback):
+    """Stops the run inside the third batch of the second epoch."""
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if trainer.global_step == 8:
+            raise RuntimeError("stopped")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
+
+
+def test_a_batch_that_an_exception_stopped_is_repeated(tmp_path: Path) -> None:
+    def fit(ckpt_path: Path | None = None, callbacks: Any = ()) -> Recorder:
+        model = Recorder(str(tmp_path))
+        run = trainer(max_epochs=2, callbacks=list(callbacks), default_root_dir=tmp_path)
+        run.fit(model, datamodule=Numbers(batch_size=4), ckpt_path=ckpt_path)
+        return model
+
+    full = fit()
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(callbacks=[Crash()])
+    resumed = fit(tmp_path / "stopped.ckpt")
+    assert resumed.seen["train"] == full.seen["train"][8:]
+    assert resumed.seen["val"] == full.seen["val"][len(full.seen["val"]) // 2 :]
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), full.parameters(), strict=True))
 
 
 def test_overfitting_needs_the_same_batches_in_every_epoch(tmp_path: Path) -> None:

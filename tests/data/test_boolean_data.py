@@ -18,12 +18,12 @@ def test_defaults_are_the_regime_nearest_to_the_paper() -> None:
         [(tuple(x.shape), tuple(y.shape)) for x, y in loader]
         for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
     ]
-    assert sizes == [[((rows, 24), (rows, 1))] for rows in (2048, 2048, 4096)]
+    assert sizes == [[((rows, 24), (rows,))] for rows in (2048, 2048, 4096)]
 
 
 def test_targets_fit_one_logit_or_two() -> None:
     truth = dnf_task(seed=3).test[1]
-    for target, expected in (("float", truth.float()[:, None]), ("class", truth.long())):
+    for target, expected in (("float", truth.float()), ("class", truth.long())):
         data = BooleanDataModule(target=target, seed=3)  # type: ignore[arg-type]
         data.setup()
         (_, labels), *_ = data.test_dataloader()
@@ -36,7 +36,7 @@ def test_groups_are_those_of_the_samples() -> None:
     data.setup()
     (inputs, targets), *_ = data.test_dataloader()
     satisfied = torch.stack([(inputs[:, group] > 0).all(dim=1) for group in data.groups]).any(dim=0)
-    assert torch.equal(satisfied, targets[:, 0] > 0)
+    assert torch.equal(satisfied, targets > 0)
 
 
 def test_unknown_target_is_refused() -> None:

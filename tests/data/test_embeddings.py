@@ -98,28 +98,63 @@ def test_shape_and_classes_are_known_before_the_data(make: Any, encoder: Any) ->
 
 
 def test_a_run_prepares_the_data_itself(make: Any, encoder: Any, tmp_path: Path) -> None:
-    class Probe(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(8, 10)
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
-
-        def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return self.layer(batch[0])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
-    data, model = make(), Probe()
+    data, model = make(), Probe(tmp_path)
     trainer.fit(model, datamodule=data)
     predictions = trainer.predict(model, datamodule=data)
     assert sum(len(batch) for batch in predictions or []) == 20
     assert sum(encoder.encoded) == 80
+
+
+class Probe(L.LightningModule):
+    """A linear probe that writes down which rows each process was given."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 10)
+        self.folder, self.features = folder, []  # type: ignore[var-annotated]
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.features.append(batch[0])
+        return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def on_train_end(self) -> None:
+        torch.save(torch.cat(self.features), self.folder / f"{self.global_rank}.pt")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_encodes_and_both_map(
+    make: Any, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_on_rank_zero(*_: Any) -> Any:
+        assert torch.distributed.get_rank() == 0
+        return encoder
+
+    monkeypatch.setattr(embeddings, "load_encoder", load_on_rank_zero)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Probe(tmp_path), datamodule=make(dtype="float32", batch_size=8))
+    seen = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)])
+    data = make(dtype="float32")
+    key = embeddings.embedding_key(data._images.train, encoder, "fashion_mnist", "train", "float32")
+    stored, _ = embeddings.open_cache(key.folder(data.cache_dir), key)
+    assert sorted(seen.tolist()) == sorted(stored.tolist())
 
 
 def test_progress_is_shown_while_encoding(make: Any, capsys: pytest.CaptureFixture[str]) -> None:

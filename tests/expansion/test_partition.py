@@ -82,7 +82,7 @@ def test_semi_structured_gives_two_of_every_four_both_ways(neurons: int, runs: i
     assert (masks.sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("alpha, inputs", [(3, 8), (2, 6)])
+@pytest.mark.parametrize(("alpha", "inputs"), [(3, 8), (2, 6)])
 def test_semi_structured_names_what_it_needs(alpha: int, inputs: int) -> None:
     with pytest.raises(ValueError, match=f"needs alpha=2 and a multiple of 4 inputs, found alpha={alpha} and {inputs}"):
         PARTITIONS["semi_structured"](*problem(2, inputs, 1, 1.1, 0), alpha, generator())
@@ -119,7 +119,7 @@ def test_clauses_stay_whole_and_are_dealt_evenly(lengths: list[int], seed: int, 
 
 
 @pytest.mark.parametrize(
-    "groups, alpha, message",
+    ("groups", "alpha", "message"),
     [
         ([[0, 1], [1, 2, 3]], 2, "overlap: input 1 is in 2 of them"),
         ([[0, 1], [3]], 2, "miss 1 of 4 inputs, the first is 2"),
@@ -145,19 +145,19 @@ def test_groups_are_refused_where_they_are_not_used() -> None:
         resolve_partition("random", [[0], [1]])
 
 
-@pytest.mark.parametrize("name, nearest", [("randon", "random"), ("semi-structured", "semi_structured")])
+@pytest.mark.parametrize(("name", "nearest"), [("randon", "random"), ("semi-structured", "semi_structured")])
 def test_unknown_names_get_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=rf"Unknown partition '{name}'. Did you mean '{nearest}'\? Known: clause, .*"):
         resolve_partition(name)
 
 
 def test_unknown_things_get_the_list() -> None:
-    with pytest.raises(ValueError, match="Unknown partition 7. Known: clause, contiguous, feature"):
+    with pytest.raises(ValueError, match=r"Unknown partition 7\. Known: clause, contiguous, feature"):
         resolve_partition(7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "returned, found",
+    ("returned", "found"),
     [
         (torch.zeros(2, 4), r"torch.float32 \(2, 4\)"),
         (torch.zeros(2, 4, dtype=torch.bool), r"torch.bool \(2, 4\)"),

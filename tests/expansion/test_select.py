@@ -40,7 +40,7 @@ def test_alpha_of_numpy_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"alpha": {}}, "`alpha` is an empty mapping"),
         ({"alpha": 2, "sites": []}, "`sites` is empty"),

@@ -203,7 +203,7 @@ def test_known_classes_stay_instances_of_their_base() -> None:
     assert type(odd).__name__ == "MaskedScaled"
 
 
-@pytest.mark.parametrize("conv, size", [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3)])
+@pytest.mark.parametrize(("conv", "size"), [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3)])
 def test_convolutions_keep_their_padding_stride_and_groups(conv: type[nn.Conv2d], size: int) -> None:
     torch.manual_seed(0)
     layer = conv(4, 4, 3, stride=2, padding=1, groups=2, padding_mode="circular")
@@ -304,3 +304,14 @@ def test_per_sample_gradients_and_functional_call_are_masked() -> None:
     assert grads.shape == (5, 6, 4)
     assert not grads[:, ~half((6, 4))].any()
     assert grads[:, half((6, 4))].any()
+
+
+def test_a_name_that_is_taken_is_not_overwritten() -> None:
+    module = TwoWeights()
+    module.register_buffer("down_mask", torch.ones(3, 6))
+    with pytest.raises(
+        ValueError, match="`TwoWeights` has a `down_mask` of its own, under the name that its mask needs"
+    ):
+        set_mask(module, "up", half((6, 4)))
+    assert type(module) is TwoWeights
+    assert list(module._buffers) == ["down_mask"]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from fpe_lightning.expansion.sites import Attribute, Axis, Site
@@ -104,7 +103,9 @@ def _norm_sizes(module: nn.Module, size: int, axis: int) -> Iterator[tuple[str, 
         yield NORM_SIZES[0], len(shape) + axis
 
 
-def patch_attributes(candidate: Candidate, units: Units, modules: Mapping[str, nn.Module]) -> tuple[Attribute, ...]:
+def patch_attributes(
+    candidate: Candidate, units: Units, modules: Mapping[str, nn.Module], *, written: bool
+) -> tuple[Attribute, ...]:
     """Integers of other modules that equal a size which the module's own forward met on the site's axes.
 
     Sizes that are written into a forward as ``self.hidden`` are plain integers to a tracer. These are guesses; a trial
@@ -114,25 +115,27 @@ def patch_attributes(candidate: Candidate, units: Units, modules: Mapping[str, n
         candidate: The site.
         units: What the traces say.
         modules: Modules by name.
+        written: Whether only sizes count that were an argument of an operator, as in ``x.view(-1, self.hidden)``.
 
     Returns:
         Attributes that may have to grow.
     """
-    known = {(a.module, a.name) for a in candidate.site.attributes}
+    known = {(a.module, a.name, a.index) for a in candidate.site.attributes}
     sizes: dict[str, dict[int, int]] = {}
     for use in units.ledger.uses:
+        if written and not use.written:
+            continue
         inside = units.group[units.unit[use.label.numpy()]] == candidate.group
-        if inside.any() and not type(modules[use.module]).__module__.startswith("torch.nn.modules"):
+        if inside.any() and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
             share = np.count_nonzero(inside) / inside.size
             sizes.setdefault(use.module, {})[use.size] = round(use.size * share)
     found = []
     for module, met in sizes.items():
         for name, value in vars(modules[module]).items():
-            if name in _OWN or (module, name) in known:
-                continue
-            entries = list(enumerate(value)) if isinstance(value, (tuple, list, torch.Size)) else [(None, value)]
+            entries = list(enumerate(value)) if isinstance(value, (tuple, list)) else [(None, value)]
             for index, entry in entries:
-                if type(entry) is int and entry > 1 and met.get(entry):
+                fits = type(entry) is int and entry > 1 and met.get(entry)
+                if fits and name not in _OWN and (module, name, index) not in known:
                     found.append(Attribute(module, name, met[entry], index))
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,6 +64,25 @@ class Candidate:
         )
         return replace(self, site=site)
 
+    def split(self) -> Candidate:
+        """The same candidate with the stretches of values and consumers cut wherever their units start anew.
+
+        The columns that read a flattened image behind a pooled one need different runs.
+        """
+        site, axes = self.site, self.axes
+        order: list[int] = []
+        pieces = [[axis] if isinstance(axis, Producer) else _sweeps(axis) for axis in axes]
+        firsts = np.cumsum([0, *(len(piece) for piece in pieces)])
+        for index in self.order:
+            order.extend(range(int(firsts[index]), int(firsts[index + 1])))
+        values = len(site.producers) + len(site.values)
+        site = replace(
+            site,
+            values=tuple(axis for piece in pieces[len(site.producers) : values] for axis in piece),
+            consumers=tuple(axis for piece in pieces[values:] for axis in piece),
+        )
+        return replace(self, site=site, order=tuple(order))
+
     def with_attributes(self, attributes: tuple[Attribute, ...]) -> Candidate:
         """The same candidate with other attributes."""
         return replace(self, site=replace(self.site, attributes=attributes))
@@ -71,6 +91,17 @@ class Candidate:
 def axes_of(site: Site) -> tuple[Axis, ...]:
     """Producers, values and consumers of a site."""
     return (*site.producers, *site.values, *site.consumers)
+
+
+def _sweeps(axis: Axis) -> list[Axis]:
+    """Cut a stretch wherever its first unit comes again."""
+    assert axis.units is not None
+    units = axis.units.numpy()
+    starts = np.flatnonzero((units == units[0]) & (np.roll(units, 1) != units[0]))
+    bounds = sorted({0, *map(int, starts), len(units)})
+    return [
+        replace(axis, start=axis.start + a, length=b - a, units=axis.units[a:b]) for a, b in itertools.pairwise(bounds)
+    ]
 
 
 def module_of(parameter: str) -> str:
@@ -116,7 +147,25 @@ def candidates_of(
         else:
             names = dict.fromkeys(module_of(span.parameter) for span in computing)
             refusals.extend((first, Refusal(name, reason)) for name in names)
-    return [c for _, c in sorted(candidates, key=lambda x: x[0])], [r for _, r in sorted(refusals, key=lambda x: x[0])]
+    refused = [refusal for _, refusal in sorted(refusals, key=lambda pair: pair[0])] + _unread(units, state)
+    return [c for _, c in sorted(candidates, key=lambda pair: pair[0])], list(dict.fromkeys(refused))
+
+
+def _unread(units: Units, state: dict[str, Tensor]) -> list[Refusal]:
+    """Weights that no operator used as they are: computed ones, and those of branches that were not taken."""
+    roles: dict[str, Role] = {}
+    why: dict[str, str] = {}
+    for span in units.ledger.spans:
+        roles[span.parameter] = roles.get(span.parameter, Role(0)) | units.role_of(span)
+        reason = units.reasons.get(int(units.groups_of(span)[0]))
+        if reason is not None:
+            why.setdefault(span.parameter, reason)
+    names = [name for name, role in roles.items() if not role and isinstance(state[name], torch.nn.Parameter)]
+    return [
+        Refusal(module_of(name), why.get(name, "the forward does not use it on the example inputs"))
+        for name in names
+        if state[name].dim() > 1
+    ]
 
 
 def _role(units: Units, span: Span, group: int) -> Role:
@@ -129,11 +178,11 @@ def _refused(
     units: Units, state: dict[str, Tensor], shared: dict[str, str], group: int, members: list[Span]
 ) -> str | None:
     """Why a group is no candidate, or None."""
-    if group in units.reasons:
-        return units.reasons[group]
     for span in members:
         if span.parameter in shared:
             return shared[span.parameter]
+    if group in units.reasons:
+        return units.reasons[group]
     producers = [span for span in members if _role(units, span, group) & Role.PRODUCER]
     consumers = [span for span in members if _role(units, span, group) & Role.CONSUMER]
     if not producers:

@@ -49,12 +49,14 @@ class Use:
         size: The size, or the position at which the axis was cut.
         axis: Position of the axis counted from the end (-1 is the last), or None for a cut.
         label: Label of the entries that the size counts.
+        written: Whether the number was an argument of the operator, so that the code must have written it.
     """
 
     module: str
     size: int
     axis: int | None
     label: Tensor
+    written: bool = False
 
 
 class Ledger:
@@ -131,13 +133,14 @@ class Ledger:
         """Record that the entries of a label are cut into consecutive groups that copies must not leave."""
         self.groupings.append(label.reshape(groups, -1).numpy())
 
-    def use(self, module: str, tensors: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> None:
-        """Record the sizes of the labelled axes of tensors that a module's own code handled."""
+    def use(self, module: str, tensors: Sequence[tuple[Tensor, Sequence[Tensor]]], written: set[int]) -> None:
+        """Record the sizes of the labelled axes of tensors that a module's code handled, and the numbers it wrote."""
         for tensor, labels in tensors:
             for label in labels:
                 for axis, size in enumerate(label.shape):
                     if size > 1:
-                        self.uses.append(Use(module, int(tensor.shape[axis]), axis - label.dim(), label))
+                        length = int(tensor.shape[axis])
+                        self.uses.append(Use(module, length, axis - label.dim(), label, length in written))
 
 
 def _numbers(label: Tensor) -> np.ndarray:

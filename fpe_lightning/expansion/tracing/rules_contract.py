@@ -13,6 +13,7 @@ FUSED = (
     *("attention_math", "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"),
     "fused_attention_overrideable",
 )
+ACTIVATIONS = "contraction of two activations (queries with keys, or with a weight that is itself computed)"
 HEADS = "attention head structure: a batched product runs over the axis"
 
 
@@ -60,7 +61,7 @@ def contract(call: Call, first: Tensor, left: str, second: Tensor, right: str, o
         call.ledger.mark(inner[0 if call.tag(first).parameter else 1][0], Role.CONSUMER)
     else:
         both = bool(inner[0] and inner[1])
-        reason = "contraction of two activations (as between queries and keys)" if both else UNLABELLED_INPUT
+        reason = ACTIVATIONS if both else UNLABELLED_INPUT
         if both and one_weight:
             reason = "a weight contracts it together with another axis"
         call.freeze([*inner[0], *inner[1]], reason)
@@ -161,11 +162,12 @@ def _dense(call: Call, inputs: list[Tensor], columns: list[Tensor], weight: Tens
 
 def _depthwise(call: Call, inputs: list[Tensor], rows: list[Tensor], groups: int) -> list[Tensor]:
     """One filter (or several) for each channel: the filters are values of the channel."""
+    for label in rows:
+        call.ledger.mark(label, Role.DEPTHWISE)
     if not (inputs and rows):
         call.freeze([*inputs, *rows], "depthwise only: the filters follow an axis that no weight computes")
         return []
     call.ledger.tie(inputs[0].reshape(-1, 1), rows[0].reshape(groups, -1))
-    call.ledger.mark(rows[0], Role.DEPTHWISE)
     return rows
 
 

@@ -95,7 +95,7 @@ def _cut(call: Call, label: Tensor, whole: Tensor, pieces: list[Tensor]) -> None
         position = call.arguments.get(bound)
         if isinstance(position, int) and 0 < position < whole.shape[axis]:
             part = label.narrow(axis, 0, position)
-            call.ledger.uses.append(Use(call.tracer.module(), position, None, part))
+            call.ledger.uses.append(Use(call.tracer.module(), position, None, part, written=True))
 
 
 @rule("cat", "concat", "concatenate", "stack")

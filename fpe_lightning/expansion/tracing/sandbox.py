@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import random
 import sys
 from collections import OrderedDict
@@ -128,8 +129,14 @@ class Tensors:
         """The context in which the stand-ins can be computed with."""
         # Compiled parts run as they were written; asking for that imports the compiler, so only where it is in use.
         eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-        with self.mode or contextlib.nullcontext(), eager:
-            yield
+        # A trial may fail; torch would log that as an error of its own.
+        logger = logging.getLogger("torch._subclasses.fake_tensor")
+        disabled, logger.disabled = logger.disabled, True
+        try:
+            with self.mode or contextlib.nullcontext(), eager:
+                yield
+        finally:
+            logger.disabled = disabled
 
     def of(self, tensor: Tensor, sizes: Mapping[int, Tensor] | None = None) -> Tensor:
         """A stand-in for a tensor, the same one each time.

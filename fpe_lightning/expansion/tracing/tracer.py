@@ -186,9 +186,9 @@ class AxisTracer(TorchDispatchMode):
         before = [(tensor, tuple(call.labels(tensor))) for tensor in call.tensors if call.tag(tensor).labels]
         chosen(call)
         handled = [*before, *((tensor, call.tag(tensor).labels) for tensor in call.outputs)]
-        self.ledger.use(
-            self.module(), [(t, labels) for t, labels in handled if all(la.dim() == t.dim() for la in labels)]
-        )
+        written = {leaf for leaf in tree_leaves((call.positional, call.keywords)) if type(leaf) is int}
+        fitting = [(tensor, labels) for tensor, labels in handled if all(la.dim() == tensor.dim() for la in labels)]
+        self.ledger.use(self.module(), fitting, written)
 
 
 _FILLS = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,14 +27,15 @@ class Bench:
         runs: How the model can be run: (inputs, training, fake) for each trace.
         units: What the traces at the original widths say.
         refusals: Filled with the candidates that fail.
-        learned: Attributes of custom modules that had to grow once, and are tried at once for later candidates.
+        learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
+            given their value), which are tried at once for later candidates.
     """
 
     model: nn.Module
     runs: Sequence[tuple[Inputs, bool, bool]]
     units: Units
     refusals: list[Refusal] = field(default_factory=list)
-    learned: set[tuple[type[nn.Module], str, int | None]] = field(default_factory=set)
+    learned: set[tuple[type[nn.Module], str, int | None, bool]] = field(default_factory=set)
 
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Try candidates together and, where that fails, halves of them, down to single ones.
@@ -59,20 +61,16 @@ class Bench:
     def _accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         if not candidates:
             return []
-        candidates = [self._with_learned(candidate) for candidate in candidates]
-        outcome = self._attempt(candidates)
+        tried = [self._with_learned(candidate) for candidate in candidates]
+        outcome = self._attempt(tried)
         if not isinstance(outcome, Exception):
             good = []
-            for candidate, runs in zip(candidates, outcome, strict=True):
-                if isinstance(runs, str):
-                    good.extend(self._patched(candidate, runs))
-                else:
-                    good.append(candidate.with_runs(runs))
+            for before, candidate, runs in zip(candidates, tried, outcome, strict=True):
+                good.extend(self._patched(before, runs) if isinstance(runs, str) else [candidate.with_runs(runs)])
             return good
         if len(candidates) == 1:
-            return self._patched(
-                candidates[0], f"hard-coded size in forward: the widened model raises {sentence_of(outcome)}"
-            )
+            reason = f"hard-coded size in forward: the widened model raises {sentence_of(outcome)}"
+            return self._patched(candidates[0], reason)
         middle = len(candidates) // 2
         return self._accept(candidates[:middle]) + self._accept(candidates[middle:])
 
@@ -101,30 +99,34 @@ class Bench:
 
     def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
         """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
-        guesses = patch_attributes(candidate, self.units, modules_by_name(self.model))
-        options = [guesses, *((guess,) for guess in guesses)] if len(guesses) > 1 else [guesses][: len(guesses)]
-        for option in options:
-            runs = self._runs_with(candidate, option)
+        written, met = (self._guesses(candidate, written=flag) for flag in (True, False))
+        options = list(dict.fromkeys([(), written, met, *((guess,) for guess in met)]))
+        for variant, option in itertools.product(dict.fromkeys((candidate, candidate.split())), options):
+            runs = self._runs_with(variant, option)
             if runs is None:
                 continue
             needed = option
             for attribute in option if len(option) > 1 else ():
                 fewer = tuple(other for other in needed if other != attribute)
-                if self._runs_with(candidate, fewer) == runs:
+                if self._runs_with(variant, fewer) == runs:
                     needed = fewer
             modules = modules_by_name(self.model)
-            self.learned |= {(type(modules[a.module]), a.name, a.index) for a in needed}
-            return [candidate.with_attributes((*candidate.site.attributes, *needed)).with_runs(runs)]
+            self.learned |= {(type(modules[a.module]), a.name, a.index, a in written) for a in needed}
+            return [variant.with_attributes((*variant.site.attributes, *needed)).with_runs(runs)]
         self._refuse(candidate, reason)
         return []
 
+    def _guesses(self, candidate: Candidate, *, written: bool) -> tuple[Attribute, ...]:
+        return patch_attributes(candidate, self.units, modules_by_name(self.model), written=written)
+
     def _with_learned(self, candidate: Candidate) -> Candidate:
         """Grow those attributes that another candidate needed in a module of the same class."""
-        if not self.learned:
-            return candidate
-        modules = modules_by_name(self.model)
-        guesses = patch_attributes(candidate, self.units, modules)
-        known = tuple(a for a in guesses if (type(modules[a.module]), a.name, a.index) in self.learned)
+        known = []
+        for flag in {written for *_, written in self.learned}:
+            modules = modules_by_name(self.model)
+            for a in self._guesses(candidate, written=flag):
+                if (type(modules[a.module]), a.name, a.index, flag) in self.learned and a not in known:
+                    known.append(a)
         return candidate.with_attributes((*candidate.site.attributes, *known))
 
     def _runs_with(self, candidate: Candidate, attributes: tuple[Attribute, ...]) -> list[int] | None:

@@ -1,0 +1,167 @@
+"""An expansion that is refused says why in one sentence, and leaves model and optimizers as they were, bit by bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from nets import cnn, equal, mlp, snapshot, train
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, AdamW, Optimizer
+
+import fpe_lightning as fpe
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"alpha": 1}, "integer of at least 2; found 1"),
+    ({"alpha": 2.0}, "integer of at least 2; found 2.0"),
+    ({"alpha": True}, "integer of at least 2; found True"),
+    ({"alpha": {}}, "empty mapping"),
+    ({"alpha": {"3": 2}}, r"No site matches '3'"),
+    (
+        {"alpha": {"2": 40}},
+        "alpha=40 was asked for 2, whose neurons have (16|32) incoming weights at most.*Use alpha <= ",
+    ),
+    ({"alpha": {"0": 2, "2": 999}}, "alpha=999 was asked for 2"),
+    ({"sites": "layers.*"}, r"No site matches 'layers.\*'.* Sites of this model: 0, 2"),
+    ({"sites": "00"}, r"No site matches '00'. Did you mean '0'\?"),
+    ({"sites": []}, "`sites` is empty"),
+    ({"budget": "totl"}, "Unknown budget 'totl'; known: total, incoming, outgoing"),
+    ({"layout": "sparse"}, "Unknown layout 'sparse'; known: auto"),
+    ({"optimizer_state": "keep"}, '`optimizer_state` has to be "follow" or "reset", found \'keep\''),
+    ({"partition": "radnom"}, r"Unknown partition 'radnom'. Did you mean 'random'"),
+    ({"partition": "clause"}, "needs `groups`"),
+    ({"partition": "clause", "groups": [[0, 1], [2]]}, "miss"),
+    ({"partition": "semi_structured", "alpha": 4}, "needs alpha=2"),
+    ({"groups": [[0]]}, "`groups` are used by"),
+    ({"partition": lambda *_: torch.zeros(3)}, "A partition has to return int64"),
+    (
+        {"budget": "incoming", "alpha": {"0": 2, "2": 15}},
+        "adds 1792 copies .* weights of 2.weight have to go. Cannot rem",
+    ),
+    ({"example_inputs": None}, "pass `example_inputs`"),
+    ({"example_inputs": torch.zeros(1, 3)}, "the forward raises"),
+]
+
+
+@contextmanager
+def refused(message: str, model: nn.Module, *optimizers: Optimizer) -> Iterator[None]:
+    """What happens inside raises a ValueError and changes nothing."""
+    before = snapshot(model, *optimizers)
+    with pytest.raises(ValueError, match=message):
+        yield
+    after = snapshot(model, *optimizers)
+    assert [key for key in before if not equal(before[key], after[key])] == []
+
+
+@cache
+def trained(splits: int) -> tuple[nn.Module, Optimizer, Tensor]:
+    model, x = mlp(64, 16, 16, 7), torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    train(model, optimizer, x)
+    for _ in range(splits):
+        fpe.expand(model, 2, sites="0", budget="incoming", optimizer=optimizer, example_inputs=x)
+        train(model, optimizer, x)
+    return model, optimizer, x
+
+
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+@pytest.mark.parametrize("splits", [0, 1])
+@pytest.mark.parametrize(("arguments", "message"), CASES, ids=[message[:30] for _, message in CASES])
+def test_refused_arguments_change_nothing(arguments: dict[str, Any], message: str, splits: int) -> None:
+    model, optimizer, x = copy.deepcopy(trained(splits))
+    with refused(message, model, optimizer):
+        fpe.expand(model, **{"optimizer": optimizer, "example_inputs": x, **arguments})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.running_var", "4.weight"])
+def test_a_diverged_run_is_not_split(name: str, bad: float) -> None:
+    model = cnn()
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
+    x = torch.randn(2, 16, 8, 8)
+    train(model, optimizer, x)
+    model.state_dict()[name].view(-1)[1] = bad
+    with refused(f"`{name}` holds NaN or infinity: the run has diverged, so 0 is not split", model, optimizer):
+        fpe.expand(model, 2, sites="0", optimizer=optimizer, example_inputs=x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (LBFGS, "LBFGS cannot train on after a split: it keeps one flat history"),
+        (
+            lambda parameters: torch.optim.Muon([p for p in parameters if p.dim() == 2], lr=0.01),
+            "Muon cannot train on after a split: it mixes the entries of a matrix",
+        ),
+    ],
+)
+def test_optimizers_that_cannot_follow_are_refused(make: Any, message: str) -> None:
+    model, x = mlp(64, 8, 3), torch.randn(4, 64)
+    optimizer = make(model.parameters())
+    with refused(message, model, optimizer):
+        fpe.expand(model, 2, optimizer=optimizer, example_inputs=x)
+
+
+def test_subclasses_of_refused_optimizers_are_refused_too() -> None:
+    class Mine(LBFGS):
+        pass
+
+    model = mlp(64, 8, 3)
+    with pytest.raises(ValueError, match="Mine cannot train on after a split: it keeps one flat history"):
+        fpe.expand(model, 2, optimizer=Mine(model.parameters()), example_inputs=torch.randn(4, 64))
+
+
+def test_an_optimizer_that_holds_nothing_of_the_split_may_be_anything() -> None:
+    model = mlp(64, 8, 3)
+    other = nn.Parameter(torch.zeros(3))
+    fpe.expand(model, 2, optimizer=[LBFGS([other]), SGD(model.parameters())], example_inputs=torch.randn(4, 64))
+    assert model[0].out_features == 16
+
+
+def test_state_of_an_unknown_shape_is_named_and_may_be_reset() -> None:
+    model, x = mlp(64, 8, 3), torch.randn(4, 64)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, x)
+    optimizer.state[model[0].weight]["sketch"] = torch.zeros(5, 2)
+    with refused(r"SGD state `sketch` of `0.weight` has shape \(5, 2\), .* \(8, 64\); pass optimi", model, optimizer):
+        fpe.expand(model, 2, optimizer=optimizer, example_inputs=x)
+    fpe.expand(model, 2, optimizer=optimizer, example_inputs=x, optimizer_state="reset")
+    assert model[0].weight not in optimizer.state
+    assert "momentum_buffer" in optimizer.state[model[2].bias]
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_a_name_that_the_mask_needs_is_not_overwritten(kind: str) -> None:
+    model, x = mlp(64, 8, 3), torch.randn(4, 64)
+    if kind == "buffer":
+        model[0].register_buffer("weight_mask", torch.ones(8, 64))
+    else:
+        model[0].weight_mask = "mine"
+    with refused("`0` has a `weight_mask` of its own", model):
+        fpe.expand(model, 2, example_inputs=x)
+
+
+def test_something_else_than_an_optimizer_is_named() -> None:
+    model, x = mlp(64, 8, 3), torch.randn(4, 64)
+    with pytest.raises(TypeError, match=r"`optimizer` takes one or several torch optimizers, found 0.1"):
+        fpe.expand(model, 2, optimizer=[0.1], example_inputs=x)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"`optimizer` takes one or several torch optimizers, found <class.*Adam"):
+        fpe.expand(model, 2, optimizer=torch.optim.Adam, example_inputs=x)  # type: ignore[arg-type]
+
+
+def test_costly_splits_warn_with_their_figures() -> None:
+    with pytest.warns(
+        fpe.ExpansionWarning, match=r"Splitting 0 by alpha=2 adds 88 copies to 128 incoming weights \(69%\)"
+    ) as caught:
+        fpe.expand(mlp(16, 8, 10), 2, example_inputs=torch.zeros(1, 16))
+    assert caught[0].filename == __file__, "the warning points at the caller's line"
+
+
+def test_cheap_splits_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+    fpe.expand(mlp(64, 8, 3), 2, example_inputs=torch.zeros(1, 64))
+    assert not [warning for warning in recwarn if issubclass(warning.category, fpe.ExpansionWarning)]
