@@ -1,11 +1,12 @@
 """Structured ways to make room: whole columns and whole blocks go, so that what is left can be stored densely.
 
 - ``"columns"``: inputs go from all neurons of a block at once (children of one number in one group of neurons that
-  share a partition). Every block loses equally many, the column of smallest norm first. Outgoing copies all stay.
+  share a partition), in each block those of smallest norm. Where blocks cannot lose equally many, those that read
+  the most lose one more, then the first children of all groups, so that blocks stay of one size. Outgoing copies all
+  stay.
 - ``"blocks"``: outgoing weights are handed out as incoming ones are. Outputs are cut into ``alpha`` stretches, and of
-  the copies that the children of a neuron hold of a stretch one stays, for each group of neurons that of another
-  child. Copies tie in magnitude, so magnitude has no say. What the copies of biases and norms cost goes as in
-  ``"columns"``.
+  the copies that the children of a neuron hold of a stretch one stays, for each group of neurons that of another child.
+  Copies tie in magnitude, so magnitude has no say. What the copies of biases and norms cost goes as in ``"columns"``.
 
 Where whole columns do not come out even (kernels), single weights of smallest magnitude make up for the rest.
 """
@@ -13,12 +14,13 @@ Where whole columns do not come out even (kernels), single weights of smallest m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fpe_lightning.expansion.budget import remove_smallest
+from fpe_lightning.sparse.blocks import block_rows
 
 
 @dataclass
@@ -29,11 +31,13 @@ class Incoming:
         weight: ``(rows, inputs, k)``; rows of a block stand together, ``k`` are kernel entries.
         mask: Bool, of the same shape.
         block: Rows of a block.
+        alpha: Blocks that make up a group of neurons, one for each child.
     """
 
     weight: Tensor
     mask: Tensor
     block: int
+    alpha: int = 1
 
 
 def remove_columns(incoming: Sequence[Incoming], count: int) -> list[Tensor]:
@@ -65,7 +69,7 @@ def remove_columns(incoming: Sequence[Incoming], count: int) -> list[Tensor]:
     for position, part in enumerate(incoming):  # shares were rounded down: a few whole columns may still fit
         size = part.block * part.weight.shape[2]
         if rest >= column and rest >= size:
-            more = _without_columns(Incoming(part.weight, kept[position], part.block), rest // size)
+            more = _without_columns(replace(part, mask=kept[position]), rest // size)
             rest -= int(kept[position].sum()) - int(more.sum())
             kept[position] = more
     return remove_smallest([part.weight for part in incoming], kept, rest)
@@ -89,8 +93,9 @@ def _without_columns(part: Incoming, columns: int) -> Tensor:
     order = norm.argsort(dim=1, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order))
     goes = rank < each
-    if more:  # the blocks whose next column is the smallest lose one more
-        first = norm.masked_fill(rank != each, torch.inf).amin(1).argsort(stable=True)[:more]
+    if more:
+        child = torch.arange(blocks, device=order.device) % part.alpha
+        first = (child - fan_in * part.alpha).argsort(stable=True)[:more]
         goes[first] |= rank[first] == each
     return (mask & ~goes.view(blocks, 1, inputs, 1)).view(part.mask.shape)
 
@@ -112,6 +117,6 @@ def hand_out_outgoing(child: Tensor, group: Tensor, outputs: int, alpha: int) ->
         tensor([[1, 0, 0, 1],
                 [0, 1, 1, 0]], dtype=torch.int32)
     """
-    stretch = torch.arange(outputs) * alpha // outputs
+    stretch = torch.cat([torch.full((count,), part) for part, (_, count) in enumerate(block_rows(outputs, alpha))])
     stays = (stretch.unsqueeze(1) + group) % alpha == child
     return stays | (child < 0)

@@ -40,6 +40,7 @@ def make_structured_room(
             _rows(draft[producer.parameter].value, draft, producer, alpha)[order],
             _rows(draft.mask(producer.parameter), draft, producer, alpha)[order],
             producer.run * stretches,
+            alpha,
         )
         for producer, order in zip(producers, orders, strict=True)
     ]

@@ -51,6 +51,27 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Blocks of one shape at equal distances: what one batched product computes for a single row of inputs.
+
+    Attributes:
+        count: Number of blocks.
+        rows: Rows of each.
+        fan_in: Inputs of each row.
+        row: First row of the first block, and the distance to that of the next one.
+        offset: The same in the packed weight.
+        source: The same in :attr:`Plan.every`.
+    """
+
+    count: int
+    rows: int
+    fan_in: int
+    row: tuple[int, int]
+    offset: tuple[int, int]
+    source: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A block structured product, worked out once.
 
@@ -60,6 +81,8 @@ class Plan:
         blocks: The dense blocks, in the order of rows.
         gather: int64, the inputs that the blocks read, in their order; None where they are read in place.
         scatter: Stretches ``(start, length)`` of ``gather`` without duplicates: what may be added back at once.
+        every: int64, the inputs of each block, one block after the other; for a single row of inputs.
+        batches: The blocks again, joined into batched products; for a single row of inputs.
     """
 
     rows: int
@@ -67,6 +90,8 @@ class Plan:
     blocks: tuple[Block, ...]
     gather: Tensor | None
     scatter: tuple[tuple[int, int], ...]
+    every: Tensor
+    batches: tuple[Batch, ...]
 
 
 def make_plan(inputs: Tensor, rows: int) -> Plan:
@@ -94,7 +119,33 @@ def make_plan(inputs: Tensor, rows: int) -> Plan:
     for (row, height), fan, read in zip(block_rows(rows, len(inputs)), fan_in, runs, strict=True):
         blocks.append(Block(row, height, offset, fan, tuple(read)))
         offset += height * fan
-    return Plan(rows, inputs.shape[1], tuple(blocks), gather, scatter)
+    every = torch.cat([block.nonzero().squeeze(1) for block in inputs])
+    return Plan(rows, inputs.shape[1], tuple(blocks), gather, scatter, every, _batches(blocks))
+
+
+def _batches(blocks: list[Block]) -> tuple[Batch, ...]:
+    """Join blocks of one shape that stand at equal distances."""
+    sources, read = [], 0
+    for block in blocks:
+        sources.append(read)
+        read += block.fan_in
+    shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for block, source in zip(blocks, sources, strict=True):
+        shapes.setdefault((block.rows, block.fan_in), []).append((block.row, block.offset, source))
+    found: list[Batch] = []
+    for (rows, fan_in), places in shapes.items():
+        start = 0
+        while start < len(places) and fan_in:
+            end, step = start + 1, (0, 0, 0)
+            while end < len(places):
+                row, offset, source = (b - a for a, b in zip(places[end - 1], places[end], strict=True))
+                if step not in ((0, 0, 0), (row, offset, source)):
+                    break
+                step, end = (row, offset, source), end + 1
+            row, offset, source = zip(places[start], step, strict=True)
+            found.append(Batch(end - start, rows, fan_in, row, offset, source))
+            start = end
+    return tuple(found)
 
 
 def _runs(block: Tensor) -> list[Run]:

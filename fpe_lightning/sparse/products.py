@@ -40,6 +40,8 @@ def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> 
     rows = x.reshape(-1, plan.width)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         result = _compose(rows, packed, bias, plan)
+    elif len(rows) == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, packed))):
+        result = _single(rows, packed, bias, plan)
     else:
         result = _BlockLinear.apply(rows, packed, bias, plan)
     return result.view(*x.shape[:-1], plan.rows)
@@ -58,6 +60,20 @@ def _compose(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tens
         outputs.append(functools.reduce(torch.add, products) if products else x.new_zeros(len(x), block.rows))
     result = torch.cat(outputs, dim=1)
     return result if bias is None else result + bias
+
+
+def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """One row of inputs: the time goes into reading the weight, which a batched product does at full speed."""
+    source = x[0].index_select(0, plan.every)
+    result = x.new_zeros(plan.rows)
+    for batch in plan.batches:
+        shape = (batch.count, batch.rows, batch.fan_in)
+        (row, next_row), (offset, next_offset), (read, next_read) = batch.row, batch.offset, batch.source
+        weight = packed.as_strided(shape, (next_offset, batch.fan_in, 1), packed.storage_offset() + offset)
+        vector = source.as_strided((batch.count, batch.fan_in, 1), (next_read, 1, 1), read)
+        out = result.as_strided((batch.count, batch.rows, 1), (next_row, 1, 1), row)
+        out.copy_(torch.bmm(weight, vector))
+    return (result if bias is None else result.add_(bias)).unsqueeze(0)
 
 
 def _weight(packed: Tensor, block: Block) -> Tensor:

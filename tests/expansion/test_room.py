@@ -42,8 +42,13 @@ def test_the_smallest_columns_go() -> None:
     weight[2:, 0] = 0.1
     kept = remove_columns([Incoming(weight, torch.ones(4, 3, 1, dtype=torch.bool), 2)], 4)[0].squeeze(2)
     assert kept.tolist() == [[True, False, True]] * 2 + [[False, True, True]] * 2
-    kept = remove_columns([Incoming(weight, torch.ones(4, 3, 1, dtype=torch.bool), 2)], 2)[0].squeeze(2)
-    assert kept.tolist() == [[True, True, True]] * 2 + [[False, True, True]] * 2
+
+
+def test_blocks_that_read_the_most_lose_one_more_then_first_children() -> None:
+    weight, mask = torch.randn(4, 9, 1), torch.ones(4, 9, 1, dtype=torch.bool)
+    assert remove_columns([Incoming(weight, mask, 1, alpha=2)], 2)[0].sum((1, 2)).tolist() == [8, 9, 8, 9]
+    mask[0, 0] = False
+    assert remove_columns([Incoming(weight, mask, 1, alpha=2)], 3)[0].sum((1, 2)).tolist() == [8, 8, 8, 8]
 
 
 def test_producers_share_the_loss_and_masked_weights_are_not_counted_again() -> None:

@@ -88,6 +88,24 @@ def test_leading_axes_expanded_gradients_and_no_bias() -> None:
     assert block_linear(x[:0], packed, None, plan).shape == (0, ROWS)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_row_without_gradients_is_a_batched_product(kind: str) -> None:
+    x, dense, bias, inputs, plan = case(kind, torch.float32)
+    packed = torch.cat([torch.zeros(3, 1), pack(dense, inputs)])[
+        3:
+    ]  # a view that does not begin where its storage does
+    for given in (bias, None):
+        torch.testing.assert_close(block_linear(x[:1], packed, given, plan), F.linear(x[:1], dense, given))
+    assert sum(batch.count for batch in plan.batches) == int(inputs.any(1).sum())
+
+
+def test_blocks_of_one_shape_at_equal_distances_make_one_batch() -> None:
+    inputs = torch.zeros(6, 12, dtype=torch.bool)
+    for block in range(6):
+        inputs[block, : 4 + block % 2] = True
+    assert [(batch.count, batch.fan_in) for batch in make_plan(inputs, 12).batches] == [(3, 4), (3, 5)]
+
+
 def test_autocast_computes_in_the_lower_dtype_and_keeps_gradients_in_the_parameters() -> None:
     x, dense, bias, inputs, plan = case("scattered", torch.float32)
     packed = pack(dense, inputs).requires_grad_()
