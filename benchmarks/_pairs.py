@@ -16,11 +16,11 @@ import fpe_lightning as fpe
 from fpe_lightning.sparse import dense_mask
 
 try:
-    import sparselab
+    import sparselab as sparselab
 except ImportError:
     sparselab = None
 try:
-    from rigl_torch.RigL import RigLScheduler
+    from rigl_torch.RigL import RigLScheduler as RigLScheduler
 except ImportError:
     RigLScheduler = None
 
@@ -97,7 +97,8 @@ def split_pair(dense: nn.Sequential, alpha: int, way: Way) -> nn.Sequential:
     wide = copy.deepcopy(dense)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
-        example = torch.zeros(1, dense[0].in_features, dtype=dense[0].weight.dtype, device=dense[0].weight.device)
+        weight = dense[0].get_parameter("weight")
+        example = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
         fpe.expand(wide, alpha, way.partition, budget=way.budget, layout=way.layout, example_inputs=example)
     return wide
 
@@ -140,7 +141,7 @@ class CSRLinear(nn.Module):
 
 def csr_pair(masked: nn.Sequential) -> nn.Sequential:
     """The same structure in torch's compressed rows."""
-    return nn.Sequential(CSRLinear(masked[0]), nn.ReLU(), CSRLinear(masked[2]))
+    return nn.Sequential(*(CSRLinear(layer) if isinstance(layer, nn.Linear) else layer for layer in masked))
 
 
 def sparselab_pair(case: Case, alpha: int) -> nn.Sequential:

@@ -73,7 +73,7 @@ def expand(
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
         layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
             non-zeros, for partitions that neurons share; children that share one then stand together, see
-            :mod:`fpe_lightning.expansion.order`), or ``"auto"`` to let the library choose.
+            :mod:`fpe_lightning.expansion.order`), or ``"auto"``, the one that holds whatever comes: ``"masked"``.
         optimizer: One or several optimizers that hold the model's parameters; they are kept valid.
         example_inputs: What the model's forward takes, a tensor, a tuple of arguments or a dict of keyword arguments;
             needed to find the sites, unless ``sites`` holds them or the model has an ``example_input_array``.

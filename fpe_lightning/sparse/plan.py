@@ -138,12 +138,12 @@ def _batches(blocks: list[Block]) -> tuple[Batch, ...]:
         while start < len(places) and fan_in:
             end, step = start + 1, (0, 0, 0)
             while end < len(places):
-                row, offset, source = (b - a for a, b in zip(places[end - 1], places[end], strict=True))
-                if step not in ((0, 0, 0), (row, offset, source)):
+                (row, offset, source), (after, beyond, behind) = places[end - 1], places[end]
+                if step not in ((0, 0, 0), (after - row, beyond - offset, behind - source)):
                     break
-                step, end = (row, offset, source), end + 1
-            row, offset, source = zip(places[start], step, strict=True)
-            found.append(Batch(end - start, rows, fan_in, row, offset, source))
+                step, end = (after - row, beyond - offset, behind - source), end + 1
+            by_row, by_offset, by_source = zip(places[start], step, strict=True)
+            found.append(Batch(end - start, rows, fan_in, by_row, by_offset, by_source))
             start = end
     return tuple(found)
 

@@ -18,17 +18,18 @@ def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a layer in its own shape, whatever its layout.
 
     Args:
-        module: A module with a parameter ``weight``.
+        module: A module with a ``weight``.
 
     Returns:
-        The parameter itself, or for a grouped layer a dense tensor computed from it (differentiable).
+        The module's own tensor, or for a grouped layer a dense tensor computed from it (differentiable).
 
     Example:
         >>> layer = nn.Linear(4, 2)
         >>> dense_weight(layer) is layer.weight
         True
     """
-    return module.dense_weight() if isinstance(module, GroupedModule) else module.get_parameter("weight")
+    weight: Tensor = getattr(module, "weight")  # noqa: B009 - a module's attributes are untyped
+    return module.dense_weight() if isinstance(module, GroupedModule) else weight
 
 
 def dense_mask(module: nn.Module) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.partition import Partition
+from fpe_lightning.interference import LayerState
 from fpe_lightning.sparse import GroupedConv2d, GroupedLinear, check_masks, parents_of, structure_of, ungroup
 
 PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
@@ -161,6 +162,15 @@ def test_masked_and_grouped_keep_the_same_weights() -> None:
         fpe.expand(model, 2, "shared:2", budget="columns", layout=layout, example_inputs=x, sites="0")
         outputs.append(model.eval()(x))
     torch.testing.assert_close(*outputs)
+
+
+def test_interference_sees_the_weight_and_not_its_storage() -> None:
+    model, x = mlp()
+    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    ours, theirs = LayerState.of(model[0]), LayerState.of(as_masked(model)[0])
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.mask, theirs.mask)
+    assert torch.equal(ours.parents, theirs.parents)
 
 
 def refused(
