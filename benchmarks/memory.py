@@ -5,8 +5,7 @@ python -m benchmarks.memory --inputs 4096   a larger pair
 
 Each row is a process of its own. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers;
 "resident" is how far the process grew from before it built the pair to the peak of three training steps (Linux). The
-last table is the split of the pair with its optimizer: how long it takes, and how far the process grows beyond the dense
-pair.
+last table is the split of the pair with its optimizer: how long it takes, and its peak in units of the dense pair.
 """
 
 from __future__ import annotations

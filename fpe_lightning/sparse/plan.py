@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,23 +52,23 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks of one shape at equal distances: what one batched product computes for a single row of inputs.
+    """Blocks of one shape, one after the other: what one batched product computes for a single row of inputs.
 
     Attributes:
         count: Number of blocks.
         rows: Rows of each.
         fan_in: Inputs of each row.
-        row: First row of the first block, and the distance to that of the next one.
-        offset: The same in the packed weight.
-        source: The same in :attr:`Plan.every`.
+        row: First row of the first block.
+        offset: Where the first block begins in the packed weight.
+        source: Where its inputs begin in :attr:`Plan.every`.
     """
 
     count: int
     rows: int
     fan_in: int
-    row: tuple[int, int]
-    offset: tuple[int, int]
-    source: tuple[int, int]
+    row: int
+    offset: int
+    source: int
 
 
 @dataclass(frozen=True)
@@ -124,27 +124,17 @@ def make_plan(inputs: Tensor, rows: int) -> Plan:
 
 
 def _batches(blocks: list[Block]) -> tuple[Batch, ...]:
-    """Join blocks of one shape that stand at equal distances."""
-    sources, read = [], 0
-    for block in blocks:
-        sources.append(read)
-        read += block.fan_in
-    shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    for block, source in zip(blocks, sources, strict=True):
-        shapes.setdefault((block.rows, block.fan_in), []).append((block.row, block.offset, source))
+    """Join blocks of one shape that follow each other."""
     found: list[Batch] = []
-    for (rows, fan_in), places in shapes.items():
-        start = 0
-        while start < len(places) and fan_in:
-            end, step = start + 1, (0, 0, 0)
-            while end < len(places):
-                (row, offset, source), (after, beyond, behind) = places[end - 1], places[end]
-                if step not in ((0, 0, 0), (after - row, beyond - offset, behind - source)):
-                    break
-                step, end = (after - row, beyond - offset, behind - source), end + 1
-            by_row, by_offset, by_source = zip(places[start], step, strict=True)
-            found.append(Batch(end - start, rows, fan_in, by_row, by_offset, by_source))
-            start = end
+    source = 0
+    for block in blocks:
+        last = found[-1] if found else None
+        same = last is not None and (last.rows, last.fan_in) == (block.rows, block.fan_in)
+        if last is not None and same and last.row + last.count * last.rows == block.row:
+            found[-1] = replace(last, count=last.count + 1)
+        elif block.fan_in:
+            found.append(Batch(1, block.rows, block.fan_in, block.row, block.offset, source))
+        source += block.fan_in
     return tuple(found)
 
 

@@ -67,12 +67,14 @@ def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tenso
     source = x[0].index_select(0, plan.every)
     result = x.new_zeros(plan.rows)
     for batch in plan.batches:
-        shape = (batch.count, batch.rows, batch.fan_in)
-        (row, next_row), (offset, next_offset), (read, next_read) = batch.row, batch.offset, batch.source
-        weight = packed.as_strided(shape, (next_offset, batch.fan_in, 1), packed.storage_offset() + offset)
-        vector = source.as_strided((batch.count, batch.fan_in, 1), (next_read, 1, 1), read)
-        out = result.as_strided((batch.count, batch.rows, 1), (next_row, 1, 1), row)
-        out.copy_(torch.bmm(weight, vector))
+        size = batch.count * batch.fan_in
+        weight = packed.narrow(0, batch.offset, size * batch.rows).view(batch.count, batch.rows, batch.fan_in)
+        vector = source.narrow(0, batch.source, size).view(batch.count, batch.fan_in, 1)
+        out = result.narrow(0, batch.row, batch.count * batch.rows)
+        if batch.count == 1:
+            torch.mv(weight[0], vector[0, :, 0], out=out)
+        else:
+            torch.bmm(weight, vector, out=out.view(batch.count, batch.rows, 1))
     return (result if bias is None else result.add_(bias)).unsqueeze(0)
 
 

@@ -96,14 +96,15 @@ def test_a_single_row_without_gradients_is_a_batched_product(kind: str) -> None:
     ]  # a view that does not begin where its storage does
     for given in (bias, None):
         torch.testing.assert_close(block_linear(x[:1], packed, given, plan), F.linear(x[:1], dense, given))
-    assert sum(batch.count for batch in plan.batches) == int(inputs.any(1).sum())
+    assert sum(batch.count for batch in plan.batches) == int(inputs.any(1).sum())  # a block without inputs is in none
 
 
-def test_blocks_of_one_shape_at_equal_distances_make_one_batch() -> None:
+def test_blocks_of_one_shape_in_a_row_make_one_batch() -> None:
     inputs = torch.zeros(6, 12, dtype=torch.bool)
     for block in range(6):
-        inputs[block, : 4 + block % 2] = True
-    assert [(batch.count, batch.fan_in) for batch in make_plan(inputs, 12).batches] == [(3, 4), (3, 5)]
+        inputs[block, : 4 + block // 4] = True
+    batches = make_plan(inputs, 12).batches
+    assert [(batch.count, batch.fan_in, batch.row, batch.source) for batch in batches] == [(4, 4, 0, 0), (2, 5, 8, 16)]
 
 
 def test_autocast_computes_in_the_lower_dtype_and_keeps_gradients_in_the_parameters() -> None:
