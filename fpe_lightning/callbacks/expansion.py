@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from fpe_lightning.callbacks.copies import check_averages, copies_of
 from fpe_lightning.callbacks.distributed import check_ranks_agree, check_strategy, rewrap
-from fpe_lightning.callbacks.recorder import Call, CallRecorder, rebuild
-from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule
+from fpe_lightning.callbacks.module_sites import sites_of_calls
+from fpe_lightning.callbacks.recorder import Call, CallRecorder
+from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.expansion.budget import BUDGETS
 from fpe_lightning.expansion.checkpoint import restore_structure_on_load
 from fpe_lightning.expansion.expand import LAYOUTS, expand
-from fpe_lightning.expansion.find import find_sites
 from fpe_lightning.expansion.partition import Partition, resolve_partition
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import check_alpha, select_sites, sites_of
-from fpe_lightning.expansion.sites import Attribute, Axis, Producer, Site
-from fpe_lightning.expansion.tracing.forward import Inputs
+from fpe_lightning.expansion.sites import Site
 from fpe_lightning.sparse.masked import check_masks
 
 
@@ -53,7 +53,8 @@ class ExpansionCallback(pl.Callback):
         optimizer_state: ``"follow"``, or ``"reset"`` to begin the state of split parameters anew.
         max_splits: With a trigger, how often to split at most.
         example_inputs: What the LightningModule's ``forward`` takes. Seldom needed: the callback looks at the module's
-            ``example_input_array``, then at how the first step calls its networks, then at the batch.
+            ``example_input_array``, then at how the first step calls its networks, then at the batch. A split that is
+            due before the very first batch happens one batch later where none of these says enough.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
@@ -101,11 +102,17 @@ class ExpansionCallback(pl.Callback):
         self.example_inputs = example_inputs
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
-        self._done = 0
-        self._calls: list[Call] = []
-        self._recorder: CallRecorder | None = None
-        self._restoring: RemovableHandle | None = None
+        self._begin_anew()
+        self._recording = ExitStack()
+        self._restoring: list[RemovableHandle] = []
         self._unchecked = False
+
+    def _begin_anew(self) -> None:
+        self.reports.clear()
+        self._done = 0
+        self._pending = False
+        self._calls: list[Call] = []
+        self._sanity_calls: list[Call] = []
 
     @property
     @override
@@ -117,41 +124,64 @@ class ExpansionCallback(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._clean_up()
         if stage == "fit":
             check_strategy(trainer)
             self.schedule.check(trainer)
+            if trainer.current_epoch == trainer.global_step == 0:
+                self._begin_anew()
         # Weights are loaded before any callback's state, so the structure has to come from the weights themselves.
-        self._restoring = restore_structure_on_load(pl_module)
+        # Callbacks set up later copy the module together with this hook.
+        self._restoring = [restore_structure_on_load(each) for each in (pl_module, *copies_of(trainer, pl_module))]
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._stop_recording()
-        if self._restoring is not None:
-            self._restoring.remove()
-            self._restoring = None
+        self._clean_up()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        self._recording.close()
+        for handle in self._restoring:
+            handle.remove()
+        self._restoring = []
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_averages(trainer)
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start_recording(pl_module)
+        self._record(pl_module, self._sanity_calls)
 
     @override
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop_recording()
+        self._recording.close()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.schedule.check_steps(trainer, pl_module)
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        while self.schedule.due(trainer, pl_module, batch_idx, self._done):
-            self._split(trainer, pl_module, batch)
+        for _ in range(self._pending or self.schedule.due(trainer, batch_idx, self._done)):
+            sites = self.find_sites(pl_module, batch)
+            if sites is None:
+                break
+            self._split(trainer, pl_module, sites)
+            self._pending = False
         if not self._calls and self._done < self.schedule.count:
-            self._start_recording(pl_module)
+            self._record(pl_module, self._calls)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._stop_recording()
+        self._recording.close()
         if self._unchecked:
             check_masks(pl_module)
             self._unchecked = False
@@ -159,36 +189,48 @@ class ExpansionCallback(pl.Callback):
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_masks(pl_module)
+        # Decided before checkpoints are saved: a resumed run has no metrics to decide by.
+        self._pending = self.schedule.asks(trainer, pl_module, self._done)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        missing = self.schedule.count - self._done
+        if missing and self.schedule.trigger is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"The run ended after epoch {trainer.current_epoch - 1}, step {trainer.global_step}, before {missing} "
+                f"of {self.schedule.count} splits of ExpansionCallback were due: `{self.schedule.kind}="
+                f"{self.schedule.moments[self._done]}` was not reached."
+            )
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"done": self._done, "calls": self._calls}
-        if hasattr(self.schedule.trigger, "state_dict"):
-            state["trigger"] = self.schedule.trigger.state_dict()
+        trigger = self.schedule.trigger
+        state: dict[str, Any] = {"done": self._done, "pending": self._pending, "calls": self._calls}
+        if isinstance(trigger, StatefulTrigger):
+            state["trigger"] = trigger.state_dict()
         return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._done, self._calls = state_dict["done"], state_dict["calls"]
-        if hasattr(self.schedule.trigger, "load_state_dict"):
-            self.schedule.trigger.load_state_dict(state_dict["trigger"])
+        trigger = self.schedule.trigger
+        self._done, self._pending, self._calls = state_dict["done"], state_dict["pending"], state_dict["calls"]
+        if isinstance(trigger, StatefulTrigger):
+            trigger.load_state_dict(state_dict["trigger"])
 
-    def _start_recording(self, pl_module: pl.LightningModule) -> None:
-        if self._recorder is None and not self._calls:
-            self._recorder = CallRecorder(pl_module)
+    def _record(self, pl_module: pl.LightningModule, calls: list[Call]) -> None:
+        """Note calls until :attr:`_recording` is closed, where nothing else tells what networks take."""
+        if self.example_inputs is None and getattr(pl_module, "example_input_array", None) is None:
+            self._recording.close()
+            # Compiled code would not run the hooks, or would be compiled once with them and once without.
+            self._recording.enter_context(torch.compiler.set_stance("force_eager"))
+            self._recording.callback(CallRecorder(pl_module, calls).stop)
 
-    def _stop_recording(self) -> None:
-        if self._recorder is not None:
-            self._recorder.stop()
-            self._calls = self._recorder.calls
-            self._recorder = None
-
-    def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: list[Site]) -> None:
         groups = self.groups
         if self.partition == "clause" and groups is None:
             groups = getattr(getattr(trainer, "datamodule", None), "groups", None)
         try:
-            chosen = select_sites(self.find_sites(pl_module, batch), self.alpha, self.sites)
+            chosen = select_sites(found, self.alpha, self.sites)
             sites = [site for site, _ in chosen]
             _notify(trainer, "on_before_expansion", pl_module, sites)
             report = expand(
@@ -202,6 +244,7 @@ class ExpansionCallback(pl.Callback):
                 layout=self.layout,
                 optimizer=trainer.optimizers,
                 optimizer_state=self.optimizer_state,
+                copies=copies_of(trainer, pl_module),
             )
         except ValueError as error:
             raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
@@ -215,51 +258,33 @@ class ExpansionCallback(pl.Callback):
         rank_zero_info(f"Split before epoch {trainer.current_epoch}, step {trainer.global_step}:\n{report}")
         _notify(trainer, "on_after_expansion", pl_module, report)
 
-    def find_sites(self, pl_module: pl.LightningModule, batch: Any) -> list[Site]:
+    def find_sites(self, pl_module: pl.LightningModule, batch: Any) -> list[Site] | None:
         """Find the module's sites from whatever is known of its inputs; names are relative to the module.
 
         Args:
             pl_module: The module.
             batch: The batch about to be trained on; used where nothing else is known.
+
+        Returns:
+            The sites; None before the first batch where nothing is known and the batch itself does not help.
+
+        Raises:
+            MisconfigurationException: If there are none, or the module does not run on what is known.
         """
         example = self.example_inputs
         if example is None:
             example = getattr(pl_module, "example_input_array", None)
-        if example is None and self._calls:
-            return [site for call in self._calls for site in _sites_of_call(pl_module, call)]
-        if example is None:
-            example = batch[0] if isinstance(batch, (list, tuple)) else batch
-        return sites_of(pl_module, example)
-
-
-def _sites_of_call(pl_module: pl.LightningModule, call: Call) -> list[Site]:
-    """The sites of one network, found with a call noted before, under the names that the LightningModule knows."""
-    network = pl_module.get_submodule(call["module"])
-    args, kwargs = rebuild(call["args"], pl_module.device), rebuild(call["kwargs"], pl_module.device)
-    prefix = f"{call['module']}." if call["module"] else ""
-    return [prefixed(site, prefix) for site in find_sites(network, Inputs(args, kwargs))]
-
-
-def prefixed(site: Site, prefix: str) -> Site:
-    """The same site seen from a module further up.
-
-    Example:
-        >>> prefixed(Site("0", 8, 4, (), (), (Axis("2.weight", 1, 0, 8),)), "net.").consumers[0].parameter
-        'net.2.weight'
-    """
-
-    def move(axis: Any) -> Any:
-        return replace(axis, parameter=prefix + axis.parameter)
-
-    def move_attribute(attribute: Attribute) -> Attribute:
-        return replace(attribute, module=(prefix + attribute.module).rstrip("."))
-
-    producers: tuple[Producer, ...] = tuple(map(move, site.producers))
-    values: tuple[Axis, ...] = tuple(map(move, site.values))
-    consumers: tuple[Axis, ...] = tuple(map(move, site.consumers))
-    attributes = tuple(map(move_attribute, site.attributes))
-    name = (prefix + site.name).rstrip(".")
-    return replace(site, name=name, producers=producers, values=values, consumers=consumers, attributes=attributes)
+        calls = self._calls or self._sanity_calls
+        guess = batch[0] if isinstance(batch, (list, tuple)) else batch
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                if example is None and calls:
+                    return sites_of_calls(pl_module, calls)
+                return sites_of(pl_module, guess if example is None else example)
+        except (TypeError, ValueError) as error:
+            if example is None and not calls:
+                return None
+            raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
 
 
 def _notify(trainer: pl.Trainer, hook: str, pl_module: pl.LightningModule, argument: Any) -> None:

@@ -60,6 +60,7 @@ class CallRecorder:
 
     Args:
         root: The LightningModule. Modules inside of a compiled one are not looked at.
+        calls: Where to note the calls; None for a new list.
 
     Example:
         >>> class Root(nn.Module):
@@ -74,9 +75,10 @@ class CallRecorder:
         ['net']
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self.calls: list[Call] = []
-        self._depth = 0
+    def __init__(self, root: nn.Module, calls: list[Call] | None = None) -> None:
+        self.calls: list[Call] = [] if calls is None else calls
+        self._root, self._forward = root, root.forward
+        self._open: list[bool] = []  # for each call under way, whether it is a network's
         self._handles: list[RemovableHandle] = []
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]
         for name, module in root.named_modules():
@@ -87,8 +89,11 @@ class CallRecorder:
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._depth += 1
-            if self._depth == 1 and name not in {call["module"] for call in self.calls}:
+            # Strategies that wrap the module let its forward stand in for training_step: that call is no network's.
+            step = module is self._root and module.forward != self._forward
+            outermost = not step and not any(self._open)
+            self._open.append(not step)
+            if outermost and name not in {call["module"] for call in self.calls}:
                 try:
                     self.calls.append({"module": name, "args": describe(args), "kwargs": describe(kwargs)})
                 except TypeError:
@@ -97,7 +102,7 @@ class CallRecorder:
         return hook
 
     def _leave(self, *_: Any) -> None:
-        self._depth -= 1
+        self._open.pop()
 
     def stop(self) -> None:
         """Take every hook away; calling it again does nothing."""

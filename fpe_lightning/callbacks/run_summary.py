@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
@@ -37,7 +37,8 @@ class RunSummary(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.rows = [("non-zero parameters at the start", f"{count_nonzeros(pl_module):,}")]
+        # A resumed run goes on with the table of the run that it resumes.
+        self.rows = self.rows or [("non-zero parameters at the start", f"{count_nonzeros(pl_module):,}")]
 
     def on_before_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, sites: list[Site]) -> None:
         """Measure the accuracy that the split starts from."""
@@ -51,12 +52,12 @@ class RunSummary(pl.Callback):
         self._measure(trainer, pl_module, f"{self.monitor} just after it, before any training")
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str) -> None:
-        loader = trainer.val_dataloaders
-        if loader is None or not hasattr(pl_module, "accuracy"):
+        loader, accuracy = trainer.val_dataloaders, getattr(pl_module, "accuracy", None)
+        if loader is None or not callable(accuracy):
             return
         # A DataLoader draws from the global generator when it is iterated; training must not notice.
         with torch.random.fork_rng():
-            self.rows.append((what, f"{pl_module.accuracy(loader):.4f}"))
+            self.rows.append((what, f"{accuracy(loader):.4f}"))
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,8 +81,8 @@ class RunSummary(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A resumed run goes on with the table; on_fit_start comes earlier and has begun a new one.
-        self.rows = [(name, value) for name, value in state_dict["rows"]]
+        # Testing the best weights loads their callbacks too; what came after them belongs to the table as well.
+        self.rows = self.rows or [(name, value) for name, value in state_dict["rows"]]
 
 
 @rank_zero_only

@@ -7,18 +7,31 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 
 @runtime_checkable
 class ExpansionTrigger(Protocol):
-    """Decides when to split. It is asked once an epoch, before the first batch, on every process.
+    """Decides when to split. It is asked at the end of every epoch, on every process; the next epoch begins split.
 
     A trigger with state defines ``state_dict`` and ``load_state_dict`` too, with plain types, so that runs can resume.
     """
 
     def should_expand(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Whether to split now."""
+        """Whether to split before the next epoch."""
+        ...
+
+
+@runtime_checkable
+class StatefulTrigger(Protocol):
+    """A trigger whose state is saved with the run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types alone."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state."""
         ...
 
 
@@ -52,11 +65,12 @@ class SaturationTrigger:
         self.waited = 0
 
     def should_expand(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Look at the newest value of the metric, from the second epoch on."""
-        if trainer.current_epoch == 0:
-            return False
+        """Look at the newest value of the metric."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
+            # Not yet logged where the module logs after callbacks; not restored where a run resumes after validation.
+            if trainer.current_epoch == 0 or self.best > -math.inf:
+                return False
             logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise MisconfigurationException(
                 f"SaturationTrigger monitors {self.monitor!r}, which is not logged. Logged metrics: {logged}."
@@ -90,8 +104,9 @@ class Schedule:
     Args:
         epoch: One or several epochs, counted from 0, at whose first batch to split.
         step: One or several numbers of optimizer steps after which to split.
-        fraction: One or several fractions of the run's optimizer steps, in [0, 1), after which to split.
-        trigger: Decides by itself; asked once an epoch.
+        fraction: One or several fractions of the run, in [0, 1), after which to split; of its batches, or of
+            ``max_steps`` where that ends it earlier.
+        trigger: Decides by itself; asked at the end of each epoch.
         max_splits: With a trigger, how often to split at most.
 
     Raises:
@@ -118,9 +133,14 @@ class Schedule:
         self.moments = [] if trigger is not None else self._moments(given[self.kind])
         if max_splits < 1:
             raise MisconfigurationException(f"`max_splits` has to be at least 1, found {max_splits}.")
-        if trigger is not None and not isinstance(trigger, ExpansionTrigger):
+        if trigger is not None and (isinstance(trigger, type) or not isinstance(trigger, ExpansionTrigger)):
+            found = f"the class {trigger.__name__}" if isinstance(trigger, type) else type(trigger).__name__
             raise MisconfigurationException(
-                f"`trigger` needs a method `should_expand(trainer, pl_module)`, found {type(trigger).__name__}."
+                f"`trigger` needs a method `should_expand(trainer, pl_module)`, found {found}."
+            )
+        if trigger is None and max_splits != 1:
+            raise MisconfigurationException(
+                f"`max_splits` is for a `trigger`; `{self.kind}` says itself how often to split."
             )
         self.count = max_splits if trigger is not None else len(self.moments)
 
@@ -142,33 +162,67 @@ class Schedule:
         return moments
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Refuse a moment that the run never reaches.
+        """Refuse a moment that the run's own limits exclude, before anything is loaded.
 
         Raises:
             MisconfigurationException: With the moment and the end of the run.
         """
-        if trainer.fast_dev_run or self.kind in ("trigger", "fraction"):
+        if trainer.fast_dev_run or self.trigger is not None:  # type: ignore[attr-defined]
             return
-        end = (trainer.max_epochs or -1) if self.kind == "epoch" else trainer.max_steps
-        late = [moment for moment in self.moments if moment >= end >= 0]
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        if self.kind == "fraction":
+            if epochs in (None, -1) and steps == -1:
+                raise MisconfigurationException("`fraction` needs a run with an end: set `max_epochs` or `max_steps`.")
+            return
+        end = epochs if self.kind == "epoch" else steps
+        if end not in (None, -1):
+            self._refuse_late(end, f"at max_{self.kind}s={end}")
+
+    def check_steps(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a moment that comes after the last optimizer step, as soon as the number of batches is known.
+
+        Raises:
+            MisconfigurationException: With the moment and the end of the run.
+        """
+        batches = trainer.num_training_batches
+        if self.kind == "fraction" and math.isinf(batches) and trainer.max_steps == -1:
+            raise MisconfigurationException(
+                "`fraction` needs a run with an end: the training data has no length, so set `max_steps`."
+            )
+        if trainer.fast_dev_run or not pl_module.automatic_optimization or math.isinf(batches) or not batches:  # type: ignore[attr-defined]
+            return
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        if self.kind == "step" and trainer.max_epochs not in (None, -1):
+            self._refuse_late(trainer.max_epochs * steps, f"after {trainer.max_epochs * steps} optimizer steps")
+        if self.kind == "epoch" and trainer.max_steps != -1:
+            self._refuse_late(math.ceil(trainer.max_steps / steps), f"after {trainer.max_steps} optimizer steps")
+
+    def _refuse_late(self, end: int, where: str) -> None:
+        late = [moment for moment in self.moments if moment >= end]
         if late:
             raise MisconfigurationException(
-                f"`{self.kind}={late[0]}` is never reached: the run ends at max_{self.kind}s={end}, and counting starts "
-                "at 0."
+                f"`{self.kind}={late[0]}` is never reached: the run ends {where}, and counting starts at 0."
             )
 
-    def due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int, done: int) -> bool:
-        """Whether the next split is due before this batch, the same on every process."""
-        if done >= self.count:
+    def asks(self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int) -> bool:
+        """At the end of an epoch: whether the trigger wants a split, the same on every process."""
+        if self.trigger is None or done >= self.count:
             return False
-        if self.trigger is not None:
-            asked = batch_idx == 0 and self.trigger.should_expand(trainer, pl_module)
-            return batch_idx == 0 and trainer.strategy.reduce_boolean_decision(asked, all=False)
+        return trainer.strategy.reduce_boolean_decision(self.trigger.should_expand(trainer, pl_module), all=False)
+
+    def due(self, trainer: pl.Trainer, batch_idx: int, done: int) -> int:
+        """How many of the splits that are left are due before this batch, the same on every process."""
+        return sum(self._reached(moment, trainer, batch_idx) for moment in self.moments[done:])
+
+    def _reached(self, moment: float, trainer: pl.Trainer, batch_idx: int) -> bool:
         if self.kind == "epoch":
-            return trainer.current_epoch >= self.moments[done]
+            return trainer.current_epoch >= moment
         if self.kind == "step":
-            return trainer.global_step >= self.moments[done]
-        total = trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            raise MisconfigurationException("`fraction` needs a run with an end: set `max_epochs` or `max_steps`.")
-        return trainer.global_step >= math.ceil(self.moments[done] * total)
+            return trainer.global_step >= moment
+        # Batches rather than steps: with manual optimization there may be several steps a batch.
+        batches = trainer.num_training_batches
+        if trainer.max_steps != -1 and trainer.global_step >= math.ceil(moment * trainer.max_steps):
+            return True
+        if trainer.max_epochs in (None, -1) or math.isinf(batches):
+            return False
+        return trainer.current_epoch * batches + batch_idx >= math.ceil(moment * trainer.max_epochs * batches)

@@ -100,6 +100,7 @@ def cache_embeddings(
             batch_size,
             num_workers=num_workers,
             collate_fn=_Preprocess(encoder.preprocess),
+            generator=torch.Generator(),  # a run must not notice whether the cache was there
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         with Progress(*columns, disable=not progress) as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,7 +189,8 @@ def zero_shot_accuracy(
         return torch.stack(images), torch.tensor([label for _, label in batch])
 
     correct = total = 0
-    for images, labels in DataLoader(dataset, batch_size, collate_fn=collate):
+    # with a generator of its own, the loader does not draw from the global one
+    for images, labels in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
         predicted = (encoder.encode(images) @ texts.T).argmax(dim=1).cpu()
         correct += int((predicted == labels).sum())
         total += len(labels)
@@ -247,11 +249,11 @@ def _check_directory(model: str, directory: Path) -> None:
 def _cannot_load(source: str, pretrained: str | None, error: Exception) -> str:
     """Say in one sentence what was asked, where it was looked for, and how to provide it by hand."""
     asked = f"CLIP model {source!r}" + (f" with weights {pretrained!r}" if pretrained else "")
-    # open_clip nests the messages of what it calls; the last one's first sentence is the cause
-    reason = str(error).split("Last error: ")[-1].strip().split("\n")[0].split(". ")[0].rstrip(".")
-    reason = reason or type(error).__name__
+    # open_clip nests the messages of what it calls, and the last is the cause
+    reason = " ".join(str(error).split("Last error: ")[-1].split()) or type(error).__name__
     if source.startswith(LOCAL_DIR_PREFIX) or (pretrained and Path(pretrained).is_file()):
-        return f"{asked} was found but does not load: {reason}."
+        return f"{asked} was found but does not load: {textwrap.shorten(reason, 300)}"
+    reason = reason.split(". ")[0].rstrip(".")
     settings = get_pretrained_cfg(source, pretrained) if pretrained else {}
     origin = settings.get("hf_hub") or settings.get("url") or source.removeprefix(HF_HUB_PREFIX)
     return (

@@ -6,6 +6,7 @@ split is left to ``load_state_dict`` and its own checks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fpe_lightning.expansion.draft import parameter_like
+from fpe_lightning.sparse.blocks import count_blocks
 from fpe_lightning.sparse.grouped import STRUCTURE, cannot_group, set_structure, structure_of
-from fpe_lightning.sparse.masked import mask_of, set_mask
+from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
 
@@ -112,51 +115,45 @@ def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: st
 
 
 def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> _Rebuild | None:
-    """Compare one module with what comes in; None where they have the same structure."""
+    """Compare one module with what comes in; None where they have the same structure, or nothing comes in for it."""
     path = f"{prefix}{name}." if name else prefix
-    bits = state_dict.get(path + RECORD)
-    live = record_of(module)
-    structure = state_dict.get(path + STRUCTURE)
-    in_blocks = structure is not None or structure_of(module) is not None
-    if bits is None and live is None and not in_blocks:
-        return None
-    incoming = Record() if bits is None else Record.decode(bits)
-    live = live or Record()
     own = {key: tensor for key, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None}
-    tensors: dict[str, Tensor] = {}
-    for key in {**live.shapes, **incoming.shapes}:
-        if key not in own or path + key not in state_dict:
-            raise ValueError(
-                f"The checkpoint and the model do not fit: `{path}{key}` was split in one and is missing in the other."
-            )
-        ours = tuple(live.shapes.get(key, own[key].shape))
-        theirs = tuple(incoming.shapes.get(key, state_dict[path + key].shape))
-        if ours != theirs:
-            raise ValueError(
-                f"The checkpoint is of another network: `{path}{key}` had shape {theirs} there before its first split, "
-                f"and {ours} here; build the model with the checkpoint's widths."
-            )
-        tensors[key] = own[key]
-    if in_blocks and path + "weight" in state_dict:
-        tensors["weight"] = own["weight"]
+    theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
+    bits = state_dict.get(path + RECORD)
+    live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
+    structure = state_dict.get(path + STRUCTURE)
+    split = {**live.shapes, **incoming.shapes}
+    if not split or not (theirs or incoming.shapes):
+        return None
+    for key in sorted(split, key=list(own).index if split.keys() <= own.keys() else str):
+        _check_tensor(path + key, key, own, theirs, live, incoming, structure if key == "weight" else None)
     masks = {
         key: state_dict.get(f"{path}{key}_mask")
         for key in module._parameters
-        if key in tensors or mask_of(module, key) is not None
+        if key in split or mask_of(module, key) is not None
     }
     for key, mask in masks.items():
-        if mask is not None and mask.shape != state_dict[path + key].shape:
-            raise ValueError(f"The checkpoint is broken: the mask of `{path}{key}` has another shape than its weight.")
-    originals = {key: values[0] for key, values in live.attributes.items()}
-    attributes = {**originals, **{key: values[1] for key, values in incoming.attributes.items()}}
+        if mask is not None and (mask.dtype != torch.bool or key not in theirs or mask.shape != theirs[key].shape):
+            raise ValueError(
+                f"The checkpoint is broken: the mask of `{path}{key}` is {mask.dtype} {tuple(mask.shape)}; it has to "
+                "be bool and of its weight's shape."
+            )
+    check_maskable(module, name)
     if structure is not None and (reason := cannot_group(module)):
         raise ValueError(f"The checkpoint holds `{path}weight` in blocks, which this model cannot: {reason}.")
-    same = all(tensor.shape == state_dict[path + key].shape for key, tensor in tensors.items())
-    same_masks = all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items())
-    same_records = _same(bits, module._buffers.get(RECORD)) and _same(structure, structure_of(module))
-    if same and same_records and same_masks:
+    attributes = {key: values[0] for key, values in live.attributes.items()}
+    attributes.update((key, values[1]) for key, values in incoming.attributes.items())
+    for key in attributes:
+        if not hasattr(module, key):
+            raise ValueError(f"The checkpoint and the model do not fit: `{path}{key}` grew there and is missing here.")
+    if (
+        all(own[key].shape == theirs[key].shape for key in split)
+        and _same(bits, own.get(RECORD))
+        and _same(structure, structure_of(module))
+        and all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items())
+    ):
         return None
-    shaped = {key: tensor.new_zeros(state_dict[path + key].shape) for key, tensor in tensors.items()}
+    shaped = {key: own[key].new_zeros(theirs[key].shape) for key in split}
     return _Rebuild(name, module, shaped, masks, attributes, bits, structure)
 
 
@@ -166,8 +163,38 @@ def _same(theirs: Tensor | None, ours: Tensor | None) -> bool:
     return torch.equal(ours.cpu(), theirs.cpu())
 
 
+def _check_tensor(
+    path: str,
+    key: str,
+    own: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    live: Record,
+    incoming: Record,
+    structure: Tensor | None,
+) -> None:
+    """Refuse a tensor that was another before the first split, or is not what its record and its structure say."""
+    if key not in own or key not in theirs:
+        raise ValueError(
+            f"The checkpoint and the model do not fit: `{path}` was split in one and is missing in the other."
+        )
+    found = tuple(theirs[key].shape)
+    if key in incoming.shapes:
+        expected = incoming.shape_now(key)
+        if structure is not None:
+            expected = (count_blocks(structure, expected[0]) * math.prod(expected[2:]), 1)
+        if found != expected:
+            raise ValueError(f"The checkpoint is broken: `{path}` has shape {found}, but its record says {expected}.")
+    here, there = tuple(live.shapes.get(key, own[key].shape)), tuple(incoming.shapes.get(key, found))
+    if here != there:
+        raise ValueError(
+            f"The checkpoint is of another network: `{path}` had shape {there} there before its first split, and "
+            f"{here} here; build the model with the checkpoint's widths."
+        )
+
+
 def _apply(rebuild: _Rebuild) -> None:
     module = rebuild.module
+    module._buffers.pop(RECORD, None)
     for key in rebuild.masks:
         set_mask(module, key, None)
     set_structure(module, None)
@@ -176,9 +203,11 @@ def _apply(rebuild: _Rebuild) -> None:
         if old is None:
             module._buffers[key] = value
         elif old.shape != value.shape:
-            new = type(old)(value, requires_grad=old.requires_grad)
-            new.__dict__.update(old.__dict__)
-            module._parameters[key] = new
+            module._parameters[key] = parameter_like(old, value)
+    # First the record, then the masks, as a split does: some code pairs the buffers of two models by position.
+    if rebuild.bits is not None:
+        device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
+        module.register_buffer(RECORD, rebuild.bits.to(device))
     for key, value in rebuild.attributes.items():
         current = getattr(module, key)
         setattr(module, key, value if isinstance(current, int) else type(current)(value))
@@ -187,7 +216,3 @@ def _apply(rebuild: _Rebuild) -> None:
     for key, mask in rebuild.masks.items():
         if mask is not None:
             set_mask(module, key, mask)
-    module._buffers.pop(RECORD, None)
-    if rebuild.bits is not None:
-        device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
-        module.register_buffer(RECORD, rebuild.bits.to(device))

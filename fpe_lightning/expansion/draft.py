@@ -6,6 +6,7 @@ trace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,7 @@ class Draft:
         if qualified_name not in self.tensors:
             owner, _, name = qualified_name.rpartition(".")
             module = self.model.get_submodule(owner)
-            tensor = module._parameters.get(name)
+            tensor: Tensor | None = module._parameters.get(name)
             mask = mask_of(module, name)
             if tensor is None:
                 tensor = module._buffers[name]
@@ -126,59 +127,94 @@ class Draft:
         key = (attribute.module, attribute.name, attribute.index)
         self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
-    def commit(self) -> dict[nn.Parameter, nn.Parameter]:
+    def commit(self, copies: Iterable[nn.Module] = ()) -> dict[nn.Parameter, nn.Parameter]:
         """Put everything in place.
 
+        Args:
+            copies: Modules of the model's structure that are changed alike.
+
         Returns:
-            The new parameter for each old one.
+            The model's new parameter for each old one.
+
+        Raises:
+            ValueError: If a copy has another structure; nothing is changed then.
         """
-        self._write_records()
+        copies = list(copies)
+        for copy in copies:
+            self._check_copy(copy)
+        for copy in copies:
+            self._commit_into(copy)
+        return self._commit_into(self.model)
+
+    def _check_copy(self, copy: nn.Module) -> None:
+        found = {name: tuple(tensor.shape) for name, tensor in (*copy.named_parameters(), *copy.named_buffers())}
+        for name, draft in self.tensors.items():
+            if found.get(name) != tuple(draft.original.shape):
+                raise ValueError(
+                    f"A copy of the model has `{name}` of shape {found.get(name)}, and the model has "
+                    f"{tuple(draft.original.shape)}: copies have to be made after the model's last split, or "
+                    "split with it."
+                )
+
+    def _commit_into(self, model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+        self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
         for draft in self.tensors.values():
-            module = self.model.get_submodule(draft.owner)
-            value = draft.value if draft.mask is None else draft.value.masked_fill(~draft.mask, 0)
-            if isinstance(draft.original, nn.Parameter):
-                new = _like(draft.original, value)
-                if draft.original.grad is not None:
-                    new.grad = draft.follow(draft.original.grad)
-                replaced[draft.original] = new
-                module._parameters[draft.name] = new
-                if draft.mask is not None:
-                    set_mask(module, draft.name, draft.mask)
-            else:
-                module._buffers[draft.name] = value.contiguous()
+            module = model.get_submodule(draft.owner)
+            old = module._parameters.get(draft.name)
+            if old is None:
+                buffer = module._buffers[draft.name]
+                assert buffer is not None
+                module._buffers[draft.name] = draft.follow(buffer)
+                continue
+            new = replaced[old] = parameter_like(old, draft.follow(old.detach()))
+            if old.grad is not None:
+                new.grad = draft.follow(old.grad)
+            module._parameters[draft.name] = new
+            if draft.mask is not None:
+                set_mask(module, draft.name, draft.mask)
         return replaced
 
-    def _write_records(self) -> None:
+    def _write_records(self, model: nn.Module) -> None:
         """Grow the integers, and add the splits to each module's record."""
         records: dict[str, Record] = {}
 
         def record(owner: str) -> Record:
             if owner not in records:
-                records[owner] = record_of(self.model.get_submodule(owner)) or Record()
+                records[owner] = record_of(model.get_submodule(owner)) or Record()
             return records[owner]
 
         for draft in self.tensors.values():
             record(draft.owner).shapes.setdefault(draft.name, list(draft.original.shape))
             record(draft.owner).splits.setdefault(draft.name, []).extend(draft.splits)
         for (owner, name, index), growth in self.growth.items():
-            module = self.model.get_submodule(owner)
+            module = model.get_submodule(owner)
             before = getattr(module, name)
             after = before + growth if index is None else _added(before, index, growth)
             setattr(module, name, after)
             record(owner).attributes.setdefault(name, [_plain(before), 0])[1] = _plain(after)
         for owner, changed in records.items():
-            module = self.model.get_submodule(owner)
+            module = model.get_submodule(owner)
             module.register_buffer(RECORD, changed.encode().to(_device(module)))
 
 
-def _like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """A parameter of the same class and settings as ``old``, holding its own copy of ``value``."""
+def parameter_like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
+    """A parameter of the same class, settings and gradient hooks as ``old``, holding its own copy of ``value``.
+
+    Example:
+        >>> old = nn.Parameter(torch.zeros(2), requires_grad=False)
+        >>> parameter_like(old, torch.ones(4)).requires_grad
+        False
+    """
     data = (
         value.clone(memory_format=torch.contiguous_format) if value.data_ptr() == old.data_ptr() else value.contiguous()
     )
     new = type(old)(data, requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        # The same dict, so that handles given out before still remove their hooks.
+        if getattr(old, hooks):
+            setattr(new, hooks, getattr(old, hooks))
     return new
 
 

@@ -12,8 +12,10 @@ The steps of the paper's definition, for each site (a dense layer pair ``W1``, `
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -52,6 +54,7 @@ def expand(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     example_inputs: Any = None,
     optimizer_state: str = "follow",
+    copies: Iterable[nn.Module] = (),
 ) -> ExpansionReport:
     """Split the neurons of a model in place, and keep its number of non-zero parameters (Fixed Parameter Expansion).
 
@@ -78,13 +81,16 @@ def expand(
         example_inputs: What the model's forward takes, a tensor, a tuple of arguments or a dict of keyword arguments;
             needed to find the sites, unless ``sites`` holds them or the model has an ``example_input_array``.
         optimizer_state: ``"follow"``, or ``"reset"`` to begin the state of split parameters anew.
+        copies: Modules of the same structure, such as averages of the weights, that are split alike: with the model's
+            masks, and their own values.
 
     Returns:
         Widths, fan-ins and non-zeros before and after.
 
     Raises:
-        ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, or too little is left
-            to make room for the copies.
+        TypeError: If ``optimizer`` is something else.
+        ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
+            to make room for the copies of outgoing weights, or one of ``copies`` has another structure.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -98,16 +104,19 @@ def expand(
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
     optimizers = as_optimizers(optimizer)
+    models = [model, *copies]
     before = count_nonzeros(model)
-    with stored_masked(model, optimizers):
+    with ExitStack() as masked:
+        for each in models:
+            masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
         draft = Draft(model)
         reports = tuple(_split(draft, site, factor, rule, budget, seed, layout) for site, factor in chosen)
         states = follow_states(draft, optimizers, optimizer_state)
         structures = choose_storage(draft, [site for site, _ in chosen], layout, states)
-        replace_parameters(optimizers, draft.commit(), states)
-    for module, inputs in structures.items():
-        group(model.get_submodule(module), inputs, optimizers)
+        replace_parameters(optimizers, draft.commit(models[1:]), states)
+    for each, (module, inputs) in itertools.product(models, structures.items()):
+        group(each.get_submodule(module), inputs, optimizers)
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
     return ExpansionReport(before, after, reports)
@@ -196,8 +205,9 @@ def _make_room(draft: Draft, site: Site, alpha: int, candidates: Sequence[Axis],
     except ValueError as error:
         names = " and ".join(axis.parameter for axis in candidates)
         raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and norms, and "
-            f"as many weights of {names} have to go. {error} Use a smaller alpha, another budget, or leave this site out."
+            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and "
+            f"norms, and as many weights of {names} have to go. {error} Use a smaller alpha, another "
+            "budget, or leave this site out."
         ) from error
     for axis, before, after in zip(candidates, stretches, kept, strict=True):
         draft.restrict(axis.parameter, ~(before & ~after))

@@ -79,6 +79,10 @@ def _follow(draft: DraftTensor, state: Mapping[str, Any], kind: str) -> dict[str
 
 
 def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_follow_entry(draft, entry, what) for entry in value)
+    if isinstance(value, dict):
+        return {key: _follow_entry(draft, entry, what) for key, entry in value.items()}
     if not isinstance(value, Tensor) or value.numel() == 1:
         # A one-element weight's moments have its shape; everything else of one element is a count.
         return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
@@ -107,6 +111,7 @@ def replace_parameters(
         states: From :func:`follow_states`.
 
     Example:
+        >>> import torch
         >>> old, new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4))
         >>> optimizer = torch.optim.SGD([old], lr=0.1)
         >>> replace_parameters([optimizer], {old: new}, [])

@@ -183,8 +183,9 @@ PARTITIONS: dict[str, Partition] = {
     "semi_structured": semi_structured_partition,
     "overlapping": overlapping_masks,
 }
-"""Partitions by name; ``"shared:8"`` and ``"contiguous:8"`` are shared by groups of neurons (see
-:mod:`fpe_lightning.expansion.partition_shared`), and "clause" joins them through :func:`clause_partition`, as it needs its groups."""
+"""Partitions by name. ``"shared:8"`` and ``"contiguous:8"`` are made for groups of neurons on the spot (see
+:mod:`fpe_lightning.expansion.partition_shared`); "clause" goes through :func:`clause_partition`, as it needs its groups.
+"""
 
 
 def resolve_partition(partition: str | Partition, groups: Groups | None = None) -> Partition:

@@ -27,7 +27,7 @@ class Proof:
 
     Attributes:
         error: Largest output difference between the widened and the original model, relative to the largest output.
-        power: The same difference when the consumers are not divided: what a wrong site would look like.
+        power: The same difference when the columns of every other unit are not divided: what a mistake looks like.
     """
 
     error: float
@@ -39,7 +39,7 @@ class Proof:
         return self.error < TOLERANCE and self.power > 1000 * self.error and self.power > 0
 
 
-def duplicate(model: nn.Module, sites: Sequence[Site], alpha: int = 2, *, divide: bool = True) -> nn.Module:
+def duplicate(model: nn.Module, sites: Sequence[Site], alpha: int = 2, *, control: bool = False) -> nn.Module:
     """A copy of a model in which every unit of some sites exists ``alpha`` times.
 
     Rows of producers and per-unit values are copied; columns of consumers are copied and divided by ``alpha``, so that
@@ -49,7 +49,8 @@ def duplicate(model: nn.Module, sites: Sequence[Site], alpha: int = 2, *, divide
         model: The model.
         sites: Sites of ``find_sites(model, ...)``.
         alpha: Number of copies of each unit.
-        divide: Whether to divide the consumers' columns. Without it the copy computes another function.
+        control: Leave the columns of even units undivided, so that the copy computes another function. (All columns
+            undivided would not do: many networks normalise a common factor away.)
 
     Returns:
         The widened copy.
@@ -71,10 +72,15 @@ def duplicate(model: nn.Module, sites: Sequence[Site], alpha: int = 2, *, divide
     for parameter, sizes in sizes_of(pairs, {name: tensor.shape for name, tensor in state.items()}).items():
         old = state[parameter]
         data = old.detach().clone()
-        if divide:
-            for (name, dim, start), axis in divided.items():
-                if name == parameter:
-                    data.narrow(dim, start, axis.length).div_(alpha)
+        for (name, dim, start), axis in divided.items():
+            if name == parameter and axis.units is not None:
+                factors = (
+                    torch.where(axis.units % 2 == 0, 1.0, 1 / alpha)
+                    if control
+                    else torch.full((axis.length,), 1 / alpha)
+                )
+                shape = [-1 if position == dim else 1 for position in range(data.dim())]
+                data.narrow(dim, start, axis.length).mul_(factors.to(data).view(shape))
         for dim, index in sizes.items():
             data = data.index_select(dim, index.to(data.device))
         new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
@@ -132,7 +138,7 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], example_inputs: Any, se
         with torch.no_grad(), torch.random.fork_rng():
             outputs = [
                 _outputs(net, args, kwargs, seed)
-                for net in (original, duplicate(original, sites), duplicate(original, sites, divide=False))
+                for net in (original, duplicate(original, sites), duplicate(original, sites, control=True))
             ]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torchmetrics import Accuracy, Metric
 from typing_extensions import override
 
 from fpe_lightning.expansion.checkpoint import restore_structure_on_load
+from fpe_lightning.modules.totals import Totals
 
 Batch = tuple[Tensor, Tensor]
 
@@ -22,8 +24,8 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(pl.LightningModule):
     """A network trained by cross-entropy on batches ``(x, y)``.
 
-    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy``, once an epoch. Checkpoints
-    made before and after a split load alike, with ``load_from_checkpoint`` too.
+    Logs ``loss`` and ``accuracy`` under ``train/``, ``val/`` and ``test/``, once an epoch. Checkpoints made before and
+    after a split load alike, with ``load_from_checkpoint`` too.
 
     Args:
         network: Maps ``x`` to logits ``(batch, classes)``, or to one logit ``(batch, 1)`` for ``task="binary"``.
@@ -31,6 +33,10 @@ class Classifier(pl.LightningModule):
         scheduler: Makes the learning rate scheduler from the optimizer.
         scheduler_interval: Whether the scheduler steps each ``"epoch"`` or each ``"step"``.
         task: ``"multiclass"`` (softmax, class numbers) or ``"binary"`` (sigmoid, labels 0 and 1).
+
+    Raises:
+        MisconfigurationException: If ``task`` or ``scheduler_interval`` is unknown; when a run begins, if the sizes of
+            the network are not those of the data.
 
     Example:
         >>> from fpe_lightning.networks import MLP
@@ -48,20 +54,27 @@ class Classifier(pl.LightningModule):
         task: Literal["multiclass", "binary"] = "multiclass",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        for name, value, choices in (
+            ("task", task, ("multiclass", "binary")),
+            ("scheduler_interval", scheduler_interval, ("epoch", "step")),
+        ):
+            if value not in choices:
+                raise MisconfigurationException(
+                    f"`{name}` has to be {' or '.join(map(repr, choices))}, found {value!r}."
+                )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute 'network' is an instance of `nn.Module`")
+            self.save_hyperparameters()
         if isinstance(self.hparams.get("network"), nn.Module):
             # Made in Python, not from a config: a checkpoint holds plain types alone, so that it loads safely.
-            self.save_hyperparameters(ignore=["network", "optimizer", "scheduler"])
+            objects = ["network", "optimizer", "scheduler"]
+            for name in objects:
+                self.hparams.pop(name, None)
+            self.save_hyperparameters(ignore=objects)
         self.network = network
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval, self.task = scheduler_interval, task
-        classes = getattr(network, "out_features", None) if task == "multiclass" else 2
-        if classes is None:
-            raise MisconfigurationException(
-                f"{type(network).__name__} needs an attribute `out_features`, the number of classes."
-            )
-        self.val_accuracy: Metric = Accuracy(task=task, num_classes=classes)
-        self.test_accuracy: Metric = Accuracy(task=task, num_classes=classes)
+        self._train_totals, self._totals = Totals(), Totals()
         restore_structure_on_load(self)
 
     @override
@@ -70,15 +83,15 @@ class Classifier(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         for ours, theirs, what in (
             ("in_features", "num_features", "inputs"),
-            ("out_features", "num_classes", "classes"),
+            ("out_features", "num_outputs", "outputs"),
         ):
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
-            if self.task == "binary" and what == "classes":
-                continue
             if isinstance(expected, int) and isinstance(found, int) and expected != found:
+                key = f"`--model.network.init_args.{ours}={found}`"
+                known = ours in inspect.signature(type(self.network)).parameters
                 raise MisconfigurationException(
                     f"The network has {expected} {what}, and {type(data).__name__} gives {found}: "
-                    f"set `--model.network.init_args.{ours}={found}`."
+                    f"{f'set {key}' if known else f'build the network with {found}'}."
                 )
 
     @override
@@ -103,25 +116,39 @@ class Classifier(pl.LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x, y = batch
-        loss = self.loss(self(x), y)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
-        return loss
+        return self._step(batch)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val", self.val_accuracy)
+        self._step(batch)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_accuracy)
+        self._step(batch)
 
-    def _evaluate(self, batch: Batch, stage: str, accuracy: Metric) -> None:
+    def _step(self, batch: Batch) -> Tensor:
         x, y = batch
         logits = self(x)
-        accuracy.update(self.predictions(logits), y.long())
-        self.log(f"{stage}/loss", self.loss(logits, y), batch_size=len(y), sync_dist=True)
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val")
+        loss = self.loss(logits, y)
+        totals = self._train_totals if self.training else self._totals
+        totals.add(loss, self.predictions(logits), y)
+        return loss
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._log("train", self._train_totals)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log("val", self._totals)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log("test", self._totals)
+
+    def _log(self, stage: str, totals: Totals) -> None:
+        loss, accuracy = totals.pop(self.all_gather if self.trainer.world_size > 1 else None)
+        self.log_dict({f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}, prog_bar=stage == "val")
 
     @override
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -131,14 +158,16 @@ class Classifier(pl.LightningModule):
     @torch.no_grad()
     def accuracy(self, batches: Iterable[Batch]) -> float:
         """Accuracy over some batches, in [0, 1], outside of any loop of the Trainer; the module's mode is kept."""
-        metric = self.val_accuracy.clone().to(self.device)
-        metric.reset()
+        totals = Totals()
         training = self.training
         self.eval()
         for x, y in batches:
-            metric.update(self.predictions(self(x.to(self.device))), y.to(self.device).long())
+            logits, labels = self(x.to(self.device)), y.to(self.device)
+            totals.add(self.loss(logits, labels), self.predictions(logits), labels)
         self.train(training)
-        return float(metric.compute())
+        return float(
+            totals.pop(self.all_gather if self._trainer is not None and self.trainer.world_size > 1 else None)[1]
+        )
 
     @override
     def configure_optimizers(self) -> Any:

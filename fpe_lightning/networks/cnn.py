@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 
 class SmallCNN(nn.Module):
-    """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a classifier head with one hidden layer.
+    """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a head with one hidden layer, normalised too.
 
     Sites: ``head.0`` (the hidden layer of the head) and every convolution, ``blocks.0.0`` and so on.
 
@@ -25,6 +25,7 @@ class SmallCNN(nn.Module):
         ValueError: If the pictures are too small for the blocks.
 
     Example:
+        >>> import torch
         >>> SmallCNN(3, 32, 10)(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -45,11 +46,14 @@ class SmallCNN(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
-                for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+                for i, o in itertools.pairwise(sizes)
             ),
             nn.Flatten(),
         )
-        self.head = nn.Sequential(nn.Linear(sizes[-1] * side * side, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+        features = sizes[-1] * side * side
+        self.head = nn.Sequential(
+            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
         self.in_features, self.out_features = (in_channels, image_size, image_size), num_classes
 
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +62,7 @@ class MLP(nn.Module):
             raise ValueError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.in_features, self.out_features = in_features, out_features
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             layers.extend([nn.BatchNorm1d(outputs)] if batch_norm else [])
             layers.append(ACTIVATIONS[activation]())
@@ -80,7 +81,7 @@ class MLP(nn.Module):
 
 
 class WideSparseMLP(MLP):
-    """The baseline to beat: ``alpha`` times as wide, sparse at random from the start, as many non-zeros as the dense MLP.
+    """The baseline to beat: ``alpha`` times as wide, sparse from the start, as many non-zeros as the dense MLP.
 
     After Golubeva, Neyshabur and Gur-Ari (ICLR 2021): exact counts, static masks, and layers initialised from
     U(-s, s) with ``s = 1 / sqrt(fan_in * connectivity)``.
@@ -100,7 +101,8 @@ class WideSparseMLP(MLP):
         dropout: See :class:`MLP`.
 
     Raises:
-        ValueError: If the budget cannot be met, for instance as the dense classifier alone is larger than it.
+        ValueError: If ``alpha`` is below 1, or the budget cannot be met, for instance as the dense classifier alone is
+            larger than it.
 
     Example:
         >>> count_nonzeros(WideSparseMLP(512, 8, 94, alpha=4)) == count_nonzeros(MLP(512, 8, 94))
@@ -120,6 +122,8 @@ class WideSparseMLP(MLP):
         batch_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
+        if alpha < 1:
+            raise ValueError(f"`alpha` has to be an integer of at least 1, found {alpha}.")
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
         wide = [alpha * width for width in widths]
         super().__init__(in_features, wide, out_features, activation, bias, batch_norm, dropout)
@@ -127,7 +131,7 @@ class WideSparseMLP(MLP):
             raise ValueError(f"Unknown allocation {allocation!r}; known: {', '.join(ALLOCATIONS)}.")
         norms = 2 * sum(widths) if batch_norm else 0
         sizes = [in_features, *widths, out_features]
-        budget = sum(i * o + o * bias for i, o in zip(sizes[:-1], sizes[1:], strict=True)) + norms
+        budget = sum(i * o + o * bias for i, o in itertools.pairwise(sizes)) + norms
         excess = count_nonzeros(self) - budget
         linears = self.linear_layers()
         counts = allocate([layer.weight.numel() for layer in linears], excess, allocation)

@@ -76,6 +76,18 @@ class Record:
     splits: dict[str, list[Split]] = field(default_factory=dict)
     attributes: dict[str, list[int | list[int]]] = field(default_factory=dict)
 
+    def shape_now(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor after its last split.
+
+        Example:
+            >>> Record({"weight": [8, 4]}, {"weight": [Split(0, 0, 8, 1, 2)]}).shape_now("weight")
+            (16, 4)
+        """
+        shape = list(self.shapes[name])
+        for split in self.splits.get(name, []):
+            shape[split.dim] += (split.alpha - 1) * split.length
+        return tuple(shape)
+
     def encode(self) -> Tensor:
         """The record as a bool tensor of bits."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()

@@ -20,7 +20,7 @@ def mlp(*sizes: int, bias: bool = True, norm: bool = False, seed: int = 0) -> nn
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(sizes):
+        for inputs, outputs in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             layers.extend([nn.BatchNorm1d(outputs)] if norm else [])
             layers.append(nn.Tanh())

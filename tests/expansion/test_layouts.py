@@ -147,6 +147,35 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
     step(model, optimizer, x)
 
 
+def test_copies_are_grouped_with_their_model() -> None:
+    model, x = mlp()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(2):
+        fpe.expand(
+            model,
+            2,
+            "shared:2",
+            budget="columns",
+            layout="grouped",
+            example_inputs=x,
+            sites="0",
+            copies=[average.module],
+        )
+        average.update_parameters(model)
+        assert [p.shape for p in average.module.parameters()] == [p.shape for p in model.parameters()]
+        assert list(average.module.state_dict()) == list(model.state_dict())
+    assert isinstance(average.module[0], GroupedLinear)
+
+
+def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
+    wide, x = mlp()
+    fpe.expand(wide, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    state = wide.state_dict()
+    state["0.weight_inputs"] = ~state["0.weight_inputs"]
+    with pytest.raises(ValueError, match=r"checkpoint is broken: `0\.weight` has shape .*, but its record says"):
+        fpe.load_expanded_state_dict(mlp()[0], state)
+
+
 def test_sites_of_a_grouped_model_are_those_of_its_masked_twin() -> None:
     model, x = mlp()
     fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)

@@ -198,17 +198,19 @@ def _refused(
 def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list[Span]) -> Candidate:
     """Lay out the axes of a group."""
     leading = next(span for span in members if _role(units, span, group) & Role.PRODUCER)
-    renumber: dict[int, int] = {}
-    for span in (leading, *members):
-        for unit in units.of(span)[units.groups_of(span) == group]:
-            renumber.setdefault(int(unit), len(renumber))
+    seen = np.concatenate([units.of(span)[units.groups_of(span) == group] for span in (leading, *members)])
+    known, first = np.unique(seen, return_index=True)
+    number = np.empty(len(known), dtype=np.int64)
+    number[np.argsort(first)] = np.arange(
+        len(known)
+    )  # numbered as they first appear, the leading producer's rows first
     found: list[tuple[int, int, Axis]] = []
     for position, span in enumerate(members):
         role = _role(units, span, group)
         kind = 0 if role & Role.PRODUCER else 2 if role & Role.CONSUMER else 1
         inside = units.groups_of(span) == group
         for start, length in _stretches(inside):
-            numbers = torch.tensor([renumber[int(unit)] for unit in units.of(span)[start : start + length]])
+            numbers = torch.from_numpy(number[np.searchsorted(known, units.of(span)[start : start + length])])
             axis = Axis(span.parameter, span.dim, start, length, units=numbers)
             if kind == 0:
                 axis = Producer(
@@ -223,7 +225,7 @@ def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list
     several = len(names) > 1
     site = Site(
         name=module_of(leading.parameter),
-        width=len(renumber),
+        width=len(known),
         fan_in=state[leading.parameter].shape[producers[0].input_dim],
         producers=tuple(producers),
         values=tuple(axis for kind, _, axis in found if kind == 1),

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fpe_lightning.expansion.tracing.labels import aligned, along, varying
+from fpe_lightning.expansion.tracing.rules_pointwise import pointwise
 from fpe_lightning.expansion.tracing.tracer import Call, rule
 
 MEANS = "mean var std var_mean std_mean amax amin max min median aminmax"
@@ -96,8 +97,6 @@ def _normalise(call: Call, axes: set[int], place: Any) -> None:
 def reduction(call: Call) -> None:
     """Averages and extremes survive copies of all units; sums do not."""
     if call.name in ("max", "min") and isinstance(call.arguments.get("other"), Tensor):
-        from fpe_lightning.expansion.tracing.rules_pointwise import pointwise
-
         pointwise(call)
         return
     dim = call.input.dim()

@@ -27,6 +27,7 @@ class Bench:
         runs: How the model can be run: (inputs, training, fake) for each trace.
         units: What the traces at the original widths say.
         refusals: Filled with the candidates that fail.
+        attempts: Trials so far.
         learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
             given their value), which are tried at once for later candidates.
     """
@@ -35,6 +36,7 @@ class Bench:
     runs: Sequence[tuple[Inputs, bool, bool]]
     units: Units
     refusals: list[Refusal] = field(default_factory=list)
+    attempts: int = 0
     learned: set[tuple[type[nn.Module], str, int | None, bool]] = field(default_factory=set)
 
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -47,16 +49,22 @@ class Bench:
             Those that are sites, with their runs and all the attributes that they need.
         """
         good = self._accept(candidates)
-        if len(good) < 2 or len(good) == len(candidates) or not isinstance(self._attempt(good), Exception):
+        if self.attempts == 1 or self._fit_together(good):
             return good
         kept: list[Candidate] = []
         for candidate in good:
-            outcome = self._attempt([*kept, candidate])
-            if isinstance(outcome, Exception):
-                self._refuse(candidate, f"it cannot be widened together with other sites ({sentence_of(outcome)})")
-            else:
+            if self._fit_together([*kept, candidate]):
                 kept.append(candidate)
+            else:
+                self._refuse(candidate, "it cannot be widened together with the sites before it")
         return kept
+
+    def _fit_together(self, candidates: Sequence[Candidate]) -> bool:
+        """Whether sites that were found apart have the same layout when all of them are widened."""
+        outcome = self._attempt(candidates)
+        return not isinstance(outcome, Exception) and outcome == [
+            [axis.run for axis in candidate.axes] for candidate in candidates
+        ]
 
     def _accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         if not candidates:
@@ -80,6 +88,7 @@ class Bench:
         Neighbours get different numbers of copies, so that a forward which reads the size of one width from another
         one does not pass.
         """
+        self.attempts += 1
         copies = [2 + position % 2 for position in range(len(candidates))]
         sites = [(candidate.site, alpha) for candidate, alpha in zip(candidates, copies, strict=True)]
         shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}

@@ -1,0 +1,117 @@
+"""Modules as their users write them, who know nothing of this project, and short runs of a Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fpe_lightning.data import BatchLoader
+
+
+def data(samples: int = 24, inputs: int = 48, seed: int = 0) -> TensorDataset:
+    """Labels that a linear rule gives, so that gradients point somewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, inputs, generator=generator)
+    return TensorDataset(x, (x @ torch.randn(inputs, 3, generator=generator)).argmax(1))
+
+
+def loader(batch_size: int = 4, samples: int = 24) -> DataLoader:
+    """Six batches by default, in a fixed order."""
+    return DataLoader(data(samples), batch_size=batch_size)
+
+
+def resumable(batch_size: int = 4) -> BatchLoader:
+    """The same, shuffled, and able to go on in the middle of an epoch; Lightning starts a DataLoader over there."""
+    return BatchLoader(*data().tensors, batch_size=batch_size, shuffle=True)
+
+
+def network(width: int = 6, seed: int = 0) -> nn.Sequential:
+    """48 inputs, one hidden layer, 3 classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(48, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, 3))
+
+
+class Plain(pl.LightningModule):
+    """A LightningModule without hyperparameters, example input or anything else that would help."""
+
+    def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
+        super().__init__()
+        self.net = network()
+        self.make_optimizer = optimizer or (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1))
+        self.make_scheduler = scheduler
+
+    def step(self, batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.net(x), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.step(batch)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.step(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.step(batch))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.net(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+
+def trainer(*callbacks: pl.Callback, directory: Path | None = None, **options: Any) -> pl.Trainer:
+    """A quiet Trainer for a few epochs on one CPU; it writes checkpoints where a directory is given."""
+    return pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 4,
+            "logger": False,
+            "enable_checkpointing": directory is not None,
+            "default_root_dir": directory,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": list(callbacks),
+            **options,
+        }
+    )
+
+
+def outcome(fitted: pl.Trainer) -> dict[str, Any]:
+    """Weights, masks, records, optimizer states and learning rates at the end of a run."""
+    module = fitted.lightning_module
+    return {
+        "model": dict(module.state_dict()),
+        "optimizers": [optimizer.state_dict() for optimizer in fitted.optimizers],
+        "rates": [group["lr"] for optimizer in fitted.optimizers for group in optimizer.param_groups],
+        "held": [
+            [name for name, p in module.named_parameters() for q in group["params"] if p is q]
+            for optimizer in fitted.optimizers
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Equality of nested containers that hold tensors, bit by bit."""
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return isinstance(left, Tensor) and isinstance(right, Tensor) and torch.equal(left, right)
+    if isinstance(left, dict):
+        return isinstance(right, dict) and left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)

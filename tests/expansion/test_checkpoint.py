@@ -1,0 +1,231 @@
+"""A ``state_dict`` of any stage loads into a model of any stage; what does not fit is named, and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import cnn, equal, mlp, snapshot, train
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fpe_lightning as fpe
+from fpe_lightning.sparse import Record, check_masks, mask_of, record_of
+from fpe_lightning.sparse.record import RECORD
+
+X = torch.randn(8, 96, generator=torch.Generator().manual_seed(0))
+
+
+def stages() -> list[nn.Module]:
+    """One model after 0, 1, 2 and 3 splits, with training in between."""
+    model = mlp(96, 4, 3, norm=True)
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    found = []
+    for alpha in (2, 2, 3, None):
+        train(model, optimizer, X)
+        found.append(copy.deepcopy(model))
+        if alpha:
+            fpe.expand(model, alpha, optimizer=optimizer, example_inputs=X)
+    return found
+
+
+STAGES = stages()
+
+
+@pytest.mark.parametrize("source", range(4))
+@pytest.mark.parametrize("target", range(4))
+def test_every_stage_loads_into_every_stage(source: int, target: int) -> None:
+    saved, model = STAGES[source], copy.deepcopy(STAGES[target])
+    saved.zero_grad()
+    model.zero_grad()
+    assert fpe.restore_structure(model, saved.state_dict()) == (source != target)
+    model.load_state_dict(saved.state_dict())
+    assert list(model.state_dict()) == list(saved.state_dict())
+    assert equal(dict(model.state_dict()), dict(saved.state_dict()))
+    assert [type(module) for module in model.modules()] == [type(module) for module in saved.modules()]
+    for ours, theirs in zip(model.modules(), saved.modules(), strict=True):
+        for name in ("in_features", "out_features", "num_features"):
+            assert getattr(ours, name, None) == getattr(theirs, name, None)
+    twin = copy.deepcopy(saved)
+    for net in (model, twin):
+        train(net, AdamW(net.parameters(), lr=0.01, weight_decay=0.1), X)
+    assert equal(dict(model.state_dict()), dict(twin.state_dict()))
+    check_masks(model)
+
+
+def test_a_rebuilt_model_splits_on_as_the_original_does() -> None:
+    model, original = copy.deepcopy(STAGES[0]), copy.deepcopy(STAGES[2])
+    fpe.load_expanded_state_dict(model, original.state_dict())
+    for net in (model, original):
+        fpe.expand(net, 2, example_inputs=X)
+    assert equal(dict(model.state_dict()), dict(original.state_dict()))
+    assert record_of(model[0]) == record_of(original[0])
+
+
+def test_convolutions_come_back_with_their_channels() -> None:
+    x = torch.randn(2, 16, 8, 8)
+    wide, narrow, before = cnn(), cnn(), cnn()
+    fpe.expand(wide, 2, sites=["0", "4"], example_inputs=x)
+    fpe.load_expanded_state_dict(narrow, wide.state_dict())
+    assert torch.equal(narrow.eval()(x), wide.eval()(x))
+    fpe.load_expanded_state_dict(narrow, before.state_dict())
+    assert torch.equal(narrow(x), before.eval()(x))
+    assert type(narrow[0]) is nn.Conv2d
+    assert (narrow[0].out_channels, narrow[1].num_features, narrow[9].in_features) == (8, 8, 16)
+    assert record_of(narrow[0]) is None
+
+
+def test_safetensors_and_torch_files(tmp_path: Path) -> None:
+    wide, narrow, other = STAGES[2], copy.deepcopy(STAGES[0]), copy.deepcopy(STAGES[1])
+    save_file(wide.state_dict(), tmp_path / "model.safetensors")
+    fpe.load_expanded_state_dict(narrow, load_file(tmp_path / "model.safetensors"))
+    buffer = io.BytesIO()
+    torch.save(wide.state_dict(), buffer)
+    buffer.seek(0)
+    fpe.load_expanded_state_dict(other, torch.load(buffer, weights_only=True))
+    for model in (narrow, other):
+        assert equal(dict(model.state_dict()), dict(wide.state_dict()))
+
+
+def test_prefix() -> None:
+    wide, narrow = STAGES[1], copy.deepcopy(STAGES[0])
+    prefixed = {f"model.net.{name}": tensor for name, tensor in wide.state_dict().items()}
+    assert fpe.restore_structure(narrow, prefixed, prefix="model.net.")
+    narrow.load_state_dict(wide.state_dict())
+    assert equal(dict(narrow.state_dict()), dict(wide.state_dict()))
+
+
+class Wrapped(nn.Module):
+    """A module around the network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+def test_the_hook_serves_load_state_dict_until_it_is_removed() -> None:
+    wide, narrow = Wrapped(STAGES[2]), Wrapped(copy.deepcopy(STAGES[0]))
+    handle = fpe.restore_structure_on_load(narrow)
+    narrow.load_state_dict(wide.state_dict())
+    assert equal(dict(narrow.state_dict()), dict(wide.state_dict()))
+    handle.remove()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        narrow.load_state_dict(Wrapped(STAGES[0]).state_dict())
+
+
+def test_the_hook_works_inside_of_another_module_and_survives_deepcopy() -> None:
+    inner = copy.deepcopy(STAGES[0])
+    fpe.restore_structure_on_load(inner)
+    outer = copy.deepcopy(Wrapped(inner))
+    outer.load_state_dict(Wrapped(STAGES[2]).state_dict())
+    assert equal(dict(outer.state_dict()), dict(Wrapped(STAGES[2]).state_dict()))
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_averaged_models_train_on_load_and_hold_exact_zeros(use_buffers: bool) -> None:
+    model = copy.deepcopy(STAGES[1])
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=use_buffers)
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    for _ in range(3):
+        train(model, optimizer, X, steps=1)
+        average.update_parameters(model)
+    check_masks(average.module)
+    assert record_of(average.module[0]) == record_of(model[0])
+    assert torch.equal(mask_of(average.module[0]), mask_of(model[0]))
+    narrow = AveragedModel(copy.deepcopy(STAGES[0]))
+    fpe.load_expanded_state_dict(narrow, average.state_dict())
+    assert equal(dict(narrow.state_dict()), dict(average.state_dict()))
+
+
+def test_loading_keeps_parameters_that_fit_and_their_settings() -> None:
+    model = copy.deepcopy(STAGES[0])
+    model[0].weight.requires_grad_(False)
+    kept = model[3].bias
+    fpe.load_expanded_state_dict(model, STAGES[1].state_dict())
+    assert model[3].bias is kept
+    assert not model[0].weight.requires_grad
+    assert model[0].bias.requires_grad
+
+
+def test_a_model_that_was_never_split_is_left_alone() -> None:
+    model = mlp(8, 4, 2)
+    before = snapshot(model)
+    assert not fpe.restore_structure(model, mlp(8, 5, 2).state_dict())
+    assert equal(before, snapshot(model))
+
+
+def broken(stage: int = 1, **changes: Any) -> dict[str, Tensor]:
+    state = {name: tensor.clone() for name, tensor in STAGES[stage].state_dict().items()}
+    for name, change in changes.items():
+        key = name.replace("__", ".")
+        if change is None:
+            del state[key]
+        else:
+            state[key] = change
+    return state
+
+
+def without_attribute() -> Tensor:
+    record = record_of(STAGES[1][0])
+    assert record is not None
+    return Record(record.shapes, record.splits, {"colour": [1, 2]}).encode()
+
+
+CASES: list[tuple[dict[str, Tensor], str]] = [
+    (broken(**{"0__weight": None}), "do not fit: `0.weight` was split in one and is missing in the other"),
+    (
+        broken(**{f"0__{RECORD}": torch.ones(9, dtype=torch.bool)}),
+        f"`{RECORD}` of 9 bits is no expansion record",
+    ),
+    (
+        broken(**{f"3__{RECORD}": torch.ones(9, dtype=torch.bool)}),
+        f"`{RECORD}` of 9 bits is no expansion record",
+    ),
+    (
+        broken(**{"0__weight_mask": torch.ones(3, 3, dtype=torch.bool)}),
+        r"mask of `0.weight` is torch.bool \(3, 3\); it has",
+    ),
+    (broken(**{"0__weight_mask": torch.ones(8, 96)}), r"mask of `0.weight` is torch.float32 \(8, 96\); it has"),
+    (broken(**{"0__weight": torch.zeros(7, 96)}), r"`0.weight` has shape \(7, 96\), but its record says \(8, 96\)"),
+    (broken(**{f"0__{RECORD}": without_attribute()}), "`0.colour` grew there and is missing here"),
+    (broken(**{f"0__{RECORD}": None}), r"of another network: `0.weight` had shape \(8, 96\) .* and \(4, 96\) here"),
+]
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+@pytest.mark.parametrize(("state", "message"), CASES, ids=[message[:35] for _, message in CASES])
+def test_what_does_not_fit_is_named_and_changes_nothing(state: dict[str, Tensor], message: str, target: int) -> None:
+    model = copy.deepcopy(STAGES[target])
+    if target == 0 and "another network" in message:
+        # A narrow model has nothing to compare with; its own load_state_dict finds the shapes.
+        assert not fpe.restore_structure(model, {k: v for k, v in state.items() if RECORD not in k and "mask" not in k})
+        return
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        fpe.restore_structure(model, state)
+    assert equal(before, snapshot(model))
+
+
+def test_a_checkpoint_of_other_widths_is_named() -> None:
+    wide = mlp(96, 5, 3, norm=True)
+    fpe.expand(wide, 2, example_inputs=X)
+    model = copy.deepcopy(STAGES[0])
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"`0.weight` had shape \(5, 96\) there .* first split, and \(4, 96\) here"):
+        fpe.load_expanded_state_dict(model, wide.state_dict())
+    assert equal(before, snapshot(model))
+
+
+def test_a_part_of_a_state_dict_loads_where_it_is_not_strict() -> None:
+    model = copy.deepcopy(STAGES[1])
+    before = copy.deepcopy(model)
+    head = {name: tensor for name, tensor in STAGES[1].state_dict().items() if name.startswith("3.")}
+    result = fpe.load_expanded_state_dict(model, head, strict=False)
+    assert "0.weight" in result.missing_keys
+    assert equal(dict(model.state_dict()), dict(before.state_dict()))
