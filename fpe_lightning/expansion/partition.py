@@ -184,7 +184,7 @@ PARTITIONS: dict[str, Partition] = {
     "overlapping": overlapping_masks,
 }
 """Partitions by name. ``"shared:8"`` and ``"contiguous:8"`` are made for groups of neurons on the spot (see
-:mod:`fpe_lightning.expansion.partition_shared`); "clause" goes through :func:`clause_partition`, as it needs its groups.
+:mod:`fpe_lightning.expansion.partition_shared`); "clause" goes through :func:`clause_partition`.
 """
 
 

@@ -69,12 +69,10 @@ def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tenso
     for batch in plan.batches:
         size = batch.count * batch.fan_in
         weight = packed.narrow(0, batch.offset, size * batch.rows).view(batch.count, batch.rows, batch.fan_in)
-        vector = source.narrow(0, batch.source, size).view(batch.count, batch.fan_in, 1)
+        # Turned around, the vector keeps MKL on its matrix kernel; laid out as a column it takes one five times slower.
+        vector = source.narrow(0, batch.source, size).view(batch.count, 1, batch.fan_in).transpose(1, 2)
         out = result.narrow(0, batch.row, batch.count * batch.rows)
-        if batch.count == 1:
-            torch.mv(weight[0], vector[0, :, 0], out=out)
-        else:
-            torch.bmm(weight, vector, out=out.view(batch.count, batch.rows, 1))
+        torch.bmm(weight, vector, out=out.view(batch.count, batch.rows, 1))
     return (result if bias is None else result.add_(bias)).unsqueeze(0)
 
 
