@@ -86,7 +86,11 @@ def test_a_checkpoint_holds_plain_types_and_rebuilds_module_and_network_by_itsel
 
 
 def test_a_run_resumes_into_its_own_logger_version(tiny_config: Path, fitted: Path, tmp_path: Path) -> None:
-    cli = CLI(["fit", f"--config={tiny_config}", f"--ckpt_path={fitted}", "--trainer.max_epochs=5"])
+    cli = CLI(
+        f"fit --config={tiny_config} --ckpt_path={fitted} --trainer.max_epochs=5 --model.optimizer.lr=0.5 "
+        "--test_after_fit=false".split()
+    )
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.001  # state of the optimizer, which goes on
     assert cli.trainer.current_epoch == 5
     assert cli.trainer.global_step == 5 * 4
     assert [folder.name for folder in (tmp_path / "logs/tiny").iterdir()] == ["run"]
