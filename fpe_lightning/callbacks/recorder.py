@@ -61,6 +61,7 @@ class CallRecorder:
     Args:
         root: The LightningModule. Modules inside of a compiled one are not looked at.
         calls: Where to note the calls; None for a new list.
+        redirected: Whether the root's outermost call is its step, as under DDP; it is looked through then.
 
     Example:
         >>> class Root(nn.Module):
@@ -75,9 +76,10 @@ class CallRecorder:
         ['net']
     """
 
-    def __init__(self, root: nn.Module, calls: list[Call] | None = None) -> None:
+    def __init__(self, root: nn.Module, calls: list[Call] | None = None, redirected: bool = False) -> None:
         self.calls: list[Call] = [] if calls is None else calls
-        self._depth = 0
+        # A step that is called through the root stands one level above what is noted.
+        self._depth = -1 if redirected else 0
         self._handles: list[RemovableHandle] = []
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]
         for name, module in root.named_modules():
