@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
+import pydoc
 import re
-import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -16,8 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-UNKNOWN = re.compile(
-    r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'(?: is not (?:accepted|expected))?|[Uu]nrecognized arguments: --([\w.]+)"
+# How jsonargparse says that it does not know a key; the first to match is the innermost in its nested messages.
+REJECTIONS = (
+    re.compile(r"(?P<owner>Group) '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"),
+    re.compile(r"Subcommand '\w+' does not accept option '(?P<key>[\w.]+)'"),
+    re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
+    re.compile(r"unrecognized arguments: -*(?P<key>[\w.]+)"),
+    re.compile(r"argument (?P<owner>subcommand): invalid choice: '(?P<key>[^']*)'"),
+    re.compile(r"(?P<owner>module) '(?P<group>[\w.]+)' has no attribute '(?P<key>\w+)'"),
 )
 
 
@@ -26,16 +31,15 @@ class Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sentence = unknown_key(message, (action.dest for action in (self._subparser(message) or self)._actions))
+        sentence = unknown_key(message, self._known())
         if sentence is None or not self.exit_on_error:
             super().error(message, ex)
-        sys.stderr.write(f"error: {sentence}\n")
-        sys.exit(2)
+        self.exit(2, f"error: {sentence}\n")
 
-    def _subparser(self, message: str) -> LightningArgumentParser | None:
-        found = re.search(r"[Ss]ubcommand '(\w+)'", message)
-        choices = getattr(self._subcommands_action, "choices", None) or {}
-        return choices.get(found.group(1)) if found else None
+    def _known(self) -> list[str]:
+        subparsers = getattr(self._subcommands_action, "choices", None) or {}
+        parsers = (self, *subparsers.values())
+        return [*subparsers, *(action.dest for parser in parsers for action in parser._actions)]
 
 
 def unknown_key(message: str, known: Iterable[str]) -> str | None:
@@ -43,37 +47,68 @@ def unknown_key(message: str, known: Iterable[str]) -> str | None:
 
     Args:
         message: What jsonargparse says.
-        known: Keys of the parser itself; where the message names a class, its arguments are looked at instead.
+        known: Keys and subcommands of the parser; where the message names a class, its arguments are looked at instead.
 
     Example:
         >>> unknown_key("Problem with given class_path 'torch.nn.Linear': Option 'bais' is not accepted", [])
         'Unknown key `bais` for torch.nn.Linear. Did you mean `bias`?'
-        >>> unknown_key("Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["trainer.max_epochs"])
+        >>> unknown_key("Group 'trainer' does not accept option 'max_epoch'", ["trainer.max_epochs"])
         'Unknown key `trainer.max_epoch`. Did you mean `trainer.max_epochs`?'
     """
-    rejected = re.search(r"not accept|not expected|[Uu]nrecognized", message)
-    matches = [match for match in UNKNOWN.finditer(message) if match]
-    if not rejected or not matches:
+    found = next(filter(None, (pattern.search(message) for pattern in REJECTIONS)), None)
+    if found is None:
         return None
-    key = (matches[-1].group(1) or matches[-1].group(2)).split(".init_args.")[-1]
-    classes = re.findall(r"class_path '([\w.]+)'", message[: matches[-1].start()])
-    if classes:
-        module, _, name = classes[-1].rpartition(".")
-        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    nearest = difflib.get_close_matches(key, list(known), n=1)
-    where = f" for {classes[-1]}" if classes else ""
-    return f"Unknown key `{key}`{where}." + (f" Did you mean `{nearest[0]}`?" if nearest else "")
+    parts = found.groupdict()
+    if parts.get("owner") == "subcommand":
+        return _sentence("subcommand", parts["key"], known)
+    if parts.get("owner") == "module":
+        return _sentence("class", parts["key"], dir(pydoc.locate(parts["group"])), f" in {parts['group']}")
+    class_path = _class_of(message, found)
+    if class_path is None:
+        return _sentence("key", ".".join(filter(None, (parts.get("group"), parts["key"]))), known)
+    # A key of a nested class may be spelled with the place where its arguments stand in the file.
+    key = parts["key"].split("init_args.")[-1]
+    return _sentence("key", key, _arguments(class_path), f" for {class_path}")
+
+
+def _sentence(what: str, key: str, known: Iterable[str], where: str = "") -> str:
+    choices = list(known)
+    if key in choices:
+        return f"`{key}` has to come after the subcommand."
+    nearest = difflib.get_close_matches(key, choices, n=1)
+    root, dot, rest = key.partition(".")
+    if not nearest and dot:
+        # What follows the first word may belong to a class, whose arguments are no keys of the parser.
+        roots = difflib.get_close_matches(root, {choice.partition(".")[0] for choice in choices} - {root}, n=1)
+        nearest = [f"{name}.{rest}" for name in roots]
+    return f"Unknown {what} `{key}`{where}." + (f" Did you mean `{nearest[0]}`?" if nearest else "")
+
+
+def _class_of(message: str, found: re.Match[str]) -> str | None:
+    """The class whose argument was rejected: named last before it, or, for a callable, after it in the same line."""
+    before = re.findall(r"class_path '([\w.]+)'", message[: found.start()])
+    after = re.match(r"\. Got value: Namespace\(class_path='([\w.]+)'", message[found.end() :])
+    return after.group(1) if after else (before[-1] if before else None)
+
+
+def _arguments(class_path: str) -> list[str]:
+    """Names of the arguments of a class, and of its bases, which it may hand them on to."""
+    found = pydoc.locate(class_path)
+    classes = inspect.getmro(found) if inspect.isclass(found) else [found]
+    names = [name for c in classes if callable(c) and c is not object for name in inspect.signature(c).parameters]
+    return [name for name in names if name not in ("args", "kwargs")]
 
 
 class CLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for any module, data and callbacks that a config names.
 
+    With ``--ckpt_path``, config and command line win over the hyper-parameters that the checkpoint was made with. The
+    state of optimizer and scheduler, the learning rate with it, comes from the checkpoint when a fit goes on.
+
     Args:
         args: Command line words; None takes those of the process.
         run: Whether to run the subcommand, or only to parse and instantiate.
     """
-
-    parser_class = Parser
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         # `${model.x}` in a file means the key of the whole config, whichever file or flag sets it.
@@ -81,6 +116,7 @@ class CLI(LightningCLI):
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
+            parser_class=Parser,
             args=args,
             run=run,
             subclass_mode_model=True,
@@ -96,6 +132,13 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best weights when the fit ends."
         )
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: config and command line decide the model, and a checkpoint of another one is refused as it loads.
+
+        Lightning would let the hyper-parameters in the checkpoint win over both, in silence.
+        """
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last weights where no checkpoint follows a metric."""

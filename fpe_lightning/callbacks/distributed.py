@@ -60,7 +60,7 @@ def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
 
 def _digest(model: nn.Module) -> bytes:
     digest = hashlib.sha256()
-    masks = {name for name, _ in model.named_buffers() if name.endswith("_mask")}
+    masks = {name for name, _ in model.named_buffers() if name.endswith(("_mask", "weight_inputs"))}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         # Running statistics differ between ranks by design; DDP broadcasts them before the next forward pass.
         if isinstance(tensor, nn.Parameter) or name in masks:

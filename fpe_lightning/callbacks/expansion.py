@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
@@ -155,7 +154,7 @@ class ExpansionCallback(pl.Callback):
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._record(trainer, pl_module, self._sanity_calls)
+        self._record(pl_module, self._sanity_calls)
 
     @override
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -176,7 +175,7 @@ class ExpansionCallback(pl.Callback):
             self._split(trainer, pl_module, sites)
             self._pending = False
         if not self._calls and self._done < self.schedule.count:
-            self._record(trainer, pl_module, self._calls)
+            self._record(pl_module, self._calls)
 
     @override
     def on_train_batch_end(
@@ -218,14 +217,13 @@ class ExpansionCallback(pl.Callback):
         if isinstance(trigger, StatefulTrigger):
             trigger.load_state_dict(state_dict["trigger"])
 
-    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, calls: list[Call]) -> None:
+    def _record(self, pl_module: pl.LightningModule, calls: list[Call]) -> None:
         """Note calls until :attr:`_recording` is closed, where nothing else tells what networks take."""
         if self.example_inputs is None and getattr(pl_module, "example_input_array", None) is None:
             self._recording.close()
             # Compiled code would not run the hooks, or would be compiled once with them and once without.
             self._recording.enter_context(torch.compiler.set_stance("force_eager"))
-            redirected = isinstance(trainer.strategy.model, DistributedDataParallel)
-            self._recording.callback(CallRecorder(pl_module, calls, redirected).stop)
+            self._recording.callback(CallRecorder(pl_module, calls).stop)
 
     def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: list[Site]) -> None:
         groups = self.groups

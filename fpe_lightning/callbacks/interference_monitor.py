@@ -40,8 +40,8 @@ class InterferenceMonitor(Callback):
     Args:
         every_n_epochs: Number of training epochs between two measurements. The start of training and both sides of
             each split are always measured.
-        sites: Qualified names of layers, or globs of such names, relative to the ``LightningModule``. None: the sites
-            that an expansion callback of the trainer has found, and all layers that have been split.
+        sites: Qualified names of layers, or globs of such names, relative to the ``LightningModule``. None: all
+            layers that have been split, from right before their split on.
         figures: Whether to draw figures at a split; scalars and histograms are logged in any case.
 
     Raises:
@@ -86,19 +86,19 @@ class InterferenceMonitor(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse names that match no layer; only now have all modules been made."""
-        self._watched(trainer, pl_module)
+        self._watched(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the untrained network; a resumed run has measured this step before."""
         if trainer.global_step == 0:
-            self._measure(trainer, pl_module, self._watched(trainer, pl_module))
+            self._measure(trainer, pl_module, self._watched(pl_module))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure every ``every_n_epochs`` epochs."""
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(trainer, pl_module, self._watched(trainer, pl_module))
+            self._measure(trainer, pl_module, self._watched(pl_module))
 
     def on_before_expansion(self, trainer: Trainer, pl_module: LightningModule, sites: Iterable[Any]) -> None:
         """Measure, and keep a copy of, the layers that are about to be split.
@@ -130,16 +130,14 @@ class InterferenceMonitor(Callback):
 
     def _chosen(self, pl_module: LightningModule, sites: Iterable[Any]) -> list[str]:
         """Names of those sites that are watched; a producer without a ``weight`` of its own cannot be."""
-        names = filter(self._is_watched, _names(sites))
-        return [name for name in names if has_weight(pl_module.get_submodule(name))]
+        layers = {name for name, module in pl_module.named_modules() if has_weight(module)}
+        return [name for name in filter(self._is_watched, _names(sites)) if name in layers]
 
-    def _watched(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+    def _watched(self, pl_module: LightningModule) -> list[str]:
         """Names of the layers to measure now, in the order of the model."""
         layers = {name: module for name, module in pl_module.named_modules() if has_weight(module)}
         if self.sites is None:
-            callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            known = {name for callback in callbacks for name in _names(getattr(callback, "sites_", None) or ())}
-            return [name for name, layer in layers.items() if name in known or was_split(layer)]
+            return [name for name, layer in layers.items() if was_split(layer)]
         for pattern in self.sites:
             if not any(fnmatchcase(name, pattern) for name in layers):
                 raise MisconfigurationException(

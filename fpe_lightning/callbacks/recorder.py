@@ -61,7 +61,6 @@ class CallRecorder:
     Args:
         root: The LightningModule. Modules inside of a compiled one are not looked at.
         calls: Where to note the calls; None for a new list.
-        redirected: Whether the root's outermost call is its step, as under DDP; it is looked through then.
 
     Example:
         >>> class Root(nn.Module):
@@ -76,10 +75,10 @@ class CallRecorder:
         ['net']
     """
 
-    def __init__(self, root: nn.Module, calls: list[Call] | None = None, redirected: bool = False) -> None:
+    def __init__(self, root: nn.Module, calls: list[Call] | None = None) -> None:
         self.calls: list[Call] = [] if calls is None else calls
-        # A step that is called through the root stands one level above what is noted.
-        self._depth = -1 if redirected else 0
+        self._root, self._forward = root, root.forward
+        self._open: list[bool] = []  # for each call under way, whether it is a network's
         self._handles: list[RemovableHandle] = []
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]
         for name, module in root.named_modules():
@@ -90,8 +89,11 @@ class CallRecorder:
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._depth += 1
-            if self._depth == 1 and name not in {call["module"] for call in self.calls}:
+            # Strategies that wrap the module let its forward stand in for training_step: that call is no network's.
+            step = module is self._root and module.forward != self._forward
+            outermost = not step and not any(self._open)
+            self._open.append(not step)
+            if outermost and name not in {call["module"] for call in self.calls}:
                 try:
                     self.calls.append({"module": name, "args": describe(args), "kwargs": describe(kwargs)})
                 except TypeError:
@@ -100,7 +102,7 @@ class CallRecorder:
         return hook
 
     def _leave(self, *_: Any) -> None:
-        self._depth -= 1
+        self._open.pop()
 
     def stop(self) -> None:
         """Take every hook away; calling it again does nothing."""

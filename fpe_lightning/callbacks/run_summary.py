@@ -37,7 +37,8 @@ class RunSummary(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.rows = [("non-zero parameters at the start", f"{count_nonzeros(pl_module):,}")]
+        # A resumed run goes on with the table of the run that it resumes.
+        self.rows = self.rows or [("non-zero parameters at the start", f"{count_nonzeros(pl_module):,}")]
 
     def on_before_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, sites: list[Site]) -> None:
         """Measure the accuracy that the split starts from."""
@@ -80,8 +81,8 @@ class RunSummary(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A resumed run goes on with the table; on_fit_start comes earlier and has begun a new one.
-        self.rows = [(name, value) for name, value in state_dict["rows"]]
+        # Testing the best weights loads their callbacks too; what came after them belongs to the table as well.
+        self.rows = self.rows or [(name, value) for name, value in state_dict["rows"]]
 
 
 @rank_zero_only

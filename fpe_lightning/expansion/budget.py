@@ -4,7 +4,8 @@ A budget rule names the weights of a site (producers and consumers together) tha
 
 - ``"total"`` (the paper): one magnitude order over incoming and outgoing weights together;
 - ``"incoming"``: only incoming weights make room, so that no outgoing copy is lost;
-- ``"outgoing"``: only outgoing weights make room, so that every input of a parent stays with one of its children.
+- ``"outgoing"``: only outgoing weights make room, so that every input of a parent stays with one of its children;
+- ``"columns"`` and ``"blocks"``: whole columns and blocks make room (see :mod:`fpe_lightning.expansion.room`).
 
 Ties: copied outgoing weights tie exactly in magnitude. Among equals the weight that comes first goes first: producers
 before consumers, then in row-major order. The rule needs no stable sort and is the same on every device.
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from fpe_lightning.sparse.masked import masked_parameters
 
-BUDGETS = ("total", "incoming", "outgoing")
+STRUCTURED = ("columns", "blocks")
+BUDGETS = ("total", "incoming", "outgoing", *STRUCTURED)
 
 
 def count_nonzeros(model: nn.Module) -> int:

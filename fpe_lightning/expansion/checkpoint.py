@@ -6,6 +6,7 @@ split is left to ``load_state_dict`` and its own checks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fpe_lightning.expansion.draft import parameter_like
+from fpe_lightning.sparse.blocks import count_blocks
+from fpe_lightning.sparse.grouped import STRUCTURE, cannot_group, set_structure, structure_of
 from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -29,6 +32,7 @@ class _Rebuild:
     masks: dict[str, Tensor | None]
     attributes: dict[str, Any]
     bits: Tensor | None
+    structure: Tensor | None
 
 
 def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> bool:
@@ -127,11 +131,12 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
     theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
     bits = state_dict.get(path + RECORD)
     live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
+    structure = state_dict.get(path + STRUCTURE)
     split = {**live.shapes, **incoming.shapes}
     if not split or not (theirs or incoming.shapes):
         return None
     for key in sorted(split, key=list(own).index if split.keys() <= own.keys() else str):
-        _check_tensor(path + key, key, own, theirs, live, incoming)
+        _check_tensor(path + key, key, own, theirs, live, incoming, structure if key == "weight" else None)
     masks = {
         key: state_dict.get(f"{path}{key}_mask")
         for key in module._parameters
@@ -144,6 +149,8 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
                 "be bool and of its weight's shape."
             )
     check_maskable(module, name)
+    if structure is not None and (reason := cannot_group(module)):
+        raise ValueError(f"The checkpoint holds `{path}weight` in blocks, which this model cannot: {reason}.")
     attributes = {key: values[0] for key, values in live.attributes.items()}
     attributes.update((key, values[1]) for key, values in incoming.attributes.items())
     for key in attributes:
@@ -151,28 +158,42 @@ def _plan(name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix
             raise ValueError(f"The checkpoint and the model do not fit: `{path}{key}` grew there and is missing here.")
     if (
         all(own[key].shape == theirs[key].shape for key in split)
-        and (bits is None) == (RECORD not in own)
-        and (bits is None or torch.equal(bits.cpu(), own[RECORD].cpu()))
+        and _same(bits, own.get(RECORD))
+        and _same(structure, structure_of(module))
         and all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items())
     ):
         return None
     shaped = {key: own[key].new_zeros(theirs[key].shape) for key in split}
-    return _Rebuild(name, module, shaped, masks, attributes, bits)
+    return _Rebuild(name, module, shaped, masks, attributes, bits, structure)
+
+
+def _same(theirs: Tensor | None, ours: Tensor | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return torch.equal(ours.cpu(), theirs.cpu())
 
 
 def _check_tensor(
-    path: str, key: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], live: Record, incoming: Record
+    path: str,
+    key: str,
+    own: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    live: Record,
+    incoming: Record,
+    structure: Tensor | None,
 ) -> None:
-    """Refuse a tensor that was another before the first split, or is not what its record says."""
+    """Refuse a tensor that was another before the first split, or is not what its record and its structure say."""
     if key not in own or key not in theirs:
         raise ValueError(
             f"The checkpoint and the model do not fit: `{path}` was split in one and is missing in the other."
         )
     found = tuple(theirs[key].shape)
-    if key in incoming.shapes and found != incoming.shape_now(key):
-        raise ValueError(
-            f"The checkpoint is broken: `{path}` has shape {found}, but its record says {incoming.shape_now(key)}."
-        )
+    if key in incoming.shapes:
+        expected = incoming.shape_now(key)
+        if structure is not None:
+            expected = (count_blocks(structure, expected[0]) * math.prod(expected[2:]), 1)
+        if found != expected:
+            raise ValueError(f"The checkpoint is broken: `{path}` has shape {found}, but its record says {expected}.")
     here, there = tuple(live.shapes.get(key, own[key].shape)), tuple(incoming.shapes.get(key, found))
     if here != there:
         raise ValueError(
@@ -186,6 +207,7 @@ def _apply(rebuild: _Rebuild) -> None:
     module._buffers.pop(RECORD, None)
     for key in rebuild.masks:
         set_mask(module, key, None)
+    set_structure(module, None)
     for key, value in rebuild.tensors.items():
         old = module._parameters.get(key)
         if old is None:
@@ -196,9 +218,11 @@ def _apply(rebuild: _Rebuild) -> None:
     if rebuild.bits is not None:
         device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
         module.register_buffer(RECORD, rebuild.bits.to(device))
-    for key, mask in rebuild.masks.items():
-        if mask is not None:
-            set_mask(module, key, mask)
     for key, value in rebuild.attributes.items():
         current = getattr(module, key)
         setattr(module, key, value if isinstance(current, int) else type(current)(value))
+    if rebuild.structure is not None:
+        set_structure(module, rebuild.structure.to(module.get_parameter("weight").device))
+    for key, mask in rebuild.masks.items():
+        if mask is not None:
+            set_mask(module, key, mask)

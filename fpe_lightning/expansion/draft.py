@@ -30,6 +30,7 @@ class DraftTensor:
         mask: Bool tensor of the new shape, or None for a dense tensor.
         sources: For each widened axis, the old entry that every new entry copies.
         splits: Splits so far, in the order made.
+        block: Consecutive rows that share a partition of the inputs; 0 where none was handed out.
     """
 
     owner: str
@@ -39,6 +40,7 @@ class DraftTensor:
     mask: Tensor | None
     sources: dict[int, Tensor] = field(default_factory=dict)
     splits: list[Split] = field(default_factory=list)
+    block: int = 0
 
     def follow(self, state: Tensor) -> Tensor:
         """Carry a tensor of the old shape (a gradient, a moment) over to the new one; what is masked becomes zero.

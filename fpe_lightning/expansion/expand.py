@@ -12,23 +12,30 @@ The steps of the paper's definition, for each site (a dense layer pair ``W1``, `
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.budget import BUDGETS, count_nonzeros, remove_smallest
+from fpe_lightning.expansion.budget import BUDGETS, STRUCTURED, count_nonzeros, remove_smallest
 from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
-from fpe_lightning.expansion.partition import Groups, Partition, children_masks, resolve_partition
+from fpe_lightning.expansion.order import block_order
+from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
 from fpe_lightning.expansion.report import ExpansionReport, SiteReport
 from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
-from fpe_lightning.expansion.sites import Axis, Producer, Site
+from fpe_lightning.expansion.sites import Axis, Site
+from fpe_lightning.expansion.storage_choice import choose_storage
+from fpe_lightning.expansion.structured import make_structured_room
+from fpe_lightning.sparse.storage import group, stored_masked
 
-LAYOUTS = ("auto", "masked")
+LAYOUTS = ("auto", "masked", "grouped")
 
 
 class ExpansionWarning(UserWarning):
@@ -58,14 +65,18 @@ def expand(
     Args:
         model: Any module. Parameters of split layers are replaced by wider ones.
         alpha: Children of each neuron, at least 2; or a mapping from site names (or globs) to it.
-        partition: Which child inherits which input: ``"random"``, ``"shared"``, ``"feature"``, ``"clause"``,
+        partition: Which child inherits which input: ``"random"``, ``"shared"``, ``"shared:<groups of neurons>"``,
+            ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``, ``"clause"``,
             ``"semi_structured"``, ``"overlapping"``, or a callable (see :mod:`fpe_lightning.expansion.partition`).
         groups: For ``"clause"``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
-        budget: Which weights make room: ``"total"``, ``"incoming"`` or ``"outgoing"``
-            (see :mod:`fpe_lightning.expansion.budget`).
+        budget: Which weights make room: ``"total"``, ``"incoming"`` or ``"outgoing"`` (single weights; see
+            :mod:`fpe_lightning.expansion.budget`), ``"columns"`` or ``"blocks"`` (whole ones; see
+            :mod:`fpe_lightning.expansion.room`).
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
-        layout: How the result is stored: ``"masked"``, or ``"auto"`` to let the library choose.
+        layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
+            non-zeros, for partitions that neurons share; children that share one then stand together, see
+            :mod:`fpe_lightning.expansion.order`), or ``"auto"``, the one that holds whatever comes: ``"masked"``.
         optimizer: One or several optimizers that hold the model's parameters; they are kept valid.
         example_inputs: What the model's forward takes, a tensor, a tuple of arguments or a dict of keyword arguments;
             needed to find the sites, unless ``sites`` holds them or the model has an ``example_input_array``.
@@ -92,13 +103,20 @@ def expand(
         raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
-    chosen = _choose(model, alpha, sites, example_inputs)
-    before = count_nonzeros(model)
-    draft = Draft(model)
-    reports = tuple(_split(draft, site, factor, rule, budget, seed) for site, factor in chosen)
     optimizers = as_optimizers(optimizer)
-    states = follow_states(draft, optimizers, optimizer_state)
-    replace_parameters(optimizers, draft.commit(copies), states)
+    models = [model, *copies]
+    before = count_nonzeros(model)
+    with ExitStack() as masked:
+        for each in models:
+            masked.enter_context(stored_masked(each, optimizers))
+        chosen = _choose(model, alpha, sites, example_inputs)
+        draft = Draft(model)
+        reports = tuple(_split(draft, site, factor, rule, budget, seed, layout) for site, factor in chosen)
+        states = follow_states(draft, optimizers, optimizer_state)
+        structures = choose_storage(draft, [site for site, _ in chosen], layout, states)
+        replace_parameters(optimizers, draft.commit(models[1:]), states)
+    for each, (module, inputs) in itertools.product(models, structures.items()):
+        group(each.get_submodule(module), inputs, optimizers)
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
     return ExpansionReport(before, after, reports)
@@ -114,7 +132,9 @@ def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -
     return select_sites(sites_of(model, example_inputs), alpha, names)
 
 
-def _split(draft: Draft, site: Site, alpha: int, partition: Partition, budget: str, seed: int) -> SiteReport:
+def _split(
+    draft: Draft, site: Site, alpha: int, partition: Partition, budget: str, seed: int, layout: str
+) -> SiteReport:
     """Work out the split of one site."""
     producers = [producer.parameter for producer in site.producers]
     consumers = [consumer.parameter for consumer in site.consumers]
@@ -126,15 +146,24 @@ def _split(draft: Draft, site: Site, alpha: int, partition: Partition, budget: s
     incoming_before = sum(draft.count(parameter) for parameter in producers)
     outgoing_before = sum(draft.count(parameter) for parameter in consumers)
 
-    _hand_out(draft, site, alpha, partition, site_generator(seed, site))
+    shares = draw_shares(draft, site, alpha, partition, site_generator(seed, site))
+    together = common_group(shares)
+    asked = site
+    if layout == "grouped":
+        site = block_order(draft.model, site, together)
+    hand_out(draft, site, alpha, shares)
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
     for attribute in site.attributes:
         draft.grow(attribute, alpha)
 
     excess = sum(draft.count(parameter) for parameter in everything) - before
-    _warn_if_costly(site, alpha, excess, incoming_before)
-    _make_room(draft, site, alpha, _candidates(site, budget), excess)
+    if budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
+        _warn_if_costly(site, alpha, excess, incoming_before)
+    if budget in STRUCTURED:
+        make_structured_room(draft, site, alpha, together, together if site is asked else 1, budget, before)
+    else:
+        _make_room(draft, site, alpha, _candidates(site, budget), excess)
     incoming_after = sum(draft.count(parameter) for parameter in producers)
     outgoing_after = sum(draft.count(parameter) for parameter in consumers)
     return SiteReport(
@@ -167,54 +196,6 @@ def site_generator(seed: int, site: Site) -> Generator:
     name = site.name.replace("_orig_mod.", "")  # what torch.compile puts in front
     digest = hashlib.sha256(f"{seed}:{name}:{site.width}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _hand_out(draft: Draft, site: Site, alpha: int, partition: Partition, generator: Generator) -> None:
-    """Widen the producers, and give each child its share of the inputs.
-
-    Producers with equally many inputs (the gate and the value of a gated network) share one partition.
-    """
-    together: dict[int, list[Producer]] = {}
-    for producer in site.producers:
-        together.setdefault(draft[producer.parameter].value.shape[producer.input_dim], []).append(producer)
-    for producers in together.values():
-        weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
-        alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
-        fan_in = int(alive.sum(1).max())
-        if alpha > fan_in:
-            raise ValueError(
-                f"alpha={alpha} was asked for {site.name}, whose neurons have {fan_in} incoming weights at most: "
-                f"some child would inherit nothing. Use alpha <= {fan_in}, or leave this site out."
-            )
-        masks = children_masks(partition, weight.cpu(), alive.cpu(), alpha, generator)
-        for producer in producers:
-            size = draft[producer.parameter].value.shape[producer.dim]
-            split = draft.widen(producer, alpha)
-            child = split.child(size)
-            inside = child >= 0
-            unit = _units(producer, site.width)[split.index(size)[inside] - split.start]
-            rows = torch.ones(len(child), masks.shape[2], dtype=torch.bool)
-            rows[inside] = masks[unit, child[inside]]
-            draft.restrict(producer.parameter, _along(rows, draft[producer.parameter].value, producer))
-
-
-def _units(axis: Producer, width: int) -> Tensor:
-    return torch.arange(width) if axis.units is None else axis.units
-
-
-def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Tensor:
-    """The stretch of a producer as ``(units, inputs, k)``: several rows of one unit, and kernels, side by side."""
-    stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
-    rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
-    rows = rows.reshape(*rows.shape[:2], -1)[_units(producer, width).argsort(stable=True)]
-    return rows.view(width, -1, *rows.shape[1:]).transpose(1, 2).reshape(width, rows.shape[1], -1)
-
-
-def _along(rows: Tensor, value: Tensor, producer: Producer) -> Tensor:
-    """Expand a ``(rows, inputs)`` mask to the shape of the weight."""
-    shape = [1] * value.dim()
-    shape[producer.dim], shape[producer.input_dim] = rows.shape
-    return (rows if producer.dim < producer.input_dim else rows.T).reshape(shape).expand(value.shape).clone()
 
 
 def _make_room(draft: Draft, site: Site, alpha: int, candidates: Sequence[Axis], excess: int) -> None:

@@ -16,6 +16,7 @@ from fpe_lightning.expansion.tracing.ledger import Ledger
 from fpe_lightning.expansion.tracing.resolve import resolve
 from fpe_lightning.expansion.tracing.sandbox import modules_by_name, owners_of, state_of
 from fpe_lightning.expansion.tracing.trial import Bench, sentence_of
+from fpe_lightning.sparse.storage import stored_masked
 
 __all__ = ["Refusal", "find_sites"]
 
@@ -68,6 +69,12 @@ def find_sites(
     """
     inputs = Inputs.of(example_inputs)
     _check(model)
+    with stored_masked(model):  # packed weights have no axes of neurons and inputs to follow
+        sites, refusals = _find(model, inputs, streams)
+    return (sites, refusals) if explain else sites
+
+
+def _find(model: nn.Module, inputs: Inputs, streams: bool) -> tuple[list[Site], list[Refusal]]:
     ledger, runs, refusals = _traces(model, inputs)
     units = resolve(ledger)
     owners = owners_of(model)
@@ -78,7 +85,7 @@ def find_sites(
     bench = Bench(model, runs, units)
     sites = [candidate.site for candidate in bench.accept(wanted)]
     refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + bench.refusals
-    return (sites, refusals) if explain else sites
+    return sites, refusals
 
 
 def _check(model: nn.Module) -> None:

@@ -111,6 +111,7 @@ def replace_parameters(
         states: From :func:`follow_states`.
 
     Example:
+        >>> import torch
         >>> old, new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4))
         >>> optimizer = torch.optim.SGD([old], lr=0.1)
         >>> replace_parameters([optimizer], {old: new}, [])

@@ -21,15 +21,11 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Generator, Tensor
 
+from fpe_lightning.expansion.deal import deal
+from fpe_lightning.expansion.partition_shared import by_groups, shared_by_groups
+
 Partition = Callable[[Tensor, Tensor, int, Generator], Tensor]
 Groups = Sequence[Sequence[int]]
-
-
-def _deal(keys: Tensor, alive: Tensor, alpha: int) -> Tensor:
-    """Deal the alive inputs of each row to ``alpha`` children in the order of ``keys``, as a deck of cards."""
-    order = keys.masked_fill(~alive, torch.inf).argsort(dim=-1, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(keys.shape[-1]).expand_as(order))
-    return rank % alpha
 
 
 def random_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
@@ -40,7 +36,7 @@ def random_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Gener
         >>> random_partition(weight, torch.ones(3, 8, dtype=torch.bool), 2, generator).sum(1)
         tensor([4, 4, 4])
     """
-    return _deal(torch.rand(alive.shape, generator=generator), alive, alpha)
+    return deal(torch.rand(alive.shape, generator=generator), alive, alpha)
 
 
 def shared_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
@@ -52,8 +48,7 @@ def shared_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Gener
         >>> bool((assignment == assignment[0]).all())
         True
     """
-    keys = torch.rand(alive.shape[1], generator=generator)
-    return _deal(keys, alive.any(0), alpha).expand(alive.shape).clone()
+    return shared_by_groups(1)(weight, alive, alpha, generator)
 
 
 def feature_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
@@ -116,7 +111,7 @@ def semi_structured_partition(weight: Tensor, alive: Tensor, alpha: int, generat
             f'inputs, found alpha={alpha} and {inputs} inputs; use "random" or "shared" here.'
         )
     keys = torch.rand(neurons, inputs // 4, 4, generator=generator)
-    return _deal(keys, torch.ones_like(keys, dtype=torch.bool), 2).view(neurons, inputs)
+    return deal(keys, torch.ones_like(keys, dtype=torch.bool), 2).view(neurons, inputs)
 
 
 def overlapping_masks(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
@@ -184,17 +179,21 @@ PARTITIONS: dict[str, Partition] = {
     "random": random_partition,
     "shared": shared_partition,
     "feature": feature_partition,
+    "contiguous": by_groups("contiguous:1"),
     "semi_structured": semi_structured_partition,
     "overlapping": overlapping_masks,
 }
-"""Partitions by name; "clause" joins them through :func:`clause_partition`, as it needs its groups."""
+"""Partitions by name. ``"shared:8"`` and ``"contiguous:8"`` are made for groups of neurons on the spot (see
+:mod:`fpe_lightning.expansion.partition_shared`); "clause" goes through :func:`clause_partition`, as it needs its groups.
+"""
 
 
 def resolve_partition(partition: str | Partition, groups: Groups | None = None) -> Partition:
     """Look a partition up by name.
 
     Args:
-        partition: One of :data:`PARTITIONS`, ``"clause"``, or a callable of the signature in the module's docstring.
+        partition: One of :data:`PARTITIONS`, ``"shared:<n>"`` or ``"contiguous:<n>"`` for ``n`` groups of neurons,
+            ``"clause"``, or a callable of the signature in the module's docstring.
         groups: For ``"clause"``: lists of input indices, one a clause.
 
     Raises:
@@ -216,6 +215,8 @@ def resolve_partition(partition: str | Partition, groups: Groups | None = None) 
                 'partition="clause" needs `groups`, a list of non-empty lists of input indices, one a clause.'
             )
         return clause_partition(groups)
+    if isinstance(partition, str) and partition.partition(":")[0] in ("shared", "contiguous") and ":" in partition:
+        return by_groups(partition)
     if partition not in PARTITIONS:
         names = sorted([*PARTITIONS, "clause"])
         nearest = difflib.get_close_matches(str(partition), names, n=1)

@@ -67,7 +67,8 @@ def draw_cells(
     """
     ax.patch.set(facecolor="white", hatch=HATCH if marked else None, edgecolor="0.7", linewidth=0)
     shown = np.ma.masked_array(cells, np.zeros(cells.shape, bool) if empty is None else empty)
-    drawn = ax.imshow(shown, **{"aspect": "auto", **image})  # type: ignore[arg-type]
+    # Matplotlib's default smooths a panel of few tall cells: neighbouring neurons would run into each other.
+    drawn = ax.imshow(shown, **{"aspect": "auto", "interpolation": "nearest", **image})  # type: ignore[arg-type]
     if signs and marked:
         rows, columns = np.nonzero(np.ma.filled(shown < 0, False))
         ax.scatter(columns, rows, marker="_", s=14, linewidths=0.8, color="black")

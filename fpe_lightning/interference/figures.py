@@ -71,7 +71,7 @@ def mask_figure(state: LayerState, site: str) -> Figure:
     cells = np.broadcast_to(child[:, None], connected.shape)
     norm = BoundaryNorm(np.arange(children + 1) - 0.5, max(children, 1))
     marked = has_room(cells)
-    image = draw_cells(ax, cells, ~connected.numpy(), marked=marked, cmap=colours, norm=norm, interpolation="nearest")
+    image = draw_cells(ax, cells, ~connected.numpy(), marked=marked, cmap=colours, norm=norm)
     label_inputs(ax, connected.shape[1], step)
     label_parents(ax, parents, "parent (children adjacent)")
     ticks = np.arange(0, children, stride(children, 8))

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fpe_lightning.interference.capacity import feature_capacity
 from fpe_lightning.interference.similarity import mean_absolute_cosine_similarity, mean_cosine_similarity
-from fpe_lightning.sparse import mask_of, parents_of, record_of
+from fpe_lightning.sparse import dense_mask, dense_weight, parents_of, record_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class LayerState:
             raise ValueError(
                 f"A layer with a weight of shape (neurons, inputs, *kernel) is needed, but found {module}."
             )
-        weight: Tensor = _whole(getattr(module, "weight"))  # noqa: B009 - a module's attributes are untyped
-        mask = mask_of(module)
+        weight: Tensor = _whole(dense_weight(module))
+        mask = dense_mask(module)
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else _whole(mask)
         groups = getattr(module, "groups", 1)
         if groups > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -32,6 +34,10 @@ class Classifier(pl.LightningModule):
         scheduler_interval: Whether the scheduler steps each ``"epoch"`` or each ``"step"``.
         task: ``"multiclass"`` (softmax, class numbers) or ``"binary"`` (sigmoid, labels 0 and 1).
 
+    Raises:
+        MisconfigurationException: If ``task`` or ``scheduler_interval`` is unknown; when a run begins, if the sizes of
+            the network are not those of the data.
+
     Example:
         >>> from fpe_lightning.networks import MLP
         >>> model = Classifier(MLP(512, 8, 94))
@@ -48,10 +54,23 @@ class Classifier(pl.LightningModule):
         task: Literal["multiclass", "binary"] = "multiclass",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        for name, value, choices in (
+            ("task", task, ("multiclass", "binary")),
+            ("scheduler_interval", scheduler_interval, ("epoch", "step")),
+        ):
+            if value not in choices:
+                raise MisconfigurationException(
+                    f"`{name}` has to be {' or '.join(map(repr, choices))}, found {value!r}."
+                )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute 'network' is an instance of `nn.Module`")
+            self.save_hyperparameters()
         if isinstance(self.hparams.get("network"), nn.Module):
             # Made in Python, not from a config: a checkpoint holds plain types alone, so that it loads safely.
-            self.save_hyperparameters(ignore=["network", "optimizer", "scheduler"])
+            objects = ["network", "optimizer", "scheduler"]
+            for name in objects:
+                self.hparams.pop(name, None)
+            self.save_hyperparameters(ignore=objects)
         self.network = network
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval, self.task = scheduler_interval, task
@@ -68,9 +87,11 @@ class Classifier(pl.LightningModule):
         ):
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
             if isinstance(expected, int) and isinstance(found, int) and expected != found:
+                key = f"`--model.network.init_args.{ours}={found}`"
+                known = ours in inspect.signature(type(self.network)).parameters
                 raise MisconfigurationException(
                     f"The network has {expected} {what}, and {type(data).__name__} gives {found}: "
-                    f"set `--model.network.init_args.{ours}={found}`."
+                    f"{f'set {key}' if known else f'build the network with {found}'}."
                 )
 
     @override

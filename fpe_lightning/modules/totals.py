@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Totals:
         self._correct.append((predictions == labels).sum())
         self._rows.append(len(labels))
 
-    def pop(self, gather: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def pop(self, gather: Callable[[Tensor], Any] | None = None) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy so far, NaN without a batch; then begin anew.
 
         Args:

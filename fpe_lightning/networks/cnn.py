@@ -25,6 +25,7 @@ class SmallCNN(nn.Module):
         ValueError: If the pictures are too small for the blocks.
 
     Example:
+        >>> import torch
         >>> SmallCNN(3, 32, 10)(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -49,8 +50,9 @@ class SmallCNN(nn.Module):
             ),
             nn.Flatten(),
         )
+        features = sizes[-1] * side * side
         self.head = nn.Sequential(
-            nn.Linear(sizes[-1] * side * side, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
         self.in_features, self.out_features = (in_channels, image_size, image_size), num_classes
 

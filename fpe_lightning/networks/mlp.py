@@ -81,7 +81,7 @@ class MLP(nn.Module):
 
 
 class WideSparseMLP(MLP):
-    """The baseline to beat: ``alpha`` times as wide, sparse at random from the start, as many non-zeros as the dense MLP.
+    """The baseline to beat: ``alpha`` times as wide, sparse from the start, as many non-zeros as the dense MLP.
 
     After Golubeva, Neyshabur and Gur-Ari (ICLR 2021): exact counts, static masks, and layers initialised from
     U(-s, s) with ``s = 1 / sqrt(fan_in * connectivity)``.
@@ -101,7 +101,8 @@ class WideSparseMLP(MLP):
         dropout: See :class:`MLP`.
 
     Raises:
-        ValueError: If the budget cannot be met, for instance as the dense classifier alone is larger than it.
+        ValueError: If ``alpha`` is below 1, or the budget cannot be met, for instance as the dense classifier alone is
+            larger than it.
 
     Example:
         >>> count_nonzeros(WideSparseMLP(512, 8, 94, alpha=4)) == count_nonzeros(MLP(512, 8, 94))
@@ -121,6 +122,8 @@ class WideSparseMLP(MLP):
         batch_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
+        if alpha < 1:
+            raise ValueError(f"`alpha` has to be an integer of at least 1, found {alpha}.")
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
         wide = [alpha * width for width in widths]
         super().__init__(in_features, wide, out_features, activation, bias, batch_norm, dropout)

@@ -35,7 +35,7 @@ def allocate(sizes: Sequence[int], excess: int, allocation: str) -> list[int]:
     keep = total - excess
     if keep < len(sparse):
         raise ValueError(
-            f"The budget asks for {excess} zeros among {total} weights (allocation={allocation!r}), which leaves {keep}; "
+            f"The budget asks for {excess} zeros among {total} weights (allocation={allocation!r}) and leaves {keep}; "
             'use a smaller alpha, or allocation="even" to put zeros into the classifier too.'
         )
     shares = [Fraction(size * keep, total) for size in sparse]

@@ -101,14 +101,6 @@ def test_without_names_it_starts_at_the_first_split():
     )
 
 
-def test_without_names_it_watches_from_the_start_what_an_expansion_callback_knows():
-    recorder, expansion = Recorder(), splits("net.0")
-    expansion.sites_ = ("net.0",)  # type: ignore[attr-defined]
-    fit([expansion, InterferenceMonitor()], logger=recorder)
-    assert [step for step, _ in recorder.monitored()] == [0, 2, 2, 2, 4, 6]
-    assert [row["expansion/width/net.0"] for _, row in recorder.monitored()] == [4.0, 4.0, 4.0, 8.0, 8.0, 8.0]
-
-
 def test_named_layers_alone_are_drawn(tmp_path: Path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
     expansion = splits()

@@ -106,17 +106,3 @@ def test_calls_inside_of_compiled_modules_name_the_module_inside() -> None:
     root.net(torch.zeros(3, 4))
     recorder.stop()
     assert [call["module"] for call in recorder.calls] == ["net._orig_mod"]
-
-
-def test_a_step_that_is_called_through_the_root_is_looked_through() -> None:
-    class Redirected(Root):
-        def forward(self, batch: Tensor) -> Tensor:
-            return self.b(self.a(batch), self.a(batch))
-
-    root = Redirected()
-    for redirected, expected in ((True, ["a", "b"]), (False, [""])):
-        recorder = CallRecorder(root, redirected=redirected)
-        root(torch.zeros(3, 4))
-        root(torch.zeros(3, 4))
-        recorder.stop()
-        assert [call["module"] for call in recorder.calls] == expected

@@ -152,7 +152,7 @@ def test_unknown_names_get_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_unknown_things_get_the_list() -> None:
-    with pytest.raises(ValueError, match=r"Unknown partition 7\. Known: clause, feature"):
+    with pytest.raises(ValueError, match=r"Unknown partition 7\. Known: clause, contiguous, feature"):
         resolve_partition(7)  # type: ignore[arg-type]
 
 

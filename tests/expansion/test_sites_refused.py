@@ -164,3 +164,13 @@ def test_mode_that_cannot_be_traced_is_said() -> None:
     assert reasons(model, torch.randn(2, 8))[""] == (
         "not traced in training mode, where the forward raises ValueError: targets are missing"
     )
+
+
+@pytest.mark.parametrize(("groups", "found"), [(8, False), (4, True), (2, True)])
+def test_copies_must_stay_in_the_group_of_their_original(groups: int, found: bool) -> None:
+    """Behind a shuffle copies come in pairs, which fit into groups of two channels but not of one."""
+    layers = [nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.GroupNorm(groups, 8), nn.Conv2d(8, 2, 1)]
+    model, example = nn.Sequential(*layers), torch.randn(2, 3, 8, 6)
+    assert bool(proven(model, example)) is found
+    if not found:
+        assert reasons(model, example)["0"].startswith("copies would leave the group")

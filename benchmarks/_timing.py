@@ -1,0 +1,60 @@
+"""Time several ways of doing the same work so that they can be compared on a machine that is not quiet."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def interleaved(
+    arms: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7, label: str = "", clock: str = "wall"
+) -> dict[str, float]:
+    """The median time of each arm, in seconds, with the arms taking turns so that a disturbance hits all of them alike.
+
+    Args:
+        arms: What to time, by name. Each is called twice before the clock runs.
+        seconds: About how long to go on.
+        at_least: Rounds to do whatever the time.
+        label: Stands before the progress bar.
+        clock: ``"wall"``, or ``"cpu"`` for the time that this process was given, where others keep the machine busy
+            (with one thread; with several their times add up).
+
+    Returns:
+        The median of the rounds, by name.
+    """
+    cuda = torch.cuda.is_available()
+    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for run in (*arms.values(), *arms.values()):
+        run()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(label, total=seconds)
+        begin = time.perf_counter()
+        while len(next(iter(times.values()))) < at_least or time.perf_counter() - begin < seconds:
+            for name, run in arms.items():
+                if cuda:
+                    torch.cuda.synchronize()
+                start = now()
+                run()
+                if cuda:
+                    torch.cuda.synchronize()
+                times[name].append(now() - start)
+            progress.update(task, completed=min(time.perf_counter() - begin, seconds))
+    return {name: median(found) for name, found in times.items()}
+
+
+def machine(device: torch.device) -> str:
+    """One line that says where the figures come from."""
+    if device.type == "cuda":
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"{torch.cuda.get_device_name(device)} (compute capability {capability}), torch {torch.__version__}"
+    return (
+        f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )

@@ -1,0 +1,161 @@
+"""How much memory the wide sparse pair of layers takes in training, against the dense parent of the same non-zeros.
+
+python -m benchmarks.memory                 alpha 2, 4 and 8; then the split itself
+python -m benchmarks.memory --inputs 4096   a larger pair
+
+Each row is a process of its own. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers;
+"resident" is how far the process grew from before it built the pair to the peak of three training steps (Linux). The
+last table is the split of the pair with its optimizer: how long it takes, and its peak in units of the dense pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+import fpe_lightning as fpe
+from benchmarks._pairs import Case, Way, dense_pair, split_pair
+
+WAYS = (
+    Way("random", "total", "masked"),
+    Way("shared:4", "total", "grouped"),
+    Way("shared:4", "columns", "grouped"),
+    Way("contiguous:4", "columns", "grouped"),
+    Way("shared:8", "blocks", "grouped"),
+)
+BATCH = 32  # small, so that weights and what belongs to them are what is measured
+MEGA = 2**20
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=2048, help="inputs and hidden neurons of the dense parent")
+    parser.add_argument("--outputs", type=int, default=100)
+    parser.add_argument("--alphas", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--split", type=int, default=4096, help="inputs and hidden neurons of the pair that is split")
+    options = parser.parse_args()
+    case = Case("", options.inputs, options.inputs, options.outputs, BATCH, {})
+    console = Console()
+    console.print(_training(case, options.alphas))
+    console.print(_splitting(Case("", options.split, options.split, options.outputs, BATCH, {})))
+
+
+def _training(case: Case, alphas: list[int]) -> Table:
+    size = f"d=h={case.inputs}, C={case.outputs}"
+    table = Table(title=f"training: {size}, AdamW, fp32, of the dense parent")
+    table.add_column("layout, partition, budget")
+    for column in ("alpha", "counted", "resident"):
+        table.add_column(column, justify="right")
+    counted, resident = in_process(partial(train, case, None, 1))
+    table.add_row("dense parent", "1", f"{counted / MEGA:.0f} MiB", f"{resident / MEGA:.0f} MiB")
+    for way, alpha in track([(way, alpha) for alpha in alphas for way in WAYS], "training", transient=True):
+        ours = in_process(partial(train, case, way, alpha))
+        table.add_row(str(way), str(alpha), f"{ours[0] / counted:.3f}x", f"{ours[1] / resident:.3f}x")
+    return table
+
+
+def _splitting(case: Case) -> Table:
+    table = Table(title=f"the split itself: d=h={case.inputs}, C={case.outputs}, alpha 4, AdamW state included")
+    table.add_column("layout, partition, budget")
+    table.add_column("seconds", justify="right")
+    table.add_column("peak, of the pair with its gradients and state", justify="right")
+    for way in track(WAYS, "splitting", transient=True):
+        seconds, peak = in_process(partial(split, case, way, 4))
+        table.add_row(str(way), f"{seconds:.2f}", f"{peak:.2f}x")
+    return table
+
+
+def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
+    """Bytes counted, and bytes that this process grew by, in three training steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "weights.pt")
+        in_process(partial(_save, case, way, alpha, file))  # so that the split leaves no trace in this process
+        pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        _steps(pair, torch.optim.AdamW(pair.parameters()), 8, 8)  # libraries are loaded before the count begins
+        before = _resident("VmRSS")
+        _reset_peak()
+        pair = dense_pair(case, torch.device("cpu"), torch.float32)
+        fpe.load_expanded_state_dict(pair, torch.load(file, mmap=True))
+        optimizer = torch.optim.AdamW(pair.parameters())
+        _steps(pair, optimizer, case.inputs, case.outputs)
+        return _counted(pair, optimizer), _resident("VmHWM") - before
+
+
+def split(case: Case, way: Way, alpha: int) -> tuple[float, float]:
+    """Seconds that a split takes, and the peak of its memory in units of what the dense pair took."""
+    pair = dense_pair(case, torch.device("cpu"), torch.float32)
+    optimizer = torch.optim.AdamW(pair.parameters())
+    _steps(pair, optimizer, case.inputs, case.outputs)
+    example, size, before = torch.zeros(1, case.inputs), _counted(pair, optimizer), _resident("VmRSS")
+    sites = fpe.find_sites(pair, example)
+    _reset_peak()
+    start = time.perf_counter()
+    fpe.expand(pair, alpha, way.partition, budget=way.budget, layout=way.layout, sites=sites, optimizer=optimizer)
+    seconds = time.perf_counter() - start
+    return seconds, (size + _resident("VmHWM") - before) / size
+
+
+def _save(case: Case, way: Way | None, alpha: int, file: Path) -> tuple[float, float]:
+    pair = dense_pair(case, torch.device("cpu"), torch.float32)
+    torch.save((pair if way is None else split_pair(pair, alpha, way)).state_dict(), file)
+    return 0.0, 0.0
+
+
+def _steps(pair: nn.Module, optimizer: torch.optim.Optimizer, inputs: int, outputs: int) -> None:
+    x, target = torch.randn(BATCH, inputs), torch.randint(outputs, (BATCH,))
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(pair(x), target).backward()
+        optimizer.step()
+
+
+def _counted(pair: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    tensors: list[Any] = [*pair.parameters(), *pair.buffers(), *(parameter.grad for parameter in pair.parameters())]
+    tensors += [value for state in optimizer.state.values() for value in state.values()]
+    return float(sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor)))
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def in_process(function: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """What a function returns in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(function, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError("the process that was to be measured failed; its error stands above") from None
+    finally:
+        process.join()
+
+
+def _send(function: Callable[[], tuple[float, float]], sender: Any) -> None:
+    sender.send(function())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Your own callbacks, beside those that ship with the library.
+
+Name them in a config as ``callbacks.MyCallback``; ``class_path: callbacks.ChildrenReport`` shows the worked example.
+"""
+
+from callbacks.children_report import ChildrenReport as ChildrenReport
+from fpe_lightning.callbacks import ExpansionCallback as ExpansionCallback
+from fpe_lightning.callbacks import InterferenceMonitor as InterferenceMonitor
+from fpe_lightning.callbacks import RunSummary as RunSummary
+from fpe_lightning.callbacks import SaturationTrigger as SaturationTrigger

@@ -1,0 +1,65 @@
+"""In which order children stand, so that a block of them is a stretch of consecutive hidden units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from fpe_lightning.expansion.sites import Axis, Site
+
+AnyAxis = TypeVar("AnyAxis", bound=Axis)
+ORDERLESS = frozenset(
+    {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
+)
+"""Integers of layers that treat their units alike, wherever they stand; those of a group norm are not among them."""
+
+
+def block_order(model: nn.Module, site: Site, group: int) -> Site:
+    """The same site, with the children of ``group`` consecutive neurons side by side.
+
+    Split as it comes, the children of one neuron stand beside each other. In block order, for each group of neurons,
+    first come the first children of all its neurons, then the second ones, and so on: what children of one number read
+    and compute are consecutive rows, columns and activations.
+
+    Args:
+        model: The model that the site belongs to.
+        site: A site.
+        group: Neurons in a group; it divides the width.
+
+    Returns:
+        The site with longer runs; the site itself where its units have an order that must not change.
+
+    Example:
+        >>> site = Site("0", 4, 8, (), (), (Axis("2.weight", 1, 0, 4),))
+        >>> block_order(nn.Identity(), site, 2).consumers[0].run
+        2
+    """
+    axes = [*site.producers, *site.values, *site.consumers]
+    modules = [model.get_submodule(attribute.module) for attribute in site.attributes]
+    grouped_conv = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1) for module in modules)
+    known = all(attribute.name in ORDERLESS for attribute in site.attributes)
+    if group == 1 or grouped_conv or not known or not all(_in_order(axis, site.width) for axis in axes):
+        return site
+
+    def longer(axis: AnyAxis) -> AnyAxis:
+        return replace(axis, run=axis.run * group)
+
+    return replace(
+        site,
+        producers=tuple(map(longer, site.producers)),
+        values=tuple(map(longer, site.values)),
+        consumers=tuple(map(longer, site.consumers)),
+    )
+
+
+def _in_order(axis: Axis, width: int) -> bool:
+    """Whether the entries of an axis are the runs of all units in their order, once or several times over."""
+    if axis.length % (width * axis.run):
+        return False
+    if axis.units is None:
+        return axis.length == width * axis.run
+    units = axis.units.view(-1, width, axis.run)
+    return bool((units == torch.arange(width, device=units.device).view(1, -1, 1)).all())

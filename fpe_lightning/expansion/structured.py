@@ -1,0 +1,102 @@
+"""Make room at one site by whole columns and blocks; the rules are in :mod:`fpe_lightning.expansion.room`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.hand_out import along
+from fpe_lightning.expansion.room import Incoming, hand_out_outgoing, remove_columns
+from fpe_lightning.expansion.sites import Axis, Producer, Site
+
+
+def make_structured_room(
+    draft: Draft, site: Site, alpha: int, group: int, stretches: int, budget: str, before: int
+) -> None:
+    """Remove as many of a site's weights as its copies added, by the rule ``"columns"`` or ``"blocks"``.
+
+    Args:
+        draft: The expansion, in which the site is widened already.
+        site: The site as it was widened: its runs say which children stand together.
+        alpha: Children of each unit.
+        group: Neurons that share a partition.
+        stretches: Runs of the producers that make up a block: 1 in block order, else ``group``.
+        budget: ``"columns"`` or ``"blocks"``.
+        before: Non-zeros of the site's tensors before the split.
+
+    Raises:
+        ValueError: If too little would be left.
+    """
+    if budget == "blocks":
+        for consumer in _distinct(site.consumers):
+            _hand_out(draft, consumer, alpha, stretches, site.width // group)
+    names = [axis.parameter for axis in (*site.producers, *site.consumers, *site.values)]
+    excess = sum(draft.count(name) for name in dict.fromkeys(names)) - before
+    producers = _distinct(site.producers)
+    orders = [_block_order(producer, alpha, stretches) for producer in producers]
+    parts = [
+        Incoming(
+            _rows(draft[producer.parameter].value, draft, producer, alpha)[order],
+            _rows(draft.mask(producer.parameter), draft, producer, alpha)[order],
+            producer.run * stretches,
+            alpha,
+        )
+        for producer, order in zip(producers, orders, strict=True)
+    ]
+    try:
+        kept = remove_columns(parts, excess)
+    except ValueError as error:
+        raise ValueError(
+            f"Splitting {site.name} by alpha={alpha} with budget={budget!r} takes {excess} incoming weights. {error} "
+            'Use a smaller alpha, budget="blocks" or "total", or leave this site out.'
+        ) from error
+    for producer, order, rows in zip(producers, orders, kept, strict=True):
+        mask = draft.mask(producer.parameter).clone()
+        moved = mask.narrow(producer.dim, draft.start(producer), alpha * producer.length)
+        moved = moved.movedim((producer.dim, producer.input_dim), (0, 1))
+        moved.copy_(rows[order.argsort()].view(moved.shape))
+        draft.restrict(producer.parameter, mask)
+
+
+def _distinct(axes: tuple[Axis, ...] | tuple[Producer, ...]) -> list:
+    """Axes that several roles share count once."""
+    return list({(axis.parameter, axis.dim, axis.start): axis for axis in axes}.values())
+
+
+def _rows(tensor: Tensor, draft: Draft, producer: Producer, alpha: int) -> Tensor:
+    """The widened stretch of a producer as ``(rows, inputs, k)``."""
+    stretch = tensor.narrow(producer.dim, draft.start(producer), alpha * producer.length)
+    moved = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+def _place(axis: Axis, alpha: int, stretches: int) -> tuple[Tensor, Tensor]:
+    """For each entry of a widened stretch: its child number, and its group of neurons (counted on over tiles)."""
+    run = torch.arange(alpha * axis.length) // axis.run
+    return run % alpha, run // (alpha * stretches)
+
+
+def _block_order(producer: Producer, alpha: int, stretches: int) -> Tensor:
+    """The order of rows in which those of a block stand together."""
+    child, group = _place(producer, alpha, stretches)
+    return (group * alpha + child).argsort(stable=True)
+
+
+def _hand_out(draft: Draft, consumer: Axis, alpha: int, stretches: int, groups: int) -> None:
+    """Leave one of the copies of each outgoing weight."""
+    value = draft[consumer.parameter].value
+    output_dim = 1 if consumer.dim == 0 else 0
+    outputs = value.shape[output_dim]
+    if outputs < alpha:
+        raise ValueError(
+            f'budget="blocks" hands out the {outputs} outputs of `{consumer.parameter}` to alpha={alpha} children of '
+            'each neuron, and some would get none; use budget="columns", or a smaller alpha.'
+        )
+    child, group = _place(consumer, alpha, stretches)
+    of_child = torch.full((value.shape[consumer.dim],), -1)
+    of_group = torch.zeros_like(of_child)
+    of_child.narrow(0, draft.start(consumer), len(child)).copy_(child)
+    of_group.narrow(0, draft.start(consumer), len(child)).copy_(group % groups)
+    stays = hand_out_outgoing(of_child, of_group, outputs, alpha)
+    draft.restrict(consumer.parameter, along(stays, value, output_dim, consumer.dim))

@@ -1,0 +1,234 @@
+"""A split with ``layout="grouped"``: the budget in fact, and everything that holds for masks holds for blocks."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fpe_lightning as fpe
+from fpe_lightning.expansion.partition import Partition
+from fpe_lightning.interference import LayerState
+from fpe_lightning.sparse import GroupedConv2d, GroupedLinear, check_masks, parents_of, structure_of, ungroup
+
+PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
+BUDGETS = ("total", "incoming", "columns", "blocks")
+
+
+def mlp() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(96, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)]
+    return nn.Sequential(*layers), torch.randn(5, 96)
+
+
+def cnn() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    head = [nn.Flatten(), nn.Linear(8 * 4, 4)]
+    layers = [nn.Conv2d(32, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), *head]
+    return nn.Sequential(*layers), torch.randn(3, 32, 6, 6)
+
+
+class Gated(nn.Module):
+    """A feed-forward network with a gate, as in today's transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(32, 8), nn.Linear(32, 8), nn.Linear(8, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.sigmoid(self.gate(x)) * self.up(x))
+
+
+def gated() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Gated(), torch.randn(3, 7, 32)
+
+
+MODELS = {"mlp": mlp, "cnn": cnn, "gated": gated}
+CASES = [
+    case
+    for case in itertools.product(MODELS, PARTITIONS, BUDGETS)
+    # 32 outputs for 32 inputs: incoming weights alone cannot pay for the copies of outgoing ones
+    if not (case[0] == "gated" and case[2] in ("incoming", "columns"))
+]
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def as_masked(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if structure_of(module) is not None:
+            ungroup(module)
+    return twin
+
+
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+@pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
+def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str, budget: str) -> None:
+    model, x = MODELS[kind]()
+    optimizer = torch.optim.AdamW(model.parameters())
+    step(model, optimizer, x)
+    report = fpe.expand(model, 2, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+    assert report.nonzeros_before == report.nonzeros_after == fpe.count_nonzeros(model)
+    assert any(isinstance(module, GroupedLinear | GroupedConv2d) for module in model.modules())
+    twin = as_masked(model)
+    twin_optimizer = torch.optim.AdamW(twin.parameters())
+    plain_optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(3):
+        torch.testing.assert_close(model(x), twin(x), atol=1e-4, rtol=1e-3)
+        step(model, plain_optimizer, x)
+        step(twin, twin_optimizer, x)
+    check_masks(model)
+    assert fpe.count_nonzeros(model) == report.nonzeros_before
+    step(model, optimizer, x)  # the optimizer that was there before the split is still valid
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("budget", ["columns", "blocks"])
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, budget: str, alpha: int) -> None:
+    model, x = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    step(model, optimizer, x)
+    budget_before = sum(parameter.numel() for parameter in model.parameters())
+    fpe.expand(
+        model, alpha, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x, sites="0"
+    )
+    assert sum(parameter.numel() for parameter in model.parameters()) == budget_before
+    moments = sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in model.parameters())
+    assert moments == budget_before
+    assert not any(name.endswith("_mask") for name in model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+@pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
+def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) -> None:
+    wide, x = MODELS[kind]()
+    dense_state = copy.deepcopy(wide.state_dict())
+    fpe.expand(wide, 2, partition, budget=budget, layout="grouped", example_inputs=x)
+    narrow, _ = MODELS[kind]()
+    fpe.load_expanded_state_dict(narrow, wide.state_dict())
+    assert torch.equal(narrow.eval()(x), wide.eval()(x))
+    masked = as_masked(wide)
+    fpe.load_expanded_state_dict(narrow, masked.state_dict())
+    assert torch.equal(narrow.eval()(x), masked.eval()(x))
+    fpe.load_expanded_state_dict(narrow, wide.state_dict())
+    assert torch.equal(narrow.eval()(x), wide.eval()(x))
+    fpe.load_expanded_state_dict(wide, dense_state)
+    assert type(wide) is type(narrow)
+    assert not any(structure_of(module) is not None for module in wide.modules())
+    assert all(torch.equal(wide.state_dict()[key], value) for key, value in dense_state.items())
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("budget", ["columns", "blocks"])
+def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -> None:
+    model, x = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = fpe.count_nonzeros(model)
+    for split in range(2):
+        step(model, optimizer, x)
+        fpe.expand(
+            model, 2, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x, sites="0"
+        )
+        assert isinstance(model[0], GroupedLinear)
+        assert fpe.count_nonzeros(model) == before, split
+    assert sum(parameter.numel() for parameter in model.parameters()) == before
+    assert model[0].out_features == 64
+    assert torch.equal(parents_of(model[0]).bincount(), torch.full((16,), 4))
+    step(model, optimizer, x)
+
+
+def test_copies_are_grouped_with_their_model() -> None:
+    model, x = mlp()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(2):
+        fpe.expand(
+            model,
+            2,
+            "shared:2",
+            budget="columns",
+            layout="grouped",
+            example_inputs=x,
+            sites="0",
+            copies=[average.module],
+        )
+        average.update_parameters(model)
+        assert [p.shape for p in average.module.parameters()] == [p.shape for p in model.parameters()]
+        assert list(average.module.state_dict()) == list(model.state_dict())
+    assert isinstance(average.module[0], GroupedLinear)
+
+
+def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
+    wide, x = mlp()
+    fpe.expand(wide, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    state = wide.state_dict()
+    state["0.weight_inputs"] = ~state["0.weight_inputs"]
+    with pytest.raises(ValueError, match=r"checkpoint is broken: `0\.weight` has shape .*, but its record says"):
+        fpe.load_expanded_state_dict(mlp()[0], state)
+
+
+def test_sites_of_a_grouped_model_are_those_of_its_masked_twin() -> None:
+    model, x = mlp()
+    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    weight = model[0].weight
+    assert fpe.find_sites(model, x) == fpe.find_sites(as_masked(model), x)
+    assert model[0].weight is weight
+
+
+def test_masked_and_grouped_keep_the_same_weights() -> None:
+    outputs = []
+    for layout in ("masked", "grouped"):
+        model, x = mlp()
+        fpe.expand(model, 2, "shared:2", budget="columns", layout=layout, example_inputs=x, sites="0")
+        outputs.append(model.eval()(x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_interference_sees_the_weight_and_not_its_storage() -> None:
+    model, x = mlp()
+    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    ours, theirs = LayerState.of(model[0]), LayerState.of(as_masked(model)[0])
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.mask, theirs.mask)
+    assert torch.equal(ours.parents, theirs.parents)
+
+
+def refused(
+    partition: str | Partition, optimizer: type[torch.optim.Optimizer], alpha: int = 2, **options: object
+) -> str:
+    """The message of a split that is refused, after a check that nothing changed."""
+    model, x = mlp()
+    fpe.expand(model, 2, "shared", budget="columns", layout="grouped", example_inputs=x, sites="0")
+    optimizers = optimizer(model.parameters())
+    step(model, optimizers, x)
+    state, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    held = dict(optimizers.state)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the caller matches the message
+        fpe.expand(model, alpha, partition, optimizer=optimizers, example_inputs=x, layout="grouped", **options)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
+    assert all(optimizers.state[parameter] is entry for parameter, entry in held.items())
+    return str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+def test_refusals_are_one_sentence_and_change_nothing() -> None:
+    assert "use a partition that neurons share" in refused("random", torch.optim.AdamW)
+    assert "Adafactor keeps state of rows and columns" in refused("shared", torch.optim.Adafactor, sites="3")
+    assert "Cannot remove" in refused("shared", torch.optim.AdamW, budget="columns", alpha=8)
+    assert "some would get none" in refused("shared", torch.optim.AdamW, budget="blocks", alpha=8)
+
+
+def test_torchs_own_encoder_layer_stays_masked() -> None:
+    layer = nn.TransformerEncoderLayer(32, 2, 16, batch_first=True)
+    with pytest.raises(ValueError, match=r"nn\.TransformerEncoderLayer reads the weight without calling the layer"):
+        fpe.expand(layer, 2, "shared", budget="blocks", layout="grouped", example_inputs=torch.randn(2, 3, 32))
