@@ -8,22 +8,31 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
+
+from fpe_lightning.expansion.checkpoint import restores_structure_on_load
 
 SUPPORTED = (SingleDeviceStrategy, DDPStrategy)
 
 
-def check_strategy(trainer: pl.Trainer) -> None:
+def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Refuse a strategy under which a split would be lost or drift apart in silence.
 
     Raises:
-        MisconfigurationException: For every strategy but a single device and DDP.
+        MisconfigurationException: For every strategy but a single device and DDP, and for spawned processes whose
+            weights the module could not take back.
     """
-    if not isinstance(trainer.strategy, SUPPORTED):
+    strategy = trainer.strategy
+    if not isinstance(strategy, SUPPORTED):
         raise MisconfigurationException(
-            f"ExpansionCallback splits neurons on a single device or under DDP; found "
-            f"{type(trainer.strategy).__name__}, "
+            f"ExpansionCallback splits neurons on a single device or under DDP; found {type(strategy).__name__}, "
             'which shards or re-owns parameters and would revert or corrupt a split. Use `strategy="ddp"`.'
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher) and not restores_structure_on_load(pl_module):
+        raise MisconfigurationException(
+            "`ddp_spawn` brings the weights back into the module of the main process, which was never split. Use "
+            '`strategy="ddp"`, or call `restore_structure_on_load(self)` at the end of the module\'s `__init__`.'
         )
 
 

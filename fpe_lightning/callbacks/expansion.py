@@ -126,7 +126,7 @@ class ExpansionCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clean_up()
         if stage == "fit":
-            check_strategy(trainer)
+            check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
             if trainer.current_epoch == trainer.global_step == 0:
                 self._begin_anew()

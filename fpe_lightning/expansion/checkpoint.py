@@ -110,6 +110,16 @@ def restore_structure_on_load(model: nn.Module) -> RemovableHandle:
     return model.register_load_state_dict_pre_hook(_before_load)
 
 
+def restores_structure_on_load(model: nn.Module) -> bool:
+    """Whether :func:`restore_structure_on_load` was called for a module.
+
+    Example:
+        >>> restores_structure_on_load(nn.Linear(4, 2))
+        False
+    """
+    return any(getattr(hook, "hook", hook) is _before_load for hook in model._load_state_dict_pre_hooks.values())
+
+
 def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     restore_structure(module, state_dict, prefix)
 

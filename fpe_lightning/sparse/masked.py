@@ -37,6 +37,10 @@ class _MaskGradient(torch.autograd.Function):
         return torch.where(mask, grad, 0), None
 
 
+# A graph traced by torch.fx keeps the call as it is, so that it trains masked too.
+torch.fx.wrap("mask_gradient")
+
+
 def mask_gradient(weight: Tensor, mask: Tensor) -> Tensor:
     """Return ``weight`` unchanged, with a gradient that is zero wherever ``mask`` is False.
 

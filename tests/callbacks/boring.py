@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import fpe_lightning as fpe
+from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.data import BatchLoader
+from fpe_lightning.sparse import check_masks
 
 
 def data(samples: int = 24, inputs: int = 48, seed: int = 0) -> TensorDataset:
@@ -115,3 +120,27 @@ def equal(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
     return bool(left == right)
+
+
+class Run:
+    """One way of training: fits, and resumes from the checkpoint of any step."""
+
+    def __init__(self, make: Callable[[], pl.LightningModule], directory: Path, **options: Any) -> None:
+        self.make, self.directory, self.options = make, directory, options
+
+    def __call__(self, step: int | None = None, expansion: dict[str, Any] | None = None) -> dict[str, Any]:
+        saving = ModelCheckpoint(self.directory, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        callback = ExpansionCallback(**{"step": [3, 5], **(expansion or {})})
+        options = {"max_epochs": 2, "max_steps": 8, **self.options}
+        run = trainer(callback, *([] if step else [saving]), directory=self.directory, **options)
+        run.fit(self.make(), resumable(), ckpt_path=self.directory / f"step={step}.ckpt" if step else None)
+        module = run.lightning_module
+        check_masks(module)
+        assert module.net[0].out_features == 24
+        assert fpe.count_nonzeros(module.net) == fpe.count_nonzeros(network())
+        return outcome(run)
+
+    def resumes(self, *steps: int) -> None:
+        expected = self()
+        for step in steps:
+            assert equal(self(step), expected), f"resumed after step {step}"

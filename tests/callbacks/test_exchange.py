@@ -1,0 +1,128 @@
+"""A split model leaves the Trainer: copies, files, export, Fabric."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from boring import Plain, equal, network, resumable, trainer
+from lightning.fabric import Fabric
+from torch import nn
+
+import fpe_lightning as fpe
+from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.sparse import check_masks
+
+X = torch.randn(5, 48, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def split() -> nn.Module:
+    """The network of a module that was split while training."""
+    module = Plain()
+    trainer(ExpansionCallback(step=[1, 3]), max_epochs=1).fit(module, resumable())
+    return module.net.eval()
+
+
+def trained(net: nn.Module) -> dict[str, torch.Tensor]:
+    net = net.train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(X).pow(2).sum().backward()
+        optimizer.step()
+    check_masks(net)
+    return dict(net.state_dict())
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_compute_and_train_alike(split: nn.Module, how: str) -> None:
+    if how == "deepcopy":
+        twin = copy.deepcopy(split)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(split))
+    else:
+        file = io.BytesIO()
+        torch.save(split, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    assert torch.equal(twin(X), split(X))
+    assert equal(trained(twin), trained(copy.deepcopy(split)))
+
+
+def test_a_lightning_module_is_copied_too() -> None:
+    module = Plain(optimizer=torch.optim.AdamW)
+    trainer(ExpansionCallback(step=1), max_epochs=1).fit(module, resumable())
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(module)))
+    assert equal(dict(twin.state_dict()), dict(module.state_dict()))
+    trainer(ExpansionCallback(step=1), max_epochs=1).fit(twin, resumable())
+    assert twin.net[0].out_features == 24
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_computes_the_same(split: nn.Module, strict: bool) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(split, (X,), dynamic_shapes=({0: batch},), strict=strict)
+    assert torch.allclose(program.module()(X), split(X))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    assert torch.allclose(loaded(X[:3]), split(X[:3]), atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="ONNX export needs onnxscript")
+def test_onnx_computes_the_same(split: nn.Module) -> None:
+    program = torch.onnx.export(split, (X,), dynamo=True)
+    (found,) = program(X)
+    assert torch.allclose(found, split(X), atol=1e-5)
+
+
+def test_a_graph_traced_by_fx_trains_masked(split: nn.Module) -> None:
+    twin = copy.deepcopy(split)
+    traced = torch.fx.symbolic_trace(twin)
+    assert torch.equal(traced(X), split(X))
+    traced.train()(X).sum().backward()
+    mask, grad = twin.get_buffer("0.weight_mask"), traced.get_parameter("0.weight").grad
+    assert grad is not None
+    assert not grad[~mask].any()
+    assert grad[mask].any()
+
+
+def test_inference_mode(split: nn.Module) -> None:
+    with torch.inference_mode():
+        expected = split(X)
+    assert torch.equal(expected, split(X))
+
+
+def test_fabric_trains_on_after_a_split() -> None:
+    def run(fabric: bool) -> dict[str, torch.Tensor]:
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+        wrapped, stepping = model, optimizer
+        launcher = Fabric(accelerator="cpu", devices=1)
+        if fabric:
+            wrapped, stepping = launcher.setup(model, optimizer)
+        for step, (x, y) in enumerate(resumable()):
+            if step == 3:
+                # The model inside of the wrapper is split; its wrapped optimizer may be passed as it is.
+                fpe.expand(model, 2, optimizer=stepping, example_inputs=x)
+            stepping.zero_grad()
+            loss = F.cross_entropy(wrapped(x), y)
+            launcher.backward(loss) if fabric else loss.backward()
+            stepping.step()
+        check_masks(model)
+        assert model[0].out_features == 12
+        return dict(model.state_dict())
+
+    assert equal(run(True), run(False))
+    launcher = Fabric(accelerator="cpu", devices=1)
+    state = {"model": launcher.setup(network())}
+    fpe.restore_structure_on_load(state["model"].module)
+    state["model"].load_state_dict(run(True))
+    assert equal(dict(state["model"].module.state_dict()), run(False))
