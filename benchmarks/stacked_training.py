@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.data.boolean import dnf_task
+from fpe_lightning.data.loader import BatchLoader
 from fpe_lightning.modules import Classifier
 from fpe_lightning.networks import MLP
 from fpe_lightning.studies.stacked import train_together
@@ -67,7 +67,7 @@ def plain(data: Data, networks: int, hidden: int, epochs: int) -> None:
 
 def lightning(data: Data, networks: int, hidden: int, epochs: int) -> None:
     """Do the same with a Trainer for each network, and the split by its callback."""
-    loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(data[0][0], data[1][0, 0]), len(data[0][0]))
+    loader = BatchLoader(data[0][0], data[1][0, 0], batch_size=len(data[0][0]))
     for seed, model in enumerate(parents(networks, hidden)):
         trainer = L.Trainer(
             accelerator="cpu",
@@ -91,8 +91,12 @@ def seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
 def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", type=int, default=16, help="networks of the stack; one by one, a few stand for all")
-    parser.add_argument("--samples", type=int, nargs="+", default=[256, 2048], help="training samples, all in one batch")
+    parser.add_argument(
+        "--networks", type=int, default=16, help="networks of the stack; one by one, a few stand for all"
+    )
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=[256, 2048], help="training samples, all in one batch"
+    )
     parser.add_argument("--hidden", type=int, default=8, help="neurons before the split")
     parser.add_argument("--epochs", type=int, default=200, help="epochs; the split is in the middle")
     parser.add_argument("--turns", type=int, default=5, help="turns, the first of which is not counted")

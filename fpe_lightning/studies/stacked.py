@@ -30,6 +30,9 @@ from fpe_lightning.studies.stacked_optimizer import stack_optimizers, unstack_op
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs ``(networks, out, n)`` and their targets to the mean over everything, as torch's loss functions do."""
 
+# The overload by name: choosing one anew in every call would cost more than the operation.
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+
 
 class Stack:
     """Networks of one shape and their optimizers, as one.
@@ -57,7 +60,9 @@ class Stack:
         self.biases = [_stacked([layer.bias for layer in row]).detach().unsqueeze(2) for row in layers]
         self.masks = [_stacked_masks(row) for row in layers]
         self.parameters = [*self.weights, *self.biases]
-        self._owned = [[each.weight for each in row] for row in layers] + [[each.bias for each in row] for row in layers]
+        self._owned = [[each.weight for each in row] for row in layers] + [
+            [each.bias for each in row] for row in layers
+        ]
         self.optimizer = stack_optimizers(self.optimizers, self._owned, self.parameters)
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
@@ -86,8 +91,10 @@ class Stack:
             weight.grad = grad if mask is None else grad.masked_fill_(~mask, 0)
             if layer:
                 buffer = self._buffers[layer - 1][1]
-                torch.bmm(weight.transpose(1, 2), gradient, out=buffer)
-                gradient = torch.ops.aten.threshold_backward(buffer, hidden[layer - 1], 0, grad_input=buffer)
+                # One output makes an outer product, for which a matrix product is several times slower.
+                product = torch.mul if weight.shape[1] == 1 else torch.bmm
+                product(weight.transpose(1, 2), gradient, out=buffer)
+                gradient = relu_backward(buffer, hidden[layer - 1], 0, grad_input=buffer)
         self.optimizer.step()
 
     def _forward(self, transposed: Tensor) -> list[Tensor]:

@@ -52,7 +52,9 @@ def test_each_network_equals_a_run_of_its_own_with_a_split_in_the_middle(hidden:
     for seed, (network, optimizer) in enumerate(zip(together, optimizers, strict=True)):
         split(network, optimizer, seed, state)
     if state == "reset":
-        assert all(network.layers[0].weight not in each.state for network, each in zip(together, optimizers, strict=True))
+        assert all(
+            network.layers[0].weight not in each.state for network, each in zip(together, optimizers, strict=True)
+        )
     train_together(together, optimizers, x, y, bce, epochs=40)
 
     for seed, (network, optimizer) in enumerate(zip(alone, own, strict=True)):
@@ -62,9 +64,7 @@ def test_each_network_equals_a_run_of_its_own_with_a_split_in_the_middle(hidden:
         train_alone(network, optimizer, x[group], y[group], 40)
         torch.testing.assert_close(together[seed].state_dict(), network.state_dict(), rtol=1e-4, atol=1e-5)
         for parameter, twin in zip(network.parameters(), together[seed].parameters(), strict=True):
-            torch.testing.assert_close(
-                optimizers[seed].state[twin], optimizer.state[parameter], rtol=1e-3, atol=1e-6
-            )
+            torch.testing.assert_close(optimizers[seed].state[twin], optimizer.state[parameter], rtol=1e-3, atol=1e-6)
         check_masks(together[seed])
     assert not torch.equal(together[0].layers[0].weight, together[1].layers[0].weight)
 
