@@ -63,7 +63,7 @@ def _run(words: list[str], console: Console) -> None:
         nearest = difflib.get_close_matches(name, STUDIES, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise StudyError(f"Unknown study {name!r}.{hint} Known: {known}.")
-    parser = Parser(prog=f"python -m fpe_lightning.studies {name}", parser_mode="omegaconf+")
+    parser = Parser(prog=f"python -m fpe_lightning.studies {name}", parser_mode="omegaconf+", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(STUDIES[name])
     parser.add_argument("--output", type=str, default=f"results/{name}", help="Folder of results, table and figure.")

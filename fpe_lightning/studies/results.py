@@ -132,10 +132,9 @@ def _parsed(record: dict[str, str]) -> Row:
     return Row(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(Row)})
 
 
-def _difference(found: object, wanted: object) -> str:
-    """Where two values differ first, as ``: key is 1, asked for 2``."""
+def _difference(found: object, wanted: object, path: str = "") -> str:
+    """Where two values differ first, as `` at `settings.A.lr`: 1, asked for 2``."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         key = next(key for key in [*wanted, *found] if found.get(key) != wanted.get(key))
-        inner = _difference(found.get(key), wanted.get(key))
-        return f": `{key}`{inner.removeprefix(':')}" if inner.startswith(": `") else f": `{key}`{inner}"
-    return f" is {found!r}, asked for {wanted!r}"
+        return _difference(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+    return f"{f' at `{path}`' if path else ''}: {found!r}, asked for {wanted!r}"

@@ -16,7 +16,7 @@ block: 2
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """The path of a config of 18 runs of 6 epochs."""
     path = tmp_path / "tiny.yaml"

@@ -108,7 +108,7 @@ def test_a_folder_of_another_config_gets_one_sentence(tiny: Path, tmp_path: Path
     run("boolean", "--config", tiny, "--output", tmp_path / "out")
     code, said = run("boolean", "--config", tiny, "--output", tmp_path / "out", "--settings.S.lr", 0.1)
     assert code == 2
-    assert "holds results of another config: `settings`: `S`: `lr` is 0.003, asked for 0.1; give another" in said
+    assert "holds results of another config at `settings.S.lr`: 0.003, asked for 0.1; give another `--output`" in said
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/studies").glob("*.yaml")), ids=lambda path: path.stem)

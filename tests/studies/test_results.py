@@ -59,12 +59,12 @@ def test_two_processes_at_work_on_one_folder_lose_no_row(tmp_path: Path) -> None
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Results(tmp_path / "a", "boolean", CONFIG)
-    with pytest.raises(StudyError, match="holds results of another study is 'boolean', asked for 'pixels'"):
+    with pytest.raises(StudyError, match="holds results of another study: 'boolean', asked for 'pixels'"):
         Results(tmp_path / "a", "pixels", CONFIG)
-    with pytest.raises(StudyError, match=r"another config: `settings`: `A`: `lr` is 0.1, asked for 0.2; give another"):
+    with pytest.raises(StudyError, match=r"another config at `settings\.A\.lr`: 0\.1, asked for 0\.2; give"):
         Results(tmp_path / "a", "boolean", {"seeds": 2, "settings": {"A": {"lr": 0.2}}})
     monkeypatch.setattr(module, "__version__", "9.9")
-    with pytest.raises(StudyError, match="another version is '.*', asked for '9.9'"):
+    with pytest.raises(StudyError, match=r"another version: '.*', asked for '9\.9'"):
         Results(tmp_path / "a", "boolean", CONFIG)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.txt").write_text("precious")
