@@ -17,10 +17,20 @@ from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.studies.errors import StudyError
 
-AT_SPLIT: dict[str, Callable[[DNFTask, MLP], Tensor]] = {
-    "coactivation": lambda task, network: torch.ones(len(task.train[0]), 1),
-    "interaction": lambda task, network: residuals(task, network),
-}
+
+@torch.no_grad()
+def residuals(task: DNFTask, network: MLP) -> Tensor:
+    """Targets minus predicted probabilities of the training samples, ``(n, 1)``."""
+    inputs, truth = task.train
+    return truth.float().unsqueeze(1) - network(inputs).sigmoid()
+
+
+def ones(task: DNFTask, network: MLP) -> Tensor:
+    """A column of ones for the training samples, ``(n, 1)``: no targets are looked at."""
+    return torch.ones(len(task.train[0]), 1)
+
+
+AT_SPLIT: dict[str, Callable[[DNFTask, MLP], Tensor]] = {"coactivation": ones, "interaction": residuals}
 """What weighs the products of inputs, for partitions that are worked out from data at the split."""
 
 
@@ -95,13 +105,6 @@ def arms_named(names: list[str]) -> dict[str, Arm]:
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise StudyError(f"Unknown arm {name!r}.{hint} Known: {', '.join(ARMS)}.")
     return {name: ARMS[name] for name in names}
-
-
-@torch.no_grad()
-def residuals(task: DNFTask, network: MLP) -> Tensor:
-    """Targets minus predicted probabilities of the training samples, ``(n, 1)``."""
-    inputs, truth = task.train
-    return truth.float().unsqueeze(1) - network(inputs).sigmoid()
 
 
 def grouped_partition(groups: int) -> Partition:

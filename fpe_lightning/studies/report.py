@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,9 @@ from fpe_lightning.studies.statistics import Estimate, estimate, paired
 MARKERS = {"dense": "s", "split": "o", "wide": "^"}
 """Kinds of arms are told apart by shape, so that the figure reads in grey."""
 LABELS = {"dense": "dense", "split": "split (FPE)", "wide": "wide and sparse from scratch"}
+
+STYLES: dict[str, Literal[":", "--"]] = dict(zip(BASELINES, (":", "--"), strict=True))
+"""Lines of the baselines."""
 
 
 def _by_seed(rows: Sequence[Row], setting: str, arm: str, part: str = "test") -> dict[int, float]:
@@ -100,7 +104,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     drawn = Figure(figsize=size, layout="constrained")
     axes = drawn.subplots(1, len(settings), sharey=True, squeeze=False)[0]
     for ax, setting in zip(axes, settings, strict=True):
-        for baseline, style in zip(BASELINES, (":", "--"), strict=True):
+        for baseline, style in STYLES.items():
             if values := _by_seed(rows, setting, baseline):
                 ax.axvline(estimate(values).mean, color="0.45", linestyle=style, linewidth=1)
         for y, arm in enumerate(arms):
@@ -123,7 +127,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     entries = [Line2D([], [], color="black", marker=MARKERS[kind], linestyle="", label=LABELS[kind]) for kind in kinds]
     entries += [
         Line2D([], [], color="0.45", linestyle=style, label=f"mean of {name.replace('_', ' ')}")
-        for name, style in zip(BASELINES, (":", "--"), strict=True)
+        for name, style in STYLES.items()
         if name in arms
     ]
     entries.append(Line2D([], [], color="0.6", marker=".", linestyle="", label="one seed"))
