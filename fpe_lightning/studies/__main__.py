@@ -1,0 +1,103 @@
+"""``python -m fpe_lightning.studies STUDY --config FILE``: run a grid, or what is left of it, and report."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from fpe_lightning.cli import unknown_key
+from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.report import write_report
+from fpe_lightning.studies.results import Results
+from fpe_lightning.studies.runner import run_study
+from fpe_lightning.studies.study import STUDIES, BooleanStudy, seconds_of
+
+
+class Parser(ArgumentParser):
+    """A parser that answers bad input with one sentence."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise StudyError(unknown_key(message, (action.dest for action in self._actions)) or " ".join(message.split()))
+
+
+def main(words: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Run a study from the command line.
+
+    Args:
+        words: Command line; None takes that of the process.
+        console: Where to print.
+
+    Returns:
+        The exit code: 0, or 2 after bad input.
+    """
+    console = console or Console()
+    try:
+        _run(list(sys.argv[1:] if words is None else words), console)
+    except StudyError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from the runs that are finished.")
+        return 130
+    return 0
+
+
+def _run(words: list[str], console: Console) -> None:
+    name = words[0] if words and not words[0].startswith("-") else ""
+    known = ", ".join(STUDIES)
+    if not name and {"-h", "--help"} & set(words):
+        console.print(f"Usage: python -m fpe_lightning.studies STUDY --config FILE\nStudies: {known}; add --help.")
+        return
+    if name not in STUDIES:
+        nearest = difflib.get_close_matches(name, STUDIES, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise StudyError(f"Unknown study {name!r}.{hint} Known: {known}.")
+    parser = Parser(prog=f"python -m fpe_lightning.studies {name}", parser_mode="omegaconf+", allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    parser.add_class_arguments(STUDIES[name])
+    parser.add_argument("--output", type=str, default=f"results/{name}", help="Folder of results, table and figure.")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes.")
+    parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
+    options: Any = parser.parse_args(words[1:])
+    study = STUDIES[name].from_options({key: options[key] for key in STUDIES[name].__dataclass_fields__})
+    study.check()
+    if options.jobs < 1:
+        raise StudyError(f"`--jobs` has to be at least 1, found {options.jobs}.")
+    torch.set_num_threads(1)  # products this small gain nothing from threads; processes do
+    folder = Path(options.output)
+    if options.dry_run:
+        _print_grid(study, options.jobs, console)
+        return
+    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console)
+    written = write_report(rows, folder, f"Study {name}")
+    failed = sum(row.status == "failed" for row in rows)
+    console.print(written[0].read_text(), markup=False, soft_wrap=True)
+    console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _print_grid(study: BooleanStudy, jobs: int, console: Console) -> None:
+    table = Table("setting", "arms", "seeds", "runs", title="The grid")
+    last = study.first_seed + study.seeds - 1
+    for setting in study.settings:
+        table.add_row(
+            setting, ", ".join(study.arms), f"{study.first_seed} to {last}", str(len(study.arms) * study.seeds)
+        )
+    console.print(table)
+    blocks = study.blocks(set())
+    minutes = seconds_of(blocks) / 60 / jobs
+    console.print(f"{len(study.cells())} runs, about {minutes:.1f} minutes on {jobs} process(es); nothing was run.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The folder of a study: one CSV row a run, appended under a lock, and what it was made with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock
+
+from fpe_lightning import __version__
+from fpe_lightning.studies.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of clauses or data, initial weights and masks.
+        status: ``"done"`` or ``"failed"``.
+        why: Of a failed run.
+        nonzeros: Parameters that the structure lets be non-zero, biases included.
+        train: Accuracy on the training samples at the end, in [0, 1].
+        val: On the validation samples.
+        test: On the test samples.
+        seconds: Wall time, an even share of that of the networks that trained together.
+        setting: Name of the setting.
+    """
+
+    arm: str
+    seed: int
+    status: str
+    why: str
+    nonzeros: int
+    train: float
+    val: float
+    test: float
+    seconds: float
+    setting: str = ""
+
+    @property
+    def cell(self) -> tuple[str, str, int]:
+        """What the row is of: setting, arm and seed."""
+        return self.setting, self.arm, self.seed
+
+
+COLUMNS = [field.name for field in fields(Row)]
+
+
+class Results:
+    """The results of one study with one config.
+
+    Args:
+        folder: Made where it is missing.
+        study: Name of the study.
+        config: The resolved config, of plain values; a folder of another config is refused.
+
+    Raises:
+        StudyError: If the folder holds another study, config or version.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results = Results(Path(folder), "boolean", {"seeds": 2})
+        ...     results.append([Row("dense", 0, "done", "", 209, 0.9, 0.8, 0.8, 1.0, "A")])
+        ...     [row.cell for row in results.rows()]
+        [('A', 'dense', 0)]
+    """
+
+    def __init__(self, folder: Path, study: str, config: dict[str, Any]) -> None:
+        self.folder, self.path = folder, folder / "results.csv"
+        made_with = {"study": study, "version": __version__, "config": config}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        with self._lock:
+            about = folder / "study.yaml"
+            if not about.exists():
+                if any(path.name != ".lock" for path in folder.iterdir()):
+                    raise StudyError(f"`{folder}` holds files that are no study's; give another `--output`.")
+                # A kill in the middle leaves no half a file.
+                (folder / "study.part").write_text(
+                    yaml.safe_dump({**made_with, "torch": str(torch.__version__)}, sort_keys=False)
+                )
+                os.replace(folder / "study.part", about)
+            found = yaml.safe_load(about.read_text())
+        for key, wanted in made_with.items():
+            if found.get(key) != wanted:
+                raise StudyError(
+                    f"`{folder}` holds results of another {key}{_difference(found.get(key), wanted)}; "
+                    "give another `--output`, or remove the folder."
+                )
+
+    def rows(self) -> list[Row]:
+        """All finished rows; half a row that a kill left behind is not one."""
+        with self._lock:
+            text = self.path.read_text() if self.path.exists() else ""
+        complete = text[: text.rfind("\n") + 1]
+        return [_parsed(record) for record in csv.DictReader(io.StringIO(complete))]
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows, each cell at most once, so that two processes at work on one folder do no harm."""
+        with self._lock:
+            text = self.path.read_text() if self.path.exists() else ""
+            complete = text[: text.rfind("\n") + 1]
+            done = {_parsed(record).cell for record in csv.DictReader(io.StringIO(complete))}
+            buffer = io.StringIO()
+            writer = csv.writer(buffer, lineterminator="\n")
+            if not complete:
+                writer.writerow(COLUMNS)
+            # One line a row, whatever a message holds.
+            writer.writerows(
+                [str(getattr(row, name)).replace("\n", " ") for name in COLUMNS] for row in rows if row.cell not in done
+            )
+            with self.path.open("r+" if self.path.exists() else "w") as file:
+                file.truncate(len(complete.encode()))
+                file.seek(0, os.SEEK_END)
+                file.write(buffer.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _parsed(record: dict[str, str]) -> Row:
+    kinds = {"str": str, "int": int, "float": float}
+    return Row(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(Row)})
+
+
+def _difference(found: object, wanted: object, path: str = "") -> str:
+    """Where two values differ first, as `` at `settings.A.lr`: 1, asked for 2``."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        key = next(key for key in [*wanted, *found] if found.get(key) != wanted.get(key))
+        return _difference(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+    return f"{f' at `{path}`' if path else ''}: {found!r}, asked for {wanted!r}"

@@ -1,0 +1,203 @@
+"""Small networks of one shape train together, as one stacked batch.
+
+A small network spends most of a training step on the overhead of calling tensor operations. Here the weights of many
+networks (seeds, arms) stand in one tensor ``(networks, out, in)``, every product is a batched one, and the optimizer
+steps on the stack. Each network ends where a run of its own would have ended, to within rounding.
+
+The networks stay ordinary modules with optimizers of their own, so a split in the middle needs nothing new::
+
+    train_together(networks, optimizers, inputs, targets, loss, epochs=300)
+    for network, optimizer in zip(networks, optimizers):
+        fpe.expand(network, alpha=2, optimizer=optimizer, sites=sites)
+    train_together(networks, optimizers, inputs, targets, loss, epochs=1700)
+
+The backward pass is written out: its buffers are made once and used in every step, which is most of the gain over
+automatic differentiation where the batch is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fpe_lightning.networks import MLP
+from fpe_lightning.sparse.masked import mask_of
+from fpe_lightning.studies.stacked_optimizer import stack_optimizers, unstack_optimizer
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs ``(networks, out, n)`` and their targets to the mean over everything, as torch's loss functions do."""
+
+# The overload by name: choosing one anew in every call would cost more than the operation.
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+
+
+class Stack:
+    """Networks of one shape and their optimizers, as one.
+
+    Args:
+        networks: ReLU networks with the same sizes, without norms and dropout; masks may differ.
+        optimizers: One for each network, over all of its parameters, of one class and with the same options.
+
+    Raises:
+        ValueError: If the networks or optimizers cannot stand in one stack.
+
+    Example:
+        >>> networks = [MLP(4, 3, 1), MLP(4, 3, 1)]
+        >>> stack = Stack(networks, [torch.optim.Adam(network.parameters()) for network in networks])
+        >>> [tuple(weight.shape) for weight in stack.weights]
+        [(2, 3, 4), (2, 1, 3)]
+    """
+
+    def __init__(self, networks: Sequence[MLP], optimizers: Sequence[Optimizer]) -> None:
+        _check(networks, optimizers)
+        self.networks, self.optimizers = list(networks), list(optimizers)
+        layers = list(zip(*(network.linear_layers() for network in networks), strict=True))
+        self.weights = [_stacked([layer.weight for layer in row]) for row in layers]
+        # One column, so that a bias is added to outputs whose last axis is the samples.
+        self.biases = [_stacked([layer.bias for layer in row]).detach().unsqueeze(2) for row in layers]
+        self.masks = [_stacked_masks(row) for row in layers]
+        self.parameters = [*self.weights, *self.biases]
+        self._owned = [[each.weight for each in row] for row in layers] + [
+            [each.bias for each in row] for row in layers
+        ]
+        self.optimizer = stack_optimizers(self.optimizers, self._owned, self.parameters)
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def step(self, inputs: Tensor, transposed: Tensor, targets: Tensor, loss: Loss) -> None:
+        """Take one optimizer step.
+
+        Args:
+            inputs: ``(groups, n, in)`` float32; consecutive networks share the inputs of a group.
+            transposed: The same as ``(groups, in, n)``, contiguous.
+            targets: ``(networks, ...)``, what ``loss`` takes.
+            loss: See :data:`Loss`.
+        """
+        groups, n, _ = inputs.shape
+        hidden = self._forward(transposed)
+        outputs = hidden[-1].requires_grad_()
+        # The mean is over all networks; the sum of their own means has the gradient that each would have alone.
+        (gradient,) = torch.autograd.grad(loss(outputs, targets) * len(self.networks), outputs)
+        outputs.requires_grad_(False)
+        for layer in reversed(range(len(self.weights))):
+            weight, mask = self.weights[layer], self.masks[layer]
+            self.biases[layer].grad = gradient.sum(2, keepdim=True)
+            if layer == 0:
+                grad = torch.bmm(gradient.view(groups, -1, n), inputs).view_as(weight)
+            else:
+                grad = torch.bmm(gradient, hidden[layer - 1].transpose(1, 2))
+            weight.grad = grad if mask is None else grad.masked_fill_(~mask, 0)
+            if layer:
+                buffer = self._buffers[layer - 1][1]
+                # One output makes an outer product, for which a matrix product is several times slower.
+                product = torch.mul if weight.shape[1] == 1 else torch.bmm
+                product(weight.transpose(1, 2), gradient, out=buffer)
+                gradient = relu_backward(buffer, hidden[layer - 1], 0, grad_input=buffer)
+        self.optimizer.step()
+
+    def _forward(self, transposed: Tensor) -> list[Tensor]:
+        """The outputs of every layer, ``(networks, out, n)`` each, in buffers that the next step overwrites."""
+        groups, _, n = transposed.shape
+        if not self._buffers or self._buffers[0][0].shape[2] != n:
+            shapes = [(*weight.shape[:2], n) for weight in self.weights]
+            self._buffers = [(torch.empty(shape), torch.empty(shape)) for shape in shapes]
+        values: list[Tensor] = []
+        last = len(self.weights) - 1
+        for layer, (weight, bias, (out, _)) in enumerate(zip(self.weights, self.biases, self._buffers, strict=True)):
+            if layer == 0:
+                torch.bmm(weight.view(groups, -1, weight.shape[2]), transposed, out=out.view(groups, -1, n))
+            else:
+                torch.bmm(weight, values[-1], out=out)
+            values.append(out.add_(bias) if layer == last else out.add_(bias).relu_())
+        return values
+
+    @torch.no_grad()
+    def unstack(self) -> None:
+        """Write weights and optimizer states back into the networks and optimizers that came in."""
+        for own, stacked in zip(self._owned, self.parameters, strict=True):
+            for parameter, value in zip(own, stacked, strict=True):
+                parameter.copy_(value.view_as(parameter))
+        unstack_optimizer(self.optimizer, self.parameters, self.optimizers, self._owned)
+
+
+def train_together(
+    networks: Sequence[MLP],
+    optimizers: Sequence[Optimizer],
+    inputs: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    epochs: int,
+    at_once: int = 16,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Train networks of one shape for some full-batch epochs, in place, each as if it were alone.
+
+    Args:
+        networks: See :class:`Stack`; consecutive networks share the data of a group.
+        optimizers: One for each network.
+        inputs: ``(groups, n, in)`` float32; the number of groups divides the number of networks.
+        targets: ``(groups, ...)``, repeated for the networks of a group, as the second argument of ``loss``.
+        loss: See :data:`Loss`.
+        epochs: Steps over all ``n`` samples.
+        at_once: Networks of a stack; more do not fit into the processor's cache and gain nothing. Groups stay whole.
+        advance: Called with the number of finished epochs times networks, now and then, for a progress bar.
+
+    Raises:
+        ValueError: If the networks cannot stand in one stack, or do not fit the groups.
+
+    Example:
+        >>> networks = [MLP(4, 3, 1), MLP(4, 3, 1)]
+        >>> optimizers = [torch.optim.Adam(network.parameters()) for network in networks]
+        >>> inputs, targets = torch.randn(1, 8, 4), torch.ones(1, 1, 8)
+        >>> train_together(networks, optimizers, inputs, targets, nn.functional.binary_cross_entropy_with_logits, 3)
+        >>> [int(optimizer.state[network.layers[0].weight]["step"]) for network, optimizer in zip(networks, optimizers)]
+        [3, 3]
+    """
+    groups = len(inputs)
+    if not networks or len(networks) % groups:
+        raise ValueError(f"{len(networks)} networks cannot share {groups} groups of samples evenly.")
+    each = len(networks) // groups
+    together = max(1, at_once // each)
+    for first in range(0, groups, together):
+        part = slice(first, first + together)
+        members = slice(first * each, (first + together) * each)
+        stack = Stack(networks[members], optimizers[members])
+        x, y = inputs[part].contiguous(), targets[part].repeat_interleave(each, 0)
+        transposed = x.transpose(1, 2).contiguous()
+        for epoch in range(1, epochs + 1):
+            stack.step(x, transposed, y, loss)
+            if advance and (epoch % 50 == 0 or epoch == epochs):
+                advance(len(stack.networks) * (epoch % 50 or 50))
+        stack.unstack()
+
+
+def _check(networks: Sequence[MLP], optimizers: Sequence[Optimizer]) -> None:
+    shapes = {tuple(tuple(parameter.shape) for parameter in network.parameters()) for network in networks}
+    if len(shapes) != 1:
+        raise ValueError(f"A stack needs networks of one shape, found {len(shapes)} shapes; stack each on its own.")
+    if len(optimizers) != len(networks):
+        raise ValueError(f"A stack needs an optimizer for each network, found {len(optimizers)} for {len(networks)}.")
+    for network in networks:
+        linears = network.linear_layers()
+        others = {type(layer).__name__ for layer in network.layers if layer not in linears} - {"ReLU"}
+        if others or any(layer.bias is None for layer in linears):
+            found = ", ".join(sorted(others)) or "a layer without bias"
+            raise ValueError(f"A stack holds linear layers with biases and ReLU between them, found {found}.")
+
+
+def _stacked(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.stack([parameter.detach() for parameter in parameters])
+
+
+def _stacked_masks(layers: Sequence[nn.Linear]) -> Tensor | None:
+    masks = [mask_of(layer) for layer in layers]
+    if all(mask is None for mask in masks):
+        return None
+    return torch.stack(
+        [
+            torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+            for layer, mask in zip(layers, masks, strict=True)
+        ]
+    )

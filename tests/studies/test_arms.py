@@ -1,0 +1,54 @@
+"""What the arms do to a network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fpe_lightning as fpe
+from fpe_lightning.networks import MLP
+from fpe_lightning.sparse.masked import check_masks
+from fpe_lightning.studies.arms import ARMS, Arm, arms_named, redraw_, split
+from fpe_lightning.studies.boolean import Regime
+from fpe_lightning.studies.errors import StudyError
+
+TASK = Regime().task(0)
+
+
+def child(arm: Arm, seed: int = 0) -> MLP:
+    torch.manual_seed(0)
+    network = MLP(24, 8, 1)
+    optimizer = torch.optim.Adam(network.parameters())
+    split(arm, network, optimizer, TASK, fpe.find_sites(network, TASK.train[0][:2]), 2, seed)
+    return network
+
+
+def test_interaction_keeps_clauses_together_and_coactivation_uses_no_targets() -> None:
+    mask = child(ARMS["interaction"]).layers[0].weight_mask
+    for group in TASK.groups:
+        reached = [mask[row, list(group)].sum() for row in range(16)]
+        # A neuron's children may have lost weights to the budget, but no clause reaches both of them.
+        assert all(min(first, second) == 0 for first, second in zip(reached[::2], reached[1::2], strict=True))
+    assert not torch.equal(mask, child(ARMS["coactivation"]).layers[0].weight_mask)
+
+
+def test_a_grouped_partition_serves_neurons_four_apart() -> None:
+    mask = child(Arm("split", "grouped")).layers[0].weight_mask.view(8, 2, 24)
+    # The budget takes single weights away, so equal partitions show as halves that never cross.
+    assert not bool((mask[0, 0] & mask[4, 1]).any() or (mask[0, 1] & mask[4, 0]).any())
+    assert bool((mask[0, 0] & mask[1, 1]).any())
+
+
+def test_redrawn_weights_stand_under_the_same_masks() -> None:
+    kept, redrawn = child(ARMS["random"]), child(ARMS["random_redraw"])
+    assert torch.equal(kept.layers[0].weight_mask, redrawn.layers[0].weight_mask)
+    assert not torch.equal(kept.layers[0].weight, redrawn.layers[0].weight)
+    check_masks(redrawn)
+    dense = torch.nn.Linear(4, 2)
+    redraw_(dense, torch.Generator().manual_seed(0))
+    assert float(dense.weight.detach().abs().max()) <= 0.5
+
+
+def test_an_unknown_arm_is_refused_with_the_one_meant() -> None:
+    with pytest.raises(StudyError, match=r"Unknown arm 'widesparse'\. Did you mean 'wide_sparse'\? Known: dense, "):
+        arms_named(["dense", "widesparse"])
