@@ -31,8 +31,8 @@ def check_averages(trainer: pl.Trainer) -> None:
         for value in vars(callback).values():
             if isinstance(value, AveragedModel) and value.use_buffers and not _keeps_masks(value):
                 raise MisconfigurationException(
-                    f"{type(callback).__name__} averages buffers by a function that cannot take the bool masks of a split: "
-                    "pass `use_buffers=False`, which copies buffers from the module."
+                    f"{type(callback).__name__} averages buffers by a function that cannot take the bool masks of a "
+                    "split: pass `use_buffers=False`, which copies buffers from the module."
                 )
 
 
