@@ -6,6 +6,7 @@ import difflib
 import inspect
 import pydoc
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
+
+from fpe_lightning.checkpoint_file import check_checkpoint_file
 
 # How jsonargparse says that it does not know a key; the first to match is the innermost in its nested messages.
 REJECTIONS = (
@@ -24,6 +27,10 @@ REJECTIONS = (
     re.compile(r"argument (?P<owner>subcommand): invalid choice: '(?P<key>[^']*)'"),
     re.compile(r"(?P<owner>module) '(?P<group>[\w.]+)' has no attribute '(?P<key>\w+)'"),
 )
+
+
+KEYWORDS = ("best", "last", "hpc")
+"""What Lightning takes for a checkpoint's path beside a path."""
 
 
 class Parser(LightningArgumentParser):
@@ -139,6 +146,18 @@ class CLI(LightningCLI):
 
         Lightning would let the hyper-parameters in the checkpoint win over both, in silence.
         """
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Refuse a broken checkpoint before anything is built."""
+        path = str(self.config[self.subcommand].get("ckpt_path") or "") if self.subcommand else ""
+        if not path or path in KEYWORDS or path.startswith("registry") or "://" in path:
+            return
+        try:
+            check_checkpoint_file(path)
+        except ValueError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(2)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last weights where no checkpoint follows a metric."""
