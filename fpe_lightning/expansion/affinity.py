@@ -4,7 +4,8 @@ What a split may tear apart is inputs that matter together: the literals of a cl
 something about the target that the network does not know yet. With standardised inputs ``x`` and the residual
 ``r_c = y_c - p_c`` of each output, the affinity of two inputs is the size of ``E[r_c x_i x_j]`` over the outputs: the
 gradient of the loss with respect to a product feature ``x_i x_j`` given to that output. No knowledge of the
-features is needed, only training samples.
+features is needed, only training samples. It takes ``outputs * n * inputs^2`` multiplications: nothing for one output
+and tens of inputs, minutes for a hundred classes and hundreds of inputs.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     Example:
         >>> rows = [Row("dense", s, "done", "", 209, 1, 0.8, 0.8, 1, "A") for s in range(2)]
         >>> print(markdown_table(rows).splitlines()[4])
-        | dense | 209 | 80.0 ± 0.0 | 80.0 ± 0.0 | - | – | 2 |
+        | dense | 209 | 80.0 ± 0.0 | 80.0 ± 0.0 | - | - | 2 |
     """
     parts: list[str] = []
     for setting in _names(rows, "setting"):
