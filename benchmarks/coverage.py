@@ -37,7 +37,13 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or ()) != FIELDS:
+            raise ValueError(
+                f"{path} has other columns than this version writes ({', '.join(reader.fieldnames or ())}): "
+                "move it away, or pass another --output."
+            )
+        return {row["name"]: row for row in reader}
 
 
 def append_row(path: Path, row: Row) -> dict[str, str]:
@@ -136,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = options.output or Path("results", "coverage-quick.csv" if options.quick else "coverage.csv")
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a log has no width; names must not be cut
+        console = Console(width=160)  # a log has no width; names must not be cut
     if options.quick and not options.report:
         path.unlink(missing_ok=True)
     entries = choose(catalogue(), list(QUICK) if options.quick else None)

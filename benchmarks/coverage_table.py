@@ -157,4 +157,4 @@ def _short(text: str) -> str:
 
 
 def _style(row: Row) -> str:
-    return {"ok": "", "skipped": "dim", "no site": "yellow"}.get(row["status"], "red")
+    return {"ok": "", "skipped": "dim", "no site": "yellow", "partly": "yellow"}.get(row["status"], "red")

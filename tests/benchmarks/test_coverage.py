@@ -179,6 +179,18 @@ def test_a_model_without_sites_is_no_failure() -> None:
     assert "it reaches an output of the model" in row.refusals
 
 
+def test_a_site_that_cannot_be_split_is_left_out_with_a_reason() -> None:
+    def build() -> coverage_builders.Built:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        return coverage_builders.Built(net, torch.ones(2, 1), 1)
+
+    row = rows_of(Entry("a/one_input", build))[-1]
+    assert (row.status, row.found, row.proven, row.expanded) == ("partly", 2, 2, 1)
+    assert row.round_trip
+    assert "1 not expanded: 0: ValueError: alpha=2 was asked for 0, whose neurons have 1 incoming weights" in row.note
+
+
 def test_a_wrong_site_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command must see it when find_sites returns nonsense."""
 
@@ -219,6 +231,13 @@ def test_the_last_result_of_a_model_counts(tmp_path: Path) -> None:
     coverage.append_row(path, Row("a/x", status="time"))
     coverage.append_row(path, Row("a/x", status="ok", found=3))
     assert [(row["status"], row["found"]) for row in coverage.read_rows(path).values()] == [("ok", "3")]
+
+
+def test_a_file_of_another_version_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "coverage.csv"
+    path.write_text("name,status\na/x,ok\n")
+    with pytest.raises(ValueError, match="has other columns than this version writes \\(name, status\\): move it away"):
+        coverage.read_rows(path)
 
 
 def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
