@@ -1,0 +1,169 @@
+"""On how many public architectures does widening work? Find, prove, split, train and reload each of them.
+
+Run ``python -m benchmarks.coverage`` (about an hour on two cores), or with ``--quick`` (under two minutes). Every
+classification and segmentation model of torchvision, a sample of timm over all its families, both towers of every
+open_clip config and six models of Hugging Face transformers run with random weights at the smallest input that they
+accept, each in a process of its own. Results are appended to a CSV file; a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from fnmatch import fnmatch
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.coverage_checks import Row, measure, memory_limit
+from benchmarks.coverage_table import print_report
+from benchmarks.coverage_zoo import QUICK, Entry, catalogue
+
+FIELDS = [field.name for field in dataclasses.fields(Row)]
+UNFINISHED = ("memory", "time", "crash")
+
+
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """Results so far by model; the last of a model counts."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or ()) != FIELDS:
+            raise ValueError(
+                f"{path} has other columns than this version writes ({', '.join(reader.fieldnames or ())}): "
+                "move it away, or pass another --output."
+            )
+        return {row["name"]: row for row in reader}
+
+
+def append_row(path: Path, row: Row) -> dict[str, str]:
+    """Add one result to the file, and return it as it will be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = {name: "" if value is None else str(value) for name, value in dataclasses.asdict(row).items()}
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(texts)
+    return texts
+
+
+def choose(entries: Sequence[Entry], patterns: Sequence[str] | None) -> list[Entry]:
+    """The entries whose names fit one of the globs."""
+    return [entry for entry in entries if patterns is None or any(fnmatch(entry.name, p) for p in patterns)]
+
+
+def run_one(entry: Entry, memory: float, seconds: float) -> Row:
+    """Measure one model in a process of its own, which ends when it needs too much memory or time.
+
+    Args:
+        entry: The model.
+        memory: GiB.
+        seconds: Wall time.
+
+    Returns:
+        What the process reported last; the status says how it ended.
+    """
+    if entry.skip is not None:
+        return Row(entry.name, status="skipped", note=entry.skip)
+    # A server that has imported the libraries once forks a clean process for each model.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.coverage_checks", "timm", "open_clip", "transformers"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(entry, memory, sender), daemon=True)
+    process.start()
+    sender.close()
+    row, end = Row(entry.name), time.monotonic() + seconds
+    try:
+        while receiver.poll(max(0.0, end - time.monotonic())):
+            row = receiver.recv()
+    except EOFError:  # the process is done, or dead
+        process.join()
+        if process.exitcode:
+            return dataclasses.replace(row, status="crash", note=f"{row.note} exit code {process.exitcode}".strip())
+        return row
+    finally:
+        receiver.close()
+    process.kill()
+    process.join()
+    return dataclasses.replace(row, status="time", note=f"{row.note} stopped after {seconds:.0f} s".strip())
+
+
+def _work(entry: Entry, memory: float, sender: Connection) -> None:
+    torch.set_num_threads(1)
+    with sender, memory_limit(memory):
+        measure(entry, sender.send)
+
+
+def run_all(entries: Sequence[Entry], jobs: int, memory: float, seconds: float, console: Console) -> Iterator[Row]:
+    """Measure models, ``jobs`` at a time, under a progress bar; each row comes as soon as it is there."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar, ThreadPoolExecutor(jobs) as pool:
+        task = bar.add_task("models", total=len(entries))
+        futures = [pool.submit(run_one, entry, memory, seconds) for entry in entries]
+        try:
+            for future in as_completed(futures):
+                row = future.result()
+                bar.update(task, advance=1, description=row.name)
+                yield row
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def default_memory(jobs: int) -> float:
+    """Two thirds of the machine's memory, shared by the jobs; GiB."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 * 2 / 3 / jobs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run what is missing, print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="about a dozen small models, from scratch")
+    parser.add_argument("--only", action="append", metavar="GLOB", help="models to run, such as 'timm/*'; repeatable")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at a time (default: all cores)")
+    parser.add_argument("--memory", type=float, help="GiB for each job (default: 2/3 of the machine, shared)")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each model (default: 300)")
+    parser.add_argument("--output", type=Path, help="CSV file (default: results/coverage.csv)")
+    parser.add_argument("--again", action="append", metavar="GLOB", help="run these anew, though they have a result")
+    parser.add_argument("--retry", action="store_true", help="run anew what ended for lack of memory or time")
+    parser.add_argument("--report", action="store_true", help="run nothing, print what is there")
+    options = parser.parse_args(arguments)
+    path = options.output or Path("results", "coverage-quick.csv" if options.quick else "coverage.csv")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log has no width; names must not be cut
+    if options.quick and not options.report:
+        path.unlink(missing_ok=True)
+    entries = choose(catalogue(), list(QUICK) if options.quick else None)
+    entries = choose(entries, options.only)
+    if not entries:
+        parser.error(f"no model is called like {options.only}; names are 'kind/model', such as 'torchvision/resnet18'")
+    rows = read_rows(path)
+    missing = [
+        entry
+        for entry in entries
+        if entry.name not in rows
+        or (options.retry and rows[entry.name]["status"] in UNFINISHED)
+        or any(fnmatch(entry.name, glob) for glob in options.again or ())
+    ]
+    if not options.report:
+        memory = options.memory or default_memory(options.jobs)
+        for row in run_all(missing, options.jobs, memory, options.timeout, console):
+            rows[row.name] = append_row(path, row)
+    print_report([rows[entry.name] for entry in entries if entry.name in rows], len(entries), console)
+    console.print(f"results: {path}")
+
+
+if __name__ == "__main__":
+    main()

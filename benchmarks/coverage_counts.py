@@ -1,0 +1,123 @@
+"""How many hidden widths a model has, counted by hand per family, so that ``find_sites`` does not judge itself.
+
+A hidden width is computed by one weight, or by several that are multiplied together, and is neither added to (a
+residual stream) nor an output. Each rule says what a person reads off the published architecture; no rule traces
+anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatch
+
+from torch import nn
+
+
+def blocks(model: nn.Module, *names: str) -> int:
+    """Number of modules of the classes of these names."""
+    return sum(type(module).__name__ in names for module in model.modules())
+
+
+def _resnet(model: nn.Module) -> int:
+    """One width in a basic block and two in a bottleneck.
+
+    Where bottlenecks begin, the stem is not added to: the first block's shortcut is a convolution.
+    """
+    return blocks(model, "BasicBlock") + 2 * blocks(model, "Bottleneck") + (blocks(model, "Bottleneck") > 0)
+
+
+def _chain(model: nn.Module) -> int:
+    """Every layer of a plain chain but the last."""
+    return blocks(model, "Conv2d", "Linear") - 1
+
+
+def _densenet(model: nn.Module) -> int:
+    """The bottleneck and the new features of each layer, which are concatenated; each transition; the stem."""
+    return 2 * blocks(model, "_DenseLayer", "DenseLayer") + blocks(model, "_Transition", "DenseTransition") + 1
+
+
+def _mobilenet_v3_large(model: nn.Module) -> int:
+    """The expansions but that of the first block, which has none; the squeezes; the last two layers."""
+    return blocks(model, "InvertedResidual") - 1 + blocks(model, "SqueezeExcitation") + 2
+
+
+def _mobilenet_v3_small(model: nn.Module) -> int:
+    """As in the large one, and the stem and the first block's output, to which nothing is added."""
+    return _mobilenet_v3_large(model) + 2
+
+
+def _open_clip_resnet(model: nn.Module) -> int:
+    """Two widths in a bottleneck, and the three convolutions of the stem."""
+    return 2 * blocks(model, "Bottleneck") + 3
+
+
+def _mlps(model: nn.Module) -> int:
+    """One width in each MLP of a transformer."""
+    return blocks(model, "Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked", "MlpHead")
+
+
+RULES: dict[str, Callable[[nn.Module], int]] = {
+    "torchvision/resn*": _resnet,
+    "torchvision/wide_resnet*": _resnet,
+    "torchvision/vgg*": _chain,
+    "torchvision/alexnet": _chain,
+    "torchvision/squeezenet*": lambda model: 3 * blocks(model, "Fire") + 1,
+    "torchvision/densenet*": _densenet,
+    "torchvision/googlenet": lambda model: blocks(model, "BasicConv2d", "InceptionAux"),
+    "torchvision/inception_v3": lambda model: blocks(model, "BasicConv2d"),
+    # stem, 16 expansions, the two stages of one block, the last convolution
+    "torchvision/mobilenet_v2": lambda model: blocks(model, "InvertedResidual") - 1 + 4,
+    "torchvision/mnasnet*": lambda model: blocks(model, "_InvertedResidual") + 4,
+    "torchvision/mobilenet_v3_large": _mobilenet_v3_large,
+    "torchvision/mobilenet_v3_small": _mobilenet_v3_small,
+    # one width in each unit, the stem, the last convolution
+    "torchvision/shufflenet*": lambda model: blocks(model, "InvertedResidual") + 2,
+    "torchvision/vit_*": lambda model: blocks(model, "EncoderBlock"),
+    "torchvision/swin_*": lambda model: blocks(model, "SwinTransformerBlock", "SwinTransformerBlockV2"),
+    "torchvision/convnext_*": lambda model: blocks(model, "CNBlock"),
+    "segmentation/fcn_resnet*": lambda model: _resnet(model) + blocks(model, "FCNHead"),
+    "timm/resnet[0-9][0-9]": _resnet,
+    "timm/resnet[0-9][0-9][0-9]": _resnet,
+    "timm/vgg*": lambda model: blocks(model, "Conv2d"),
+    "timm/densenet*": _densenet,
+    "timm/vit_*": _mlps,
+    "timm/deit*": _mlps,
+    "timm/mixer_*": lambda model: 2 * blocks(model, "MixerBlock"),
+    "timm/resmlp_*": lambda model: blocks(model, "ResBlock"),
+    "timm/swin_*": lambda model: blocks(model, "SwinTransformerBlock"),
+    "timm/swinv2_*": lambda model: blocks(model, "SwinTransformerV2Block", "SwinTransformerV2CrBlock"),
+    "timm/convnext_*": lambda model: blocks(model, "ConvNeXtBlock"),
+    "open_clip/RN*/image": _open_clip_resnet,
+    "open_clip/ViT*/*": lambda model: (
+        blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock") + _mlps(model)
+    ),
+    "open_clip/*/text": lambda model: blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock"),
+    # the pooler is a hidden layer of the classifier
+    "transformers/bert": lambda model: blocks(model, "BertLayer") + 1,
+    "transformers/gpt2": lambda model: blocks(model, "GPT2Block"),
+    "transformers/llama": lambda model: blocks(model, "LlamaDecoderLayer"),
+    "transformers/t5": lambda model: blocks(model, "T5Block"),
+    "transformers/vit": lambda model: blocks(model, "ViTLayer"),
+    "transformers/clip": lambda model: blocks(model, "CLIPEncoderLayer"),
+}
+"""The first glob that fits a model's name counts it."""
+
+
+def sites_that_exist(name: str, model: nn.Module) -> int | None:
+    """Count the hidden widths of a model by hand.
+
+    Args:
+        name: ``"kind/model"``.
+        model: The model.
+
+    Returns:
+        The number, or None for families that are not in the sample.
+
+    Example:
+        >>> sites_that_exist("torchvision/alexnet", nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        1
+    """
+    for pattern, rule in RULES.items():
+        if fnmatch(name, pattern):
+            return rule(model)
+    return None
