@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 from fpe_lightning.cli import CLI
+from fpe_lightning.studies.__main__ import main as study
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+EVERY = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+STUDIES = [config for config in EVERY if "studies/" in config]
+CONFIGS = [config for config in EVERY if config not in STUDIES]
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 
@@ -97,3 +100,11 @@ def test_what_needs_no_download_runs(
     )
     assert "test/accuracy" in cli.trainer.callback_metrics
     assert "best val/accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", STUDIES)
+def test_a_study_says_how_to_run_it_and_its_grid_can_be_shown(config: str, tmp_path: Path):
+    words = (ROOT / config).read_text().splitlines()[0].removeprefix("# ").split()
+    assert words[:3] == ["python", "-m", "fpe_lightning.studies"]
+    assert words[words.index("--config") + 1] == config
+    assert study([*words[3:], "--dry-run", f"--output={tmp_path}"]) == 0

@@ -122,6 +122,15 @@ class Draft:
             return 0
         return draft.value.numel() if draft.mask is None else int(draft.mask.sum())
 
+    def change(self) -> int:
+        """How many more entries may be non-zero than before, over all tensors; 0 where the budget is kept."""
+        total = 0
+        for name, draft in self.tensors.items():
+            if isinstance(draft.original, nn.Parameter):
+                mask = mask_of(self.model.get_submodule(draft.owner), draft.name)
+                total += self.count(name) - (draft.original.numel() if mask is None else int(mask.sum()))
+        return total
+
     def grow(self, attribute: Attribute, alpha: int) -> None:
         """Note that an integer of a module grows with the width."""
         key = (attribute.module, attribute.name, attribute.index)

@@ -112,6 +112,11 @@ def expand(
         chosen = _choose(model, alpha, sites, example_inputs)
         draft = Draft(model)
         reports = tuple(_split(draft, site, factor, rule, budget, seed, layout) for site, factor in chosen)
+        if change := draft.change():
+            raise ValueError(
+                f"Splitting {', '.join(site.name for site, _ in chosen)} together would change the number of non-zeros "
+                f"by {change}, as two of them share a weight in a way that is not handled; leave one of them out."
+            )
         states = follow_states(draft, optimizers, optimizer_state)
         structures = choose_storage(draft, [site for site, _ in chosen], layout, states)
         replace_parameters(optimizers, draft.commit(models[1:]), states)
