@@ -165,3 +165,12 @@ def test_costly_splits_warn_with_their_figures() -> None:
 def test_cheap_splits_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     fpe.expand(mlp(64, 8, 3), 2, example_inputs=torch.zeros(1, 64))
     assert not [warning for warning in recwarn if issubclass(warning.category, fpe.ExpansionWarning)]
+
+
+def test_a_budget_that_would_not_be_kept_is_refused_before_anything_is_touched(monkeypatch: pytest.MonkeyPatch):
+    model = mlp(32, 8, 4)
+    before = snapshot(model)
+    monkeypatch.setattr("fpe_lightning.expansion.draft.Draft.change", lambda draft: 3)
+    with pytest.raises(ValueError, match="would change the number of non-zeros by 3, as two of them share a weight"):
+        fpe.expand(model, 2, example_inputs=torch.zeros(2, 32))
+    assert equal(before, snapshot(model))
