@@ -13,11 +13,13 @@ before consumers, then in row-major order. The rule needs no stable sort and is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.expansion.smallest import Piece, pieces_of, without_smallest
 from fpe_lightning.sparse.masked import masked_parameters
 
 STRUCTURED = ("columns", "blocks")
@@ -42,7 +44,7 @@ def count_nonzeros(model: nn.Module) -> int:
     """
     masks = {id(parameter): mask for _, parameter, mask in masked_parameters(model)}
     return sum(
-        int(masks[id(parameter)].sum()) if id(parameter) in masks else parameter.numel()
+        int(masks[id(parameter)].count_nonzero()) if id(parameter) in masks else parameter.numel()
         for parameter in model.parameters()
     )
 
@@ -67,24 +69,37 @@ def remove_smallest(weights: Sequence[Tensor], masks: Sequence[Tensor], count: i
         [tensor([[ True, False],
                 [ True,  True]])]
     """
-    alive = sum(int(mask.sum()) for mask in masks)
+    pieces = [pieces_of(weight, mask) for weight, mask in zip(weights, masks, strict=True)]
+    kept = keep_largest(pieces, sum(int(mask.count_nonzero()) for mask in masks), count, comparable(weights))
+    return [torch.cat(several).view(mask.shape) for several, mask in zip(kept, masks, strict=True)]
+
+
+def keep_largest(pieces: Sequence[Sequence[Piece]], alive: int, count: int, dtype: torch.dtype) -> list[list[Tensor]]:
+    """Drop the ``count`` weights of smallest magnitude of several tensors that are given in pieces.
+
+    Args:
+        pieces: The pieces of each tensor.
+        alive: How many weights they hold.
+        count: How many to drop.
+        dtype: What magnitudes are compared in.
+
+    Returns:
+        For each piece a bool tensor of its shape, True for what stays.
+
+    Raises:
+        ValueError: If there are not more than ``count`` weights.
+    """
     if count >= alive > 0 or count > alive:
         raise ValueError(f"Cannot remove {count} of {alive} weights: too little is left.")
-    if count == 0:
-        return [mask.clone() for mask in masks]
-    # Half precision widens exactly, and not every device orders it.
-    magnitude = torch.cat(
-        [
-            weight.detach().abs()[mask].to(torch.promote_types(weight.dtype, torch.float32))
-            for weight, mask in zip(weights, masks, strict=True)
-        ]
-    )
-    threshold = magnitude.kthvalue(count).values
-    goes = magnitude < threshold
-    ties = (magnitude == threshold).nonzero().squeeze(1)
-    goes[ties[: count - int(goes.sum())]] = True
-    kept = []
-    for mask, gone in zip(masks, goes.split([int(mask.sum()) for mask in masks]), strict=True):
-        kept.append(mask.clone())
-        kept[-1][mask] = ~gone
-    return kept
+    kept = without_smallest([piece for several in pieces for piece in several], count, dtype)
+    return [[next(kept) for _ in several] for several in pieces]
+
+
+def comparable(weights: Sequence[Tensor]) -> torch.dtype:
+    """The dtype to compare magnitudes in: half precision widens exactly, and not every device orders it.
+
+    Example:
+        >>> comparable([torch.zeros(1, dtype=torch.bfloat16)])
+        torch.float32
+    """
+    return functools.reduce(torch.promote_types, [weight.dtype for weight in weights], torch.float32)

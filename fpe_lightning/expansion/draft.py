@@ -31,6 +31,7 @@ class DraftTensor:
         sources: For each widened axis, the old entry that every new entry copies.
         splits: Splits so far, in the order made.
         block: Consecutive rows that share a partition of the inputs; 0 where none was handed out.
+        apart: Whether it is put in place by itself, after all others.
     """
 
     owner: str
@@ -41,6 +42,13 @@ class DraftTensor:
     sources: dict[int, Tensor] = field(default_factory=dict)
     splits: list[Split] = field(default_factory=list)
     block: int = 0
+    apart: bool = False
+
+    def count(self) -> int:
+        """Entries that may be non-zero; none for a buffer, which is no parameter."""
+        if not isinstance(self.original, nn.Parameter):
+            return 0
+        return self.value.numel() if self.mask is None else int(self.mask.count_nonzero())
 
     def follow(self, state: Tensor) -> Tensor:
         """Carry a tensor of the old shape (a gradient, a moment) over to the new one; what is masked becomes zero.
@@ -117,10 +125,7 @@ class Draft:
 
     def count(self, parameter: str) -> int:
         """Entries that may be non-zero; none for a buffer, which is no parameter."""
-        draft = self[parameter]
-        if not isinstance(draft.original, nn.Parameter):
-            return 0
-        return draft.value.numel() if draft.mask is None else int(draft.mask.sum())
+        return self[parameter].count()
 
     def change(self) -> int:
         """How many more entries may be non-zero than before, over all tensors; 0 where the budget is kept."""
@@ -128,7 +133,7 @@ class Draft:
         for name, draft in self.tensors.items():
             if isinstance(draft.original, nn.Parameter):
                 mask = mask_of(self.model.get_submodule(draft.owner), draft.name)
-                total += self.count(name) - (draft.original.numel() if mask is None else int(mask.sum()))
+                total += self.count(name) - (draft.original.numel() if mask is None else int(mask.count_nonzero()))
         return total
 
     def grow(self, attribute: Attribute, alpha: int) -> None:
@@ -169,6 +174,8 @@ class Draft:
         self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
         for draft in self.tensors.values():
+            if draft.apart:
+                continue
             module = model.get_submodule(draft.owner)
             old = module._parameters.get(draft.name)
             if old is None:
@@ -201,7 +208,7 @@ class Draft:
             before = getattr(module, name)
             after = before + growth if index is None else _added(before, index, growth)
             setattr(module, name, after)
-            record(owner).attributes.setdefault(name, [_plain(before), 0])[1] = _plain(after)
+            record(owner).attributes.setdefault(name, [plain(before), 0])[1] = plain(after)
         for owner, changed in records.items():
             module = model.get_submodule(owner)
             module.register_buffer(RECORD, changed.encode().to(_device(module)))
@@ -232,7 +239,13 @@ def _added(values: Any, index: int, growth: int) -> Any:
     return type(values)([value + growth if i == index else value for i, value in enumerate(values)])
 
 
-def _plain(value: Any) -> int | list[int]:
+def plain(value: Any) -> int | list[int]:
+    """An integer or a sequence of them, as it is written into a record.
+
+    Example:
+        >>> plain((3, 4))
+        [3, 4]
+    """
     return int(value) if isinstance(value, int) else [int(entry) for entry in value]
 
 

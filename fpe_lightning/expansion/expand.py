@@ -18,24 +18,27 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.budget import BUDGETS, STRUCTURED, count_nonzeros, remove_smallest
+from fpe_lightning.expansion.budget import BUDGETS, STRUCTURED, count_nonzeros
+from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
+from fpe_lightning.expansion.partition_shared import SharedPartition
 from fpe_lightning.expansion.report import ExpansionReport, SiteReport
 from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
-from fpe_lightning.expansion.sites import Axis, Site
-from fpe_lightning.expansion.storage_choice import choose_storage
+from fpe_lightning.expansion.single import make_single_room
+from fpe_lightning.expansion.sites import Site
+from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_storage
 from fpe_lightning.expansion.structured import make_structured_room
-from fpe_lightning.sparse.storage import group, stored_masked
+from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
+from fpe_lightning.sparse.storage import stored_masked
 
-LAYOUTS = ("auto", "masked", "grouped")
+LAYOUTS = ("auto", "masked", "grouped", SEMI_STRUCTURED)
 
 
 class ExpansionWarning(UserWarning):
@@ -50,7 +53,7 @@ def expand(
     sites: Sites = None,
     budget: str = "total",
     seed: int = 0,
-    layout: str = "auto",
+    layout: str = "masked",
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     example_inputs: Any = None,
     optimizer_state: str = "follow",
@@ -76,7 +79,11 @@ def expand(
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
         layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
             non-zeros, for partitions that neurons share; children that share one then stand together, see
-            :mod:`fpe_lightning.expansion.order`), or ``"auto"``, the one that holds whatever comes: ``"masked"``.
+            :mod:`fpe_lightning.expansion.order`), ``"semi_structured"`` (2:4 kernels of GPUs, for ``alpha=2`` and the
+            partition of that name; see :mod:`fpe_lightning.sparse.semi_structured`), or ``"auto"``: each weight in the
+            layout that is fastest for its shape, dtype and batch, by the clock (of a training step in training mode,
+            else of a forward pass). Times vary, so this is never done unless asked for; see
+            :mod:`fpe_lightning.sparse.autotune` for what keeps such runs reproducible.
         optimizer: One or several optimizers that hold the model's parameters; they are kept valid.
         example_inputs: What the model's forward takes, a tensor, a tuple of arguments or a dict of keyword arguments;
             needed to find the sites, unless ``sites`` holds them or the model has an ``example_input_array``.
@@ -93,6 +100,7 @@ def expand(
             to make room for the copies of outgoing weights, or one of ``copies`` has another structure.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> report = expand(model, alpha=2, example_inputs=torch.randn(1, 64))
         >>> model[0].weight.shape, report.nonzeros_before, report.nonzeros_after
@@ -110,21 +118,36 @@ def expand(
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
+        _check_layout(layout, chosen)
         draft = Draft(model)
-        reports = tuple(_split(draft, site, factor, rule, budget, seed, layout) for site, factor in chosen)
+        compact = fits_compact(model, chosen, rule, layout, optimizers)
+        reports = tuple(
+            _split(draft, site, factor, rule, budget, seed, layout, site.name in compact) for site, factor in chosen
+        )
         if change := draft.change():
             raise ValueError(
                 f"Splitting {', '.join(site.name for site, _ in chosen)} together would change the number of non-zeros "
                 f"by {change}, as two of them share a weight in a way that is not handled; leave one of them out."
             )
         states = follow_states(draft, optimizers, optimizer_state)
-        structures = choose_storage(draft, [site for site, _ in chosen], layout, states)
+        storages = choose_storage(draft, [site for site, _ in chosen], layout, states)
         replace_parameters(optimizers, draft.commit(models[1:]), states)
-    for each, (module, inputs) in itertools.product(models, structures.items()):
-        group(each.get_submodule(module), inputs, optimizers)
+    apart = [tensor for tensor in draft.tensors.values() if tensor.apart]
+    del draft, states  # and with them all that was widened, before the largest tensors are made
+    choices = {}
+    if layout == "auto":
+        reads = {owner: shape for site, _ in chosen for owner, shape in site.reads.items()}
+        choices = choose_fastest(model, storages, reads)
+        storages = {
+            module: [s for s in found if name_of(s) == choices[module].layout] for module, found in storages.items()
+        }
+    for each, (module, found) in itertools.product(models, storages.items()):
+        for storage in found:
+            store(each.get_submodule(module), storage, optimizers)
+    put_in_place(apart, models, optimizers, optimizer_state)
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
-    return ExpansionReport(before, after, reports)
+    return ExpansionReport(before, after, reports, {name: str(choice) for name, choice in choices.items()})
 
 
 def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -> list[tuple[Site, int]]:
@@ -137,38 +160,52 @@ def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -
     return select_sites(sites_of(model, example_inputs), alpha, names)
 
 
+def _check_layout(layout: str, chosen: list[tuple[Site, int]]) -> None:
+    for site, alpha in chosen:
+        if layout == SEMI_STRUCTURED and alpha > 2:
+            raise ValueError(
+                f'layout="semi_structured" was asked for {site.name} with alpha={alpha}, whose children read 1 of '
+                f"{alpha} inputs: that is sparser than 2:4, and a 2:4 kernel would multiply zeros. Use alpha=2, or "
+                'layout="grouped" with partition="shared:4".'
+            )
+
+
 def _split(
-    draft: Draft, site: Site, alpha: int, partition: Partition, budget: str, seed: int, layout: str
+    draft: Draft, site: Site, alpha: int, partition: Partition, budget: str, seed: int, layout: str, compact: bool
 ) -> SiteReport:
     """Work out the split of one site."""
-    producers = [producer.parameter for producer in site.producers]
-    consumers = [consumer.parameter for consumer in site.consumers]
+    producers = list(dict.fromkeys(producer.parameter for producer in site.producers))
+    consumers = list(dict.fromkeys(consumer.parameter for consumer in site.consumers))
     everything = list(dict.fromkeys([*producers, *consumers, *(axis.parameter for axis in site.values)]))
     for parameter in everything:
-        if not bool(torch.isfinite(draft[parameter].value).all()):
+        if not _is_finite(draft[parameter].value):
             raise ValueError(f"`{parameter}` holds NaN or infinity: the run has diverged, so {site.name} is not split.")
     before = sum(draft.count(parameter) for parameter in everything)
     incoming_before = sum(draft.count(parameter) for parameter in producers)
-    outgoing_before = sum(draft.count(parameter) for parameter in consumers)
 
-    shares = draw_shares(draft, site, alpha, partition, site_generator(seed, site))
-    together = common_group(shares)
-    asked = site
-    if layout == "grouped":
-        site = block_order(draft.model, site, together)
-    hand_out(draft, site, alpha, shares)
+    asked, generator = site, site_generator(seed, site)
+    if compact and isinstance(partition, SharedPartition):
+        site, together = hand_out_blocks(draft, site, alpha, partition, generator)
+    else:
+        shares = draw_shares(draft, site, alpha, partition, generator)
+        together = common_group(shares)
+        if layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
+            site = block_order(draft.model, site, together)
+        hand_out(draft, site, alpha, shares)
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
     for attribute in site.attributes:
         draft.grow(attribute, alpha)
 
+    incoming_copied = sum(draft.count(parameter) for parameter in producers)
+    outgoing_copied = sum(draft.count(parameter) for parameter in consumers)
     excess = sum(draft.count(parameter) for parameter in everything) - before
     if budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
         _warn_if_costly(site, alpha, excess, incoming_before)
     if budget in STRUCTURED:
         make_structured_room(draft, site, alpha, together, together if site is asked else 1, budget, before)
     else:
-        _make_room(draft, site, alpha, _candidates(site, budget), excess)
+        make_single_room(draft, site, alpha, budget, excess)
     incoming_after = sum(draft.count(parameter) for parameter in producers)
     outgoing_after = sum(draft.count(parameter) for parameter in consumers)
     return SiteReport(
@@ -179,15 +216,14 @@ def _split(
         fan_in_before=incoming_before / site.width,
         fan_in_after=incoming_after / (alpha * site.width),
         nonzeros=before,
-        removed_incoming=incoming_before - incoming_after,
-        removed_outgoing=alpha * outgoing_before - outgoing_after,
+        removed_incoming=incoming_copied - incoming_after,
+        removed_outgoing=outgoing_copied - outgoing_after,
     )
 
 
-def _candidates(site: Site, budget: str) -> list[Axis]:
-    """The axes whose weights make room; an axis that several roles share counts once."""
-    axes = {"total": [*site.producers, *site.consumers], "incoming": site.producers, "outgoing": site.consumers}[budget]
-    return list({(axis.parameter, axis.dim, axis.start): axis for axis in axes}.values())
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; the extremes tell, without a copy."""
+    return not tensor.numel() or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def site_generator(seed: int, site: Site) -> Generator:
@@ -201,30 +237,6 @@ def site_generator(seed: int, site: Site) -> Generator:
     name = site.name.replace("_orig_mod.", "")  # what torch.compile puts in front
     digest = hashlib.sha256(f"{seed}:{name}:{site.width}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _make_room(draft: Draft, site: Site, alpha: int, candidates: Sequence[Axis], excess: int) -> None:
-    """Remove as many of the site's own weights as the copies added."""
-    stretches = [draft.mask(axis.parameter) & _stretch(draft, axis, alpha) for axis in candidates]
-    try:
-        kept = remove_smallest([draft[axis.parameter].value for axis in candidates], stretches, excess)
-    except ValueError as error:
-        names = " and ".join(axis.parameter for axis in candidates)
-        raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and "
-            f"norms, and as many weights of {names} have to go. {error} Use a smaller alpha, another "
-            "budget, or leave this site out."
-        ) from error
-    for axis, before, after in zip(candidates, stretches, kept, strict=True):
-        draft.restrict(axis.parameter, ~(before & ~after))
-
-
-def _stretch(draft: Draft, axis: Axis, alpha: int) -> Tensor:
-    """The entries of a widened tensor that belong to the site, to be broadcast over its other axes."""
-    value = draft[axis.parameter].value
-    inside = torch.zeros(value.shape[axis.dim], dtype=torch.bool, device=value.device)
-    inside.narrow(0, draft.start(axis), alpha * axis.length).fill_(True)
-    return inside.view([-1 if dim == axis.dim else 1 for dim in range(value.dim())])
 
 
 def _warn_if_costly(site: Site, alpha: int, excess: int, incoming: int) -> None:

@@ -16,7 +16,8 @@ from fpe_lightning.expansion.sites import Producer, Site
 def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, generator: Generator) -> list[Tensor]:
     """Which child of each unit inherits which input, for each producer of a site.
 
-    Producers with equally many inputs (the gate and the value of a gated network) share one partition.
+    Producers of the same units with equally many inputs (the gate and the value of a gated network) share one
+    partition.
 
     Args:
         draft: The expansion; it is not changed.
@@ -26,16 +27,20 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
         generator: The only source of randomness.
 
     Returns:
-        For each producer, bool ``(units, alpha, inputs)``.
+        For each producer, bool ``(units, alpha, inputs)``; the units are those that it computes, in their order: one
+        of several that are concatenated computes some alone.
 
     Raises:
         ValueError: If a unit has fewer inputs than children, or the partition returned no partition.
     """
-    together: dict[int, list[Producer]] = {}
+    together: dict[tuple[int, bytes], list[Producer]] = {}
+    keys = []
     for producer in site.producers:
-        together.setdefault(draft[producer.parameter].value.shape[producer.input_dim], []).append(producer)
-    shares: dict[int, Tensor] = {}
-    for inputs, producers in together.items():
+        inputs = draft[producer.parameter].value.shape[producer.input_dim]
+        keys.append((inputs, _units(producer, site.width).unique().numpy().tobytes()))
+        together.setdefault(keys[-1], []).append(producer)
+    shares: dict[tuple[int, bytes], Tensor] = {}
+    for key, producers in together.items():
         weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
         alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
         fan_in = int(alive.sum(1).max())
@@ -44,8 +49,8 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
                 f"alpha={alpha} was asked for {site.name}, whose neurons have {fan_in} incoming weights at most: "
                 f"some child would inherit nothing. Use alpha <= {fan_in}, or leave this site out."
             )
-        shares[inputs] = children_masks(partition, weight.cpu(), alive.cpu(), alpha, generator)
-    return [shares[draft[producer.parameter].value.shape[producer.input_dim]] for producer in site.producers]
+        shares[key] = children_masks(partition, weight.cpu(), alive.cpu(), alpha, generator)
+    return [shares[key] for key in keys]
 
 
 def common_group(shares: list[Tensor]) -> int:
@@ -74,7 +79,7 @@ def hand_out(draft: Draft, site: Site, alpha: int, shares: list[Tensor]) -> None
         draft[producer.parameter].block = producer.run if whole else 0
         child = split.child(size)
         inside = child >= 0
-        unit = _units(producer, site.width)[split.index(size)[inside] - split.start]
+        unit = _position(producer, site.width)[split.index(size)[inside] - split.start]
         rows = torch.ones(len(child), share.shape[2], dtype=torch.bool)
         rows[inside] = share[unit, child[inside]]
         draft.restrict(
@@ -86,12 +91,23 @@ def _units(axis: Producer, width: int) -> Tensor:
     return torch.arange(width) if axis.units is None else axis.units
 
 
+def _position(axis: Producer, width: int) -> Tensor:
+    """For each entry of an axis, its unit's position among the units of this axis."""
+    return _units(axis, width).unique(return_inverse=True)[1]
+
+
 def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Tensor:
     """The stretch of a producer as ``(units, inputs, k)``: several rows of one unit, and kernels, side by side."""
     stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
     rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
-    rows = rows.reshape(*rows.shape[:2], -1)[_units(producer, width).argsort(stable=True)]
-    return rows.view(width, -1, *rows.shape[1:]).transpose(1, 2).reshape(width, rows.shape[1], -1)
+    rows = rows.reshape(*rows.shape[:2], -1)
+    position = _position(producer, width)
+    count = position.bincount()
+    order = position.argsort(stable=True)
+    rank = torch.arange(len(order)) - (count.cumsum(0) - count)[position[order]]
+    by_unit = rows.new_zeros(len(count), int(count.max()), *rows.shape[1:])  # units of fewer rows are filled up
+    by_unit[position[order], rank] = rows[order]
+    return by_unit.transpose(1, 2).reshape(len(count), rows.shape[1], -1)
 
 
 def along(rows: Tensor, value: Tensor, dim: int, input_dim: int) -> Tensor:

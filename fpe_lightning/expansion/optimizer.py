@@ -14,6 +14,7 @@ from fpe_lightning.expansion.draft import Draft, DraftTensor
 REFUSED = {
     "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
     "Muon": "it mixes the entries of a matrix, so that masked weights would grow back",
+    "ZeroRedundancyOptimizer": "it deals parameters out to processes when it is made, and holds on to the old ones",
 }
 """Optimizers that cannot carry on after a split, and why."""
 
@@ -52,7 +53,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
         optimizer_state: ``"follow"``, or ``"reset"`` to begin anew with every parameter that changes.
 
     Returns:
-        ``(optimizer, old parameter, new state)`` for each parameter with state.
+        ``(optimizer, old parameter, new state)`` for each parameter with state that is not put in place by itself.
 
     Raises:
         ValueError: If an optimizer cannot carry on, or holds state of another shape that cannot follow.
@@ -69,7 +70,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
             raise ValueError(f"{kind} cannot train on after a split: {reason}. Use SGD, Adam, AdamW or another.")
         for parameter in held:
             state = optimizer.state.get(parameter)
-            if state and optimizer_state == "follow":
+            if state and optimizer_state == "follow" and not drafts[parameter].apart:
                 states.append((optimizer, parameter, _follow(drafts[parameter], state, kind)))
     return states
 
@@ -125,3 +126,25 @@ def replace_parameters(
             optimizer.state.pop(old, None)
     for optimizer, old, state in states:
         optimizer.state[replaced[old]] = state
+
+
+def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+    """Let optimizers hold a model's parameters in the places of those that it had before its structure was rebuilt.
+
+    Args:
+        optimizers: Changed in place; without state of what is replaced.
+        before: The parameters that the model had, by name.
+        model: The model.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(4, 2)
+        >>> before, optimizer = dict(layer.named_parameters()), torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> layer.weight = nn.Parameter(torch.zeros(4, 4))
+        >>> hand_over([optimizer], before, layer)
+        >>> optimizer.param_groups[0]["params"][0] is layer.weight
+        True
+    """
+    now = dict(model.named_parameters())
+    replaced = {old: now[name] for name, old in before.items() if name in now and now[name] is not old}
+    replace_parameters(list(optimizers), replaced, [])

@@ -22,7 +22,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Generator, Tensor
 
 from fpe_lightning.expansion.deal import deal
-from fpe_lightning.expansion.partition_shared import by_groups, shared_by_groups
+from fpe_lightning.expansion.partition_shared import by_groups
 
 Partition = Callable[[Tensor, Tensor, int, Generator], Tensor]
 Groups = Sequence[Sequence[int]]
@@ -37,18 +37,6 @@ def random_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Gener
         tensor([4, 4, 4])
     """
     return deal(torch.rand(alive.shape, generator=generator), alive, alpha)
-
-
-def shared_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
-    """One random balanced partition for all neurons of the layer: the widened weight is block structured.
-
-    Example:
-        >>> weight, generator = torch.randn(3, 8, 1), torch.Generator().manual_seed(0)
-        >>> assignment = shared_partition(weight, torch.ones(3, 8, dtype=torch.bool), 2, generator)
-        >>> bool((assignment == assignment[0]).all())
-        True
-    """
-    return shared_by_groups(1)(weight, alive, alpha, generator)
 
 
 def feature_partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
@@ -177,7 +165,7 @@ def clause_partition(groups: Groups) -> Partition:
 
 PARTITIONS: dict[str, Partition] = {
     "random": random_partition,
-    "shared": shared_partition,
+    "shared": by_groups("shared:1"),
     "feature": feature_partition,
     "contiguous": by_groups("contiguous:1"),
     "semi_structured": semi_structured_partition,

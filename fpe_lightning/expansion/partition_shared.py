@@ -9,13 +9,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.expansion.deal import deal
 
-SharedPartition = Callable[[Tensor, Tensor, int, Generator], Tensor]
+CHUNK = 64
+"""Neurons that are compared at a time."""
+
+
+@dataclass(frozen=True)
+class SharedPartition:
+    """A partition that depends on the number of inputs, and on the group that a neuron belongs to, alone.
+
+    Attributes:
+        neuron_groups: Groups of neurons.
+        rule: A partition of the usual signature.
+    """
+
+    neuron_groups: int
+    rule: Callable[[Tensor, Tensor, int, Generator], Tensor]
+
+    def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
+        """Which child inherits which input; see :mod:`fpe_lightning.expansion.partition`."""
+        return self.rule(weight, alive, alpha, generator)
+
+    def by_group(self, inputs: int, alpha: int, generator: Generator) -> Tensor:
+        """The partition of each group of a dense layer, bool ``(neuron_groups, alpha, inputs)``.
+
+        Example:
+            >>> by_groups("contiguous:2").by_group(4, 2, torch.Generator()).int().tolist()
+            [[[1, 1, 0, 0], [0, 0, 1, 1]], [[1, 0, 0, 1], [0, 1, 1, 0]]]
+        """
+        alive = torch.ones(self.neuron_groups, inputs, dtype=torch.bool)
+        child = self.rule(alive.unsqueeze(2), alive, alpha, generator)
+        return child.unsqueeze(1) == torch.arange(alpha).view(1, -1, 1)
 
 
 def by_groups(name: str) -> SharedPartition:
@@ -60,7 +90,7 @@ def shared_by_groups(neuron_groups: int) -> SharedPartition:
         keys = torch.rand(neuron_groups, alive.shape[1], generator=generator)
         return deal(keys.repeat_interleave(size, dim=0), reached, alpha)
 
-    return partition
+    return SharedPartition(neuron_groups, partition)
 
 
 def contiguous_by_groups(neuron_groups: int) -> SharedPartition:
@@ -94,7 +124,7 @@ def contiguous_by_groups(neuron_groups: int) -> SharedPartition:
         group = torch.arange(len(alive)).unsqueeze(1) // size
         return (rank + group * count // (alpha * neuron_groups)) % count * alpha // count
 
-    return partition
+    return SharedPartition(neuron_groups, partition)
 
 
 def group_size(masks: Tensor) -> int:
@@ -110,11 +140,22 @@ def group_size(masks: Tensor) -> int:
         >>> group_size(torch.eye(2, dtype=torch.bool).expand(6, 2, 2))
         6
     """
+    size = len(masks)
+    for first in range(0, len(masks) - 1, CHUNK):
+        size = math.gcd(size, *(first + 1 + boundary for boundary in _boundaries(masks[first : first + CHUNK + 1])))
+        if size == 1:  # most partitions say so at once
+            break
+    return size
+
+
+def _boundaries(masks: Tensor) -> list[int]:
+    """The neurons whose partition is not that of the next one."""
     alive = masks.any(1)
     both = alive[1:] & alive[:-1]
     differ = ((masks[1:] != masks[:-1]) & both.unsqueeze(1)).flatten(1).any(1)
-    apart = 2 * both.sum(1) < torch.maximum(alive[1:].sum(1), alive[:-1].sum(1))
-    return math.gcd(len(masks), *((differ | apart).nonzero().squeeze(1) + 1).tolist())
+    count = alive.count_nonzero(1)
+    apart = 2 * both.count_nonzero(1) < torch.maximum(count[1:], count[:-1])
+    return (differ | apart).nonzero().squeeze(1).tolist()
 
 
 def _check(neuron_groups: int) -> None:

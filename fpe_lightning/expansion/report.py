@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class ExpansionReport:
         nonzeros_before: Non-zero parameters of the whole model before; see ``count_nonzeros``.
         nonzeros_after: The same after; always equal.
         sites: One report for each expanded site, in the order of expansion.
+        layouts: With ``layout="auto"``, what was chosen for each module and the times of all layouts.
     """
 
     nonzeros_before: int
     nonzeros_after: int
     sites: tuple[SiteReport, ...]
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A short table for a person to read."""
@@ -56,4 +59,5 @@ class ExpansionReport:
             for site in self.sites
         ]
         total = f"non-zero parameters: {self.nonzeros_before} before, {self.nonzeros_after} after"
-        return "\n".join([head, *rows, total])
+        layouts = [f"layout of {name}: {choice}" for name, choice in self.layouts.items()]
+        return "\n".join([head, *rows, total, *layouts])

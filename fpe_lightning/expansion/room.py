@@ -15,17 +15,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from fpe_lightning.expansion.budget import remove_smallest
+from fpe_lightning.expansion.budget import comparable, remove_smallest
 from fpe_lightning.sparse.blocks import block_rows
 
 
+class Columns(Protocol):
+    """The part of a producer's weight that belongs to one site, as blocks whose rows read the same inputs.
+
+    Attributes:
+        alpha: Blocks that make up a group of neurons, one for each child.
+        column: Weights in one column of a block.
+    """
+
+    alpha: int
+    column: int
+
+    def count(self) -> int:
+        """Weights that may be non-zero."""
+
+    def reads(self) -> Tensor:
+        """Bool ``(blocks, inputs)``: what each block reads."""
+
+    def norms(self) -> Tensor:
+        """``(blocks, inputs)``: the sum of squares of each column."""
+
+    def without(self, goes: Tensor) -> Columns:
+        """The same without the columns that are True in ``goes``, bool ``(blocks, inputs)``."""
+
+
 @dataclass
-class Incoming:
-    """The part of a producer's weight that belongs to one site.
+class Incoming(Columns):
+    """Columns of a weight in its own shape.
 
     Attributes:
         weight: ``(rows, inputs, k)``; rows of a block stand together, ``k`` are kernel entries.
@@ -38,6 +63,44 @@ class Incoming:
     mask: Tensor
     block: int
     alpha: int = 1
+
+    def __post_init__(self) -> None:
+        self.column = self.block * self.weight.shape[2]
+
+    def count(self) -> int:
+        """Weights that may be non-zero."""
+        return int(self.mask.count_nonzero())
+
+    def reads(self) -> Tensor:
+        """Bool ``(blocks, inputs)``: what each block reads."""
+        return self._by_block(self.mask).any(3).any(1)
+
+    def norms(self) -> Tensor:
+        """``(blocks, inputs)``: the sum of squares of each column."""
+        square = self.weight.detach().to(comparable([self.weight])).square() * self.mask
+        return self._by_block(square).sum((1, 3), dtype=summed_in(square))
+
+    def without(self, goes: Tensor) -> Incoming:
+        """The same without some columns."""
+        blocks, inputs = goes.shape
+        mask = self._by_block(self.mask) & ~goes.view(blocks, 1, inputs, 1)
+        return replace(self, mask=mask.view(self.mask.shape))
+
+    def _by_block(self, tensor: Tensor) -> Tensor:
+        return tensor.view(-1, self.block, *tensor.shape[1:])
+
+
+def summed_in(square: Tensor) -> torch.dtype:
+    """The dtype to add squares in: in double precision a sum of singles has one value in any order.
+
+    Example:
+        >>> summed_in(torch.zeros(1))
+        torch.float64
+    """
+    return square.dtype if square.device.type == "mps" else torch.float64
+
+
+AnyColumns = TypeVar("AnyColumns", bound=Columns)
 
 
 def remove_columns(incoming: Sequence[Incoming], count: int) -> list[Tensor]:
@@ -59,28 +122,38 @@ def remove_columns(incoming: Sequence[Incoming], count: int) -> list[Tensor]:
         tensor([[ True, False,  True],
                 [ True, False,  True]])
     """
-    alive = [int(part.mask.sum()) for part in incoming]
+    parts, rest = remove_whole_columns(incoming, count)
+    return remove_smallest([part.weight for part in parts], [part.mask for part in parts], rest)
+
+
+def remove_whole_columns(incoming: Sequence[AnyColumns], count: int) -> tuple[list[AnyColumns], int]:
+    """Drop whole columns from several producers, and return what is left with how many weights have yet to go.
+
+    Args:
+        incoming: The producers of a site. Each gives up a share in proportion to its weights.
+        count: How many weights to drop.
+
+    Raises:
+        ValueError: If a block would be left without inputs.
+    """
+    alive = [part.count() for part in incoming]
     kept = []
-    for position, part in enumerate(incoming):
-        share = count * alive[position] // max(sum(alive), 1)
-        kept.append(_without_columns(part, share // (part.block * part.weight.shape[2])))
-    rest = count - sum(alive) + sum(int(mask.sum()) for mask in kept)
-    column = min(part.block * part.weight.shape[2] for part in incoming)
-    for position, part in enumerate(incoming):  # shares were rounded down: a few whole columns may still fit
-        size = part.block * part.weight.shape[2]
-        if rest >= column and rest >= size:
-            more = _without_columns(replace(part, mask=kept[position]), rest // size)
-            rest -= int(kept[position].sum()) - int(more.sum())
-            kept[position] = more
-    return remove_smallest([part.weight for part in incoming], kept, rest)
+    for part, own in zip(incoming, alive, strict=True):
+        share = count * own // max(sum(alive), 1)
+        kept.append(_without_columns(part, share // part.column))
+    rest = count - sum(alive) + sum(part.count() for part in kept)
+    column = min(part.column for part in incoming)
+    for position, part in enumerate(kept):  # shares were rounded down: a few whole columns may still fit
+        if rest >= column and rest >= part.column:
+            kept[position] = _without_columns(part, rest // part.column)
+            rest -= part.count() - kept[position].count()
+    return kept, rest
 
 
-def _without_columns(part: Incoming, columns: int) -> Tensor:
+def _without_columns(part: AnyColumns, columns: int) -> AnyColumns:
     """Drop a number of whole columns, shared out evenly over the blocks."""
-    rows, inputs, kernel = part.weight.shape
-    blocks = rows // part.block
-    mask = part.mask.view(blocks, part.block, inputs, kernel)
-    reads = mask.any(3).any(1)
+    reads = part.reads()
+    blocks, inputs = reads.shape
     each, more = divmod(columns, blocks)
     fan_in = reads.sum(1)
     if int(fan_in.min()) <= each + (more > 0):
@@ -88,16 +161,14 @@ def _without_columns(part: Incoming, columns: int) -> Tensor:
             f"Cannot remove {columns} columns of {blocks} blocks that read {int(fan_in.min())} inputs and more: "
             "too little is left."
         )
-    square = part.weight.detach().to(torch.promote_types(part.weight.dtype, torch.float32)).square() * part.mask
-    norm = square.view(blocks, part.block, inputs, kernel).sum((1, 3)).masked_fill(~reads, torch.inf)
-    order = norm.argsort(dim=1, stable=True)
+    order = part.norms().masked_fill(~reads, torch.inf).argsort(dim=1, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order))
     goes = rank < each
     if more:
         child = torch.arange(blocks, device=order.device) % part.alpha
         first = (child - fan_in * part.alpha).argsort(stable=True)[:more]
         goes[first] |= rank[first] == each
-    return (mask & ~goes.view(blocks, 1, inputs, 1)).view(part.mask.shape)
+    return part.without(goes)  # type: ignore[return-value]
 
 
 def hand_out_outgoing(child: Tensor, group: Tensor, outputs: int, alpha: int) -> Tensor:

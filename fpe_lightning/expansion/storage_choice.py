@@ -1,59 +1,105 @@
-"""Which weights of a split are stored in blocks, and with which structure."""
+"""Which weights of a split are stored in blocks or in 2:4 form, and with which structure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.optimizer import States
 from fpe_lightning.expansion.sites import Site
+from fpe_lightning.sparse.autotune import MOST_BLOCKS, Storage
 from fpe_lightning.sparse.blocks import count_blocks, find_blocks
 from fpe_lightning.sparse.grouped import cannot_group
+from fpe_lightning.sparse.semi_kernels import no_kernel
+from fpe_lightning.sparse.semi_structured import cannot_semi_structure
 
-MOST_BLOCKS = 128
-"""Every block costs a matrix product of its own; with more blocks than this the products are too thin to pay."""
+SEMI_STRUCTURED = "semi_structured"
 
 
-def choose_storage(draft: Draft, sites: Sequence[Site], layout: str, states: States) -> dict[str, Tensor]:
+def choose_storage(draft: Draft, sites: Sequence[Site], layout: str, states: States) -> dict[str, list[Storage]]:
     """Decide how each widened weight is stored, before anything is put in place.
 
     Args:
         draft: The expansion, worked out and not yet committed.
         sites: The sites that are split.
-        layout: ``"grouped"`` asks for blocks in every producer, and takes them elsewhere if it can; all others for
-        none.
+        layout: ``"grouped"`` asks for blocks in every producer and takes them elsewhere if it can,
+            ``"semi_structured"`` does the same with the 2:4 form; ``"auto"`` takes both wherever they can be had, to be
+            timed; ``"masked"`` leaves every weight masked.
         states: Optimizer state that follows its weights.
 
     Returns:
-        The structure of each weight that goes into blocks, by the name of its module.
+        How each weight can be stored that need not stay masked, by the name of its module.
 
     Raises:
-        ValueError: If ``"grouped"`` was asked for and the weight of a producer cannot be stored in blocks.
+        ValueError: If the weight of a producer cannot be stored as asked.
     """
-    if layout != "grouped":
-        return {}
     producers = {producer.parameter: site for site in sites for producer in site.producers}
-    structures: dict[str, Tensor] = {}
+    found: dict[str, list[Storage]] = {}
     for name, tensor in draft.tensors.items():
-        found = _structure(draft, tensor, states)
-        if isinstance(found, Tensor):
-            structures[tensor.owner] = found
-        elif name in producers:
-            raise ValueError(
-                f'layout="grouped" was asked for {producers[name].name}, but `{name}` cannot be stored in blocks: '
-                f"{found}."
-            )
-    return structures
+        if tensor.apart:  # it is in blocks already
+            continue
+        for asked in ("grouped", SEMI_STRUCTURED):
+            if layout not in (asked, "auto"):
+                continue
+            storage, reason = _storage(draft, tensor, asked, states)
+            if storage is not None:
+                found.setdefault(tensor.owner, []).append(storage)
+            elif name in producers and layout == asked:
+                what = "in blocks" if asked == "grouped" else "in 2:4 form"
+                raise ValueError(
+                    f'layout="{asked}" was asked for {producers[name].name}, but `{name}` cannot be stored {what}: '
+                    f"{reason}."
+                )
+    return found
+
+
+def _storage(draft: Draft, tensor: DraftTensor, layout: str, states: States) -> tuple[Storage | None, str | None]:
+    """How a weight is stored in a layout, or None and why it cannot be."""
+    if layout == "grouped":
+        structure = _structure(draft, tensor, states)
+        return (None, structure) if isinstance(structure, str) else (structure, None)
+    reason = _not_semi_structured(draft, tensor)
+    return (SEMI_STRUCTURED, None) if reason is None else (None, reason)
+
+
+def _not_semi_structured(draft: Draft, tensor: DraftTensor) -> str | None:
+    """Why a weight cannot be stored in 2:4 form; None where it can."""
+    if reason := _no_weight(draft, tensor):
+        return reason
+    if tensor.mask is None:
+        return "it is dense"
+    device = tensor.original.device
+    if asks_a_gpu(device) and (reason := no_kernel(device)):
+        return f"this GPU cannot run the kernels: {reason}"
+    reason = cannot_semi_structure(draft.model.get_submodule(tensor.owner), tensor.mask)
+    if reason and "2:4 allows" in reason:
+        reason += '; use partition="semi_structured"'
+    return reason
+
+
+def asks_a_gpu(device: torch.device) -> bool:
+    """Whether a device has to have kernels; a CPU may be where a model is made and not where it is trained.
+
+    Example:
+        >>> asks_a_gpu(torch.device("cpu"))
+        False
+    """
+    return device.type == "cuda"
+
+
+def _no_weight(draft: Draft, tensor: DraftTensor) -> str | None:
+    if tensor.name != "weight" or not isinstance(tensor.original, nn.Parameter):
+        return "it is no weight of a layer"
+    return _read_elsewhere(draft.model, tensor.owner)
 
 
 def _structure(draft: Draft, tensor: DraftTensor, states: States) -> Tensor | str:
     """The structure of a weight, or why it has none."""
     module = draft.model.get_submodule(tensor.owner)
-    if tensor.name != "weight" or not isinstance(tensor.original, nn.Parameter):
-        return "it is no weight of a layer"
-    reason = cannot_group(module) or _read_elsewhere(draft.model, tensor.owner)
+    reason = _no_weight(draft, tensor) or cannot_group(module)
     if reason:
         return reason
     if tensor.mask is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fpe_lightning.expansion.budget import comparable, keep_largest
+from fpe_lightning.expansion.compact import CompactTensor
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import along
-from fpe_lightning.expansion.room import Incoming, hand_out_outgoing, remove_columns
+from fpe_lightning.expansion.room import Incoming, hand_out_outgoing, remove_columns, remove_whole_columns
 from fpe_lightning.expansion.sites import Axis, Producer, Site
 
 
@@ -33,9 +35,29 @@ def make_structured_room(
             _hand_out(draft, consumer, alpha, stretches, site.width // group)
     names = [axis.parameter for axis in (*site.producers, *site.consumers, *site.values)]
     excess = sum(draft.count(name) for name in dict.fromkeys(names)) - before
+    try:
+        _remove(draft, site, alpha, stretches, excess)
+    except ValueError as error:
+        raise ValueError(
+            f"Splitting {site.name} by alpha={alpha} with budget={budget!r} takes {excess} incoming weights. {error} "
+            'Use a smaller alpha, budget="blocks" or "total", or leave this site out.'
+        ) from error
+
+
+def _remove(draft: Draft, site: Site, alpha: int, stretches: int, excess: int) -> None:
     producers = _distinct(site.producers)
+    compact = [tensor for p in producers if isinstance(tensor := draft[p.parameter], CompactTensor)]
+    if compact:
+        parts, rest = remove_whole_columns(compact, excess)
+        pieces = [part.pieces() for part in parts]
+        alive = sum(part.count() for part in parts)
+        kept = keep_largest(pieces, alive, rest, comparable([part.value for part in parts])) if rest else []
+        for part, blocks in zip(parts, kept, strict=False):
+            part.keep(blocks)
+        draft.tensors.update({producer.parameter: part for producer, part in zip(producers, parts, strict=True)})
+        return
     orders = [_block_order(producer, alpha, stretches) for producer in producers]
-    parts = [
+    parts_in_rows = [
         Incoming(
             _rows(draft[producer.parameter].value, draft, producer, alpha)[order],
             _rows(draft.mask(producer.parameter), draft, producer, alpha)[order],
@@ -44,14 +66,7 @@ def make_structured_room(
         )
         for producer, order in zip(producers, orders, strict=True)
     ]
-    try:
-        kept = remove_columns(parts, excess)
-    except ValueError as error:
-        raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} with budget={budget!r} takes {excess} incoming weights. {error} "
-            'Use a smaller alpha, budget="blocks" or "total", or leave this site out.'
-        ) from error
-    for producer, order, rows in zip(producers, orders, kept, strict=True):
+    for producer, order, rows in zip(producers, orders, remove_columns(parts_in_rows, excess), strict=True):
         mask = draft.mask(producer.parameter).clone()
         moved = mask.narrow(producer.dim, draft.start(producer), alpha * producer.length)
         moved = moved.movedim((producer.dim, producer.input_dim), (0, 1))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import lightning as L
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fpe_lightning as fpe
+from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.data import BatchLoader
 from fpe_lightning.data.boolean import dnf_task
-from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
+from fpe_lightning.expansion.affinity import affinity_partition, input_affinity, interaction_partition
+from fpe_lightning.modules import Classifier
 from fpe_lightning.networks import MLP
 
 
@@ -44,7 +48,42 @@ def test_it_is_deterministic_and_expand_takes_it() -> None:
     assert torch.equal(masks[0], masks[1])
 
 
+def test_a_few_random_signs_stand_in_for_many_outputs() -> None:
+    task = dnf_task(clauses=4, literals=2, inputs=8, train=1024)
+    inputs, truth = task.train
+    generator = torch.Generator().manual_seed(0)
+    # Most outputs are noise; three know the formula.
+    residuals = 0.1 * torch.randn(1024, 40, generator=generator)
+    residuals[:, :3] += truth.float().unsqueeze(1) - 0.5
+    exact = input_affinity(inputs, residuals, projections=40)
+    drawn = torch.stack([input_affinity(inputs, residuals, projections=8, seed=seed) for seed in range(60)])
+    assert not torch.equal(drawn[0], drawn[1])
+    torch.testing.assert_close(drawn.square().mean(0).sqrt(), exact, rtol=0.15, atol=1e-3)
+
+
+def test_a_callback_takes_the_partition_of_training_samples() -> None:
+    task = dnf_task(seed=0)
+    callback = ExpansionCallback(alpha=2, epoch=1, partition=interaction_partition(*task.train), budget="incoming")
+    module = Classifier(MLP(24, 8, 1), task="binary")
+    trainer = L.Trainer(
+        max_epochs=2,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, BatchLoader(*task.train, batch_size=1024))
+    mask = module.network.layers[0].weight_mask
+    for group in task.groups:
+        reached = mask[:, list(group)].sum(1).view(8, 2)
+        assert bool((reached.min(1).values == 0).all())  # no clause reaches both children of a neuron
+
+
 def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"class numbers \(n,\), bool or integer; found torch.float32 \(3, 1\)"):
+        interaction_partition(torch.ones(3, 2), torch.ones(3, 1))
     with pytest.raises(ValueError, match=r"3 samples of inputs do not fit 2 rows"):
         input_affinity(torch.ones(3, 2), torch.ones(2, 1))
     with pytest.raises(ValueError, match="NaN or infinity"):

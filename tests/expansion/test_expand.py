@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 import fpe_lightning as fpe
+from fpe_lightning.expansion.expand import site_generator
 from fpe_lightning.sparse import check_masks, mask_of, masked_parameters, parents_of
 
 CLAUSES = [list(range(start, start + 4)) for start in range(0, 48, 4)]
@@ -246,6 +247,14 @@ def test_the_draw_depends_on_seed_and_site_alone() -> None:
     assert torch.equal(draws(mlp(64, 16, 16, 64, bias=False), "0"), both)
 
 
+def test_sites_of_equal_size_draw_differently_and_compiled_ones_alike() -> None:
+    names = ("net.0", "net.2", "net._orig_mod.0")
+    first, second, compiled = (site_generator(0, fpe.Site(name, 8, 4, (), (), ())).initial_seed() for name in names)
+    assert first != second
+    assert first == compiled
+    assert first != site_generator(1, fpe.Site("net.0", 8, 4, (), (), ())).initial_seed()
+
+
 def test_feature_partition_leaves_the_generators_alone() -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     model = mlp(64, 8, 3)
@@ -268,3 +277,85 @@ def test_report_reads_as_a_table() -> None:
     assert head.split() == ["site", "alpha", "width", "fan-in", "removed", "in/out"]
     assert row.split()[:6] == ["0", "2", "8", "->", "16", "64.0"]
     assert total == "non-zero parameters: 547 before, 547 after"
+
+
+class Gate(nn.Module):
+    """Units times a function of themselves: one square weight reads the units and computes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(64, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.last(hidden * self.gate(hidden).sigmoid())
+
+
+@pytest.mark.filterwarnings("ignore:Splitting first")
+@pytest.mark.parametrize("budget", ["total", "incoming", "outgoing", "columns", "blocks"])
+def test_a_weight_that_produces_and_consumes_makes_room_once(budget: str) -> None:
+    model, x = Gate(), torch.randn(4, 64)
+    (site,) = fpe.find_sites(model, x)
+    both = {axis.parameter for axis in site.producers} & {axis.parameter for axis in site.consumers}
+    assert both == {"gate.weight"}, "the case is not the one that is meant"
+    before = fpe.count_nonzeros(model)
+    report = fpe.expand(model, 2, sites=[site], budget=budget)
+    assert report.nonzeros_after == fpe.count_nonzeros(model) == before
+    assert report.sites[0].removed_incoming >= 0
+    assert report.sites[0].removed_outgoing >= 0
+    check_masks(model)
+
+
+class Joined(nn.Module):
+    """Two layers compute some units each, and a third one gates them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(64, 6), nn.Linear(48, 4)
+        self.gate, self.last = nn.Linear(10, 10), nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.cat([self.left(x), self.right(x[:, :48])], 1)
+        return self.last(hidden * self.gate(hidden).sigmoid())
+
+
+@pytest.mark.filterwarnings("ignore:Splitting left")
+@pytest.mark.parametrize("partition", ["random", "shared", "overlapping"])
+@pytest.mark.parametrize("budget", ["total", "outgoing", "columns"])
+def test_producers_of_some_units_each_hand_out_their_own(partition: str, budget: str) -> None:
+    model, x = Joined(), torch.randn(4, 64)
+    sites = fpe.find_sites(model, x)
+    assert [(site.width, len(site.producers)) for site in sites] == [(10, 3)]
+    report = fpe.expand(model, 2, partition=partition, sites=sites, budget=budget)
+    assert report.nonzeros_after == report.nonzeros_before
+    mask = mask_of(model.right)
+    assert mask is not None
+    shared = mask.view(4, 2, 48).sum(1)
+    assert bool((shared <= 1).all()) == (partition != "overlapping")
+    if (partition, budget) == ("random", "outgoing"):
+        assert torch.equal(shared, torch.ones(4, 48, dtype=shared.dtype)), "every input stays with one child"
+
+
+class Res2(nn.Module):
+    """A grouped convolution ties channels of its groups to each other, and other channels pass it by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(32, 8, 1), nn.Conv2d(4, 4, 1, groups=2)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        several, rest = self.first(x).tanh().chunk(2, 1)
+        return self.last(torch.cat([self.grouped(several).tanh(), rest], 1))
+
+
+@pytest.mark.filterwarnings("ignore:Splitting")
+def test_units_of_unequally_many_rows_are_split() -> None:
+    model, x = Res2(), torch.randn(4, 32, 2, 2)
+    sites = fpe.find_sites(model, x)
+    rows = [producer.units.bincount().tolist() for producer in sites[0].producers if producer.units is not None]
+    assert rows == [[2, 2, 1, 1, 1, 1]], "the case is not the one that is meant"
+    report = fpe.expand(model, 2, sites=sites)
+    assert report.nonzeros_after == report.nonzeros_before
+    assert model(x).shape == (4, 3, 2, 2)
+    check_masks(model)

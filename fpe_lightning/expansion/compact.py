@@ -1,0 +1,239 @@
+"""Split a dense layer straight into blocks, without the wide weight in between.
+
+Where neurons share partitions, a child's weights are a rectangle of its parents' weight: some rows, some columns. The
+packed weight, its gradient and its moments are gathered from there one after the other, each when the one before is
+gone, so that a split takes little more memory than the layer itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from fpe_lightning.expansion.draft import Draft, DraftTensor, parameter_like
+from fpe_lightning.expansion.hand_out import common_group
+from fpe_lightning.expansion.order import block_order
+from fpe_lightning.expansion.partition import Partition
+from fpe_lightning.expansion.partition_shared import SharedPartition
+from fpe_lightning.expansion.room import summed_in
+from fpe_lightning.expansion.sites import Producer, Site
+from fpe_lightning.expansion.smallest import Piece
+from fpe_lightning.sparse.autotune import MOST_BLOCKS
+from fpe_lightning.sparse.blocks import join_blocks
+from fpe_lightning.sparse.grouped import cannot_group, set_structure
+from fpe_lightning.sparse.masked import set_mask
+from fpe_lightning.sparse.record import Split
+
+ROWS = 256
+"""Rows of a weight that are looked at together."""
+
+
+@dataclass
+class CompactTensor(DraftTensor):
+    """The weight of a linear layer on its way into blocks; ``value`` is the old one, ``mask`` of the packed shape.
+
+    Attributes:
+        inputs: Bool ``(blocks, inputs)``, what each block reads; ``alpha`` blocks for each group of neurons.
+        alpha: Children of each neuron.
+        column: Weights in one column of a block: as many as rows.
+    """
+
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    alpha: int = 1
+    column: int = 0
+
+    def count(self) -> int:
+        """Entries that may be non-zero."""
+        return self.column * int(self.inputs.sum()) if self.mask is None else int(self.mask.count_nonzero())
+
+    def follow(self, state: Tensor) -> Tensor:
+        """Gather a tensor of the old shape (the weight, a gradient, a moment) into a packed one."""
+        packed = state.new_empty(self.column * int(self.inputs.sum()), 1)
+        done = 0
+        for block in range(len(self.inputs)):
+            rows, index = self._rectangle(state, block)
+            out = packed.narrow(0, done, len(rows) * len(index))
+            torch.index_select(rows, 1, index, out=out.view(len(rows), len(index)))
+            if self.mask is not None:
+                out.masked_fill_(~self.mask.narrow(0, done, len(out)).to(packed.device), 0)
+            done += len(out)
+        return packed
+
+    def pieces(self) -> list[Piece]:
+        """Some rows of one block after the other, for the rules that look at magnitudes."""
+        starts = range(0, self.column, ROWS)
+        return [partial(self._piece, block, start) for block in range(len(self.inputs)) for start in starts]
+
+    def keep(self, pieces: Iterable[Tensor]) -> None:
+        """Drop single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
+        kept = list(pieces)
+        if all(bool(piece.all()) for piece in kept):
+            return
+        self.inputs, parts = self.inputs.clone(), len(kept) // len(self.inputs)
+        for block, reads in enumerate(self.inputs):
+            own = kept[block * parts : (block + 1) * parts]
+            columns = torch.stack([piece.any(0) for piece in own]).any(0)
+            if not bool(columns.all()):  # a column that lost every weight is not read
+                reads[reads.clone()] = columns
+                kept[block * parts : (block + 1) * parts] = [piece[:, columns] for piece in own]
+        self.mask = torch.cat([piece.reshape(-1, 1) for piece in kept])
+
+    def reads(self) -> Tensor:
+        """Bool ``(blocks, inputs)``: what each block reads."""
+        return self.inputs
+
+    def norms(self) -> Tensor:
+        """``(blocks, inputs)``: the sum of squares of each column."""
+        dtype = torch.promote_types(self.value.dtype, torch.float32)
+        groups = []
+        for group in self.value.view(-1, self.column, self.value.shape[1]).unbind(0):
+            squares = (rows.to(dtype).square() for rows in group.split(ROWS))
+            groups.append(sum(square.sum(0, dtype=summed_in(square)) for square in squares))
+        return torch.stack(groups).repeat_interleave(self.alpha, dim=0) * self.inputs
+
+    def without(self, goes: Tensor) -> CompactTensor:
+        """The same without some columns."""
+        return replace(self, inputs=self.inputs & ~goes)
+
+    def _piece(self, block: int, start: int) -> tuple[Tensor, None]:
+        rows, index = self._rectangle(self.value, block)
+        return rows[start : start + ROWS].index_select(1, index), None
+
+    def _rectangle(self, parent: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        rows = parent.narrow(0, block // self.alpha * self.column, self.column)
+        return rows, self.inputs[block].nonzero().squeeze(1)
+
+
+def fits_compact(
+    model: nn.Module,
+    chosen: Sequence[tuple[Site, int]],
+    partition: Partition,
+    layout: str,
+    optimizers: Sequence[Optimizer],
+) -> set[str]:
+    """The names of the sites that can be split straight into blocks: dense linear producers that nothing else touches.
+
+    All others are split by way of the wide weight, with equal results.
+    """
+    if layout != "grouped" or not isinstance(partition, SharedPartition):
+        return set()
+    axes = [axis for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers)]
+    used = Counter(axis.parameter for axis in axes)
+    return {
+        site.name
+        for site, alpha in chosen
+        if site.width % partition.neuron_groups == 0
+        and alpha * partition.neuron_groups <= min(MOST_BLOCKS, alpha * site.width // 2)
+        and block_order(model, site, site.width // partition.neuron_groups) is not site
+        and all(
+            used[producer.parameter] == 1 and _fits(model, site, producer, alpha, optimizers)
+            for producer in site.producers
+        )
+    }
+
+
+def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimizers: Sequence[Optimizer]) -> bool:
+    owner, _, name = producer.parameter.rpartition(".")
+    module = model.get_submodule(owner)
+    parent = model.get_submodule(owner.rpartition(".")[0]) if owner else None
+    if type(module) is not nn.Linear or name != "weight" or cannot_group(module):
+        return False
+    if isinstance(parent, nn.TransformerEncoderLayer):  # reads the weights of its children by itself
+        return False
+    weight = module.weight
+    whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
+    states = [value for optimizer in optimizers for value in optimizer.state.get(weight, {}).values()]
+    return (
+        whole
+        and producer.length == len(weight) == site.width
+        and alpha <= weight.shape[1]
+        and all(isinstance(value, Tensor) and (value.shape == weight.shape or value.numel() == 1) for value in states)
+    )
+
+
+def hand_out_blocks(
+    draft: Draft, site: Site, alpha: int, partition: SharedPartition, generator: Generator
+) -> tuple[Site, int]:
+    """Hand the inputs of a site out to the children, as blocks.
+
+    Args:
+        draft: The expansion.
+        site: A site that :func:`fits_compact`.
+        alpha: Children of each neuron.
+        partition: Which child inherits which input.
+        generator: The only source of randomness.
+
+    Returns:
+        The site in block order, and the number of neurons that share a partition.
+    """
+    fan_in = [draft[producer.parameter].value.shape[1] for producer in site.producers]
+    shares = {inputs: partition.by_group(inputs, alpha, generator) for inputs in dict.fromkeys(fan_in)}
+    same = common_group(list(shares.values()))  # neighbouring groups that drew the same are one
+    together = same * site.width // partition.neuron_groups
+    for producer, inputs in zip(site.producers, fan_in, strict=True):
+        dense = draft[producer.parameter]
+        blocks = shares[inputs][::same].reshape(-1, inputs).to(dense.original.device)
+        draft.tensors[producer.parameter] = CompactTensor(
+            dense.owner,
+            dense.name,
+            dense.original,
+            dense.value,
+            None,
+            splits=[Split(0, 0, site.width, together, alpha)],
+            apart=True,
+            inputs=blocks,
+            alpha=alpha,
+            column=together,
+        )
+    return block_order(draft.model, site, together), together
+
+
+def put_in_place(
+    tensors: Iterable[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer], optimizer_state: str
+) -> None:
+    """Replace the weights that are gathered into blocks, one tensor at a time; the last step of a split.
+
+    Args:
+        tensors: Those of an expansion, everything else of which is in place.
+        models: The model, and modules of its structure that are changed alike.
+        optimizers: Whoever holds the weights.
+        optimizer_state: ``"follow"`` or ``"reset"``.
+    """
+    for tensor in tensors:
+        if isinstance(tensor, CompactTensor):
+            # From here on nothing but the models and the optimizers may hold the old weights, so that they can go.
+            tensor.original = tensor.value = torch.empty(0)
+            for model in models:
+                _replace(model.get_submodule(tensor.owner), tensor, optimizers, optimizer_state)
+
+
+def _replace(module: nn.Module, tensor: CompactTensor, optimizers: Sequence[Optimizer], optimizer_state: str) -> None:
+    old = module.get_parameter("weight")
+    gradient, shape = old.grad, old.shape
+    old.grad = None
+    new = parameter_like(old, tensor.follow(old.detach()))
+    set_structure(module, tensor.inputs if tensor.mask is not None else join_blocks(tensor.inputs, tensor.column))
+    module._parameters["weight"] = new
+    if tensor.mask is not None:
+        set_mask(module, "weight", tensor.mask)
+    states = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [new if held is old else held for held in group["params"]]
+        if old in optimizer.state:
+            states.append((optimizer, optimizer.state.pop(old)))
+    del old
+    if gradient is not None:
+        new.grad = tensor.follow(gradient)
+        del gradient
+    for optimizer, state in states if optimizer_state == "follow" else ():
+        for key, value in state.items():
+            if value.shape == shape:
+                state[key] = tensor.follow(value)
+        optimizer.state[new] = state
