@@ -1,6 +1,8 @@
 """When it happens: the only package that knows the Trainer."""
 
+from fpe_lightning.callbacks.batch_norm import BatchNormReestimation as BatchNormReestimation
 from fpe_lightning.callbacks.expansion import ExpansionCallback as ExpansionCallback
+from fpe_lightning.callbacks.fsdp2 import ExpandableModelParallelStrategy as ExpandableModelParallelStrategy
 from fpe_lightning.callbacks.interference_monitor import InterferenceMonitor as InterferenceMonitor
 from fpe_lightning.callbacks.run_summary import RunSummary as RunSummary
 from fpe_lightning.callbacks.schedule import ExpansionTrigger as ExpansionTrigger

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
 
+from fpe_lightning.callbacks.fsdp2 import ExpandableModelParallelStrategy
 from fpe_lightning.expansion.checkpoint import restores_structure_on_load
+from fpe_lightning.expansion.sharded import whole_parameters
+from fpe_lightning.expansion.sites import Site
 
-SUPPORTED = (SingleDeviceStrategy, DDPStrategy)
+SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
 
 
 def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Refuse a strategy under which a split would be lost or drift apart in silence.
 
     Raises:
-        MisconfigurationException: For every strategy but a single device and DDP, and for spawned processes whose
-            weights the module could not take back.
+        MisconfigurationException: For every strategy but a single device, DDP and FSDP2 where asked for, for
+            communication hooks with a memory, and for spawned processes whose weights the module could not take back.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, SUPPORTED):
+        opt_in = ", or `ExpandableModelParallelStrategy`" if isinstance(strategy, ModelParallelStrategy) else ""
         raise MisconfigurationException(
             f"ExpansionCallback splits neurons on a single device or under DDP; found {type(strategy).__name__}, "
-            'which shards or re-owns parameters and would revert or corrupt a split. Use `strategy="ddp"`.'
+            'which shards or re-owns parameters and would revert or corrupt a split. Use `strategy="ddp"`'
+            f"{opt_in}; or leave the callback out, stop where the split is due, widen the checkpoint with "
+            "`fpe_lightning.expand_checkpoint`, and resume from it."
+        )
+    memory = getattr(strategy, "_ddp_comm_state", None)
+    if hasattr(memory, "error_dict"):
+        raise MisconfigurationException(
+            f"The state of the communication hook, {type(memory).__name__}, remembers gradients by the shapes they "
+            "had before a split. Use a hook without memory, such as `fp16_compress_hook`, or none."
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher) and not restores_structure_on_load(pl_module):
         raise MisconfigurationException(
@@ -63,15 +77,34 @@ def _digest(model: nn.Module) -> bytes:
     masks = {name for name, _ in model.named_buffers() if name.endswith(("_mask", "weight_inputs"))}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         # Running statistics differ between ranks by design; DDP broadcasts them before the next forward pass.
+        if hasattr(tensor, "full_tensor"):
+            continue  # a shard, which differs between ranks by design
         if isinstance(tensor, nn.Parameter) or name in masks:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 
-def rewrap(trainer: pl.Trainer) -> None:
-    """Wrap the module anew under DDP, whose reducer holds the parameters that it was made with."""
+@contextmanager
+def splitting(trainer: pl.Trainer, pl_module: pl.LightningModule, sites: Sequence[Site]) -> Iterator[None]:
+    """What a split needs around it on several processes: whole parameters, the same on all, and a new wrapping.
+
+    Raises:
+        ValueError: Under FSDP2, if a parameter cannot be exchanged; nothing is changed then.
+        RuntimeError: Naming the ranks that differ from rank 0.
+    """
     strategy = trainer.strategy
+    if isinstance(strategy, ExpandableModelParallelStrategy):
+        names = [
+            axis.parameter for site in sites for axes in (site.producers, site.values, site.consumers) for axis in axes
+        ]
+        with whole_parameters(pl_module, names, trainer.optimizers):
+            yield
+            check_ranks_agree(trainer, pl_module)
+        return
+    yield
+    check_ranks_agree(trainer, pl_module)
     if isinstance(strategy, DDPStrategy):
+        # Its reducer holds the parameters that it was made with.
         strategy.model = strategy.lightning_module
         strategy.configure_ddp()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from fpe_lightning.callbacks.copies import check_averages, copies_of
-from fpe_lightning.callbacks.distributed import check_ranks_agree, check_strategy, rewrap
+from fpe_lightning.callbacks.distributed import check_strategy, splitting
+from fpe_lightning.callbacks.fsdp2 import check_fsdp2
 from fpe_lightning.callbacks.module_sites import sites_of_calls
 from fpe_lightning.callbacks.recorder import Call, CallRecorder
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.expansion.budget import BUDGETS
 from fpe_lightning.expansion.checkpoint import restore_structure_on_load
 from fpe_lightning.expansion.expand import LAYOUTS, expand
+from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.partition import Partition, resolve_partition
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import check_alpha, select_sites, sites_of
@@ -77,7 +80,7 @@ class ExpansionCallback(pl.Callback):
         budget: str = "total",
         seed: int = 0,
         groups: Sequence[Sequence[int]] | None = None,
-        layout: str = "auto",
+        layout: str = "masked",
         optimizer_state: str = "follow",
         max_splits: int = 1,
         example_inputs: Any = None,
@@ -102,10 +105,14 @@ class ExpansionCallback(pl.Callback):
         self.example_inputs = example_inputs
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
+        kind, moments = self.schedule.kind, self.schedule.moments
+        # Made once: Lightning asks for it before every hook.
+        self._state_key = self._generate_state_key(alpha=alpha, kind=kind, moments=moments, sites=sites, seed=seed)
         self._begin_anew()
         self._recording = ExitStack()
         self._restoring: list[RemovableHandle] = []
         self._unchecked = False
+        self._at_setup: dict[str, nn.Parameter] = {}
 
     def _begin_anew(self) -> None:
         self.reports.clear()
@@ -117,10 +124,7 @@ class ExpansionCallback(pl.Callback):
     @property
     @override
     def state_key(self) -> str:
-        schedule = self.schedule
-        return self._generate_state_key(
-            alpha=self.alpha, kind=schedule.kind, moments=schedule.moments, sites=self.sites, seed=self.seed
-        )
+        return self._state_key
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -130,6 +134,7 @@ class ExpansionCallback(pl.Callback):
             self.schedule.check(trainer)
             if trainer.current_epoch == trainer.global_step == 0:
                 self._begin_anew()
+            self._at_setup = dict(pl_module.named_parameters())
         # Weights are loaded before any callback's state, so the structure has to come from the weights themselves.
         # Callbacks set up later copy the module together with this hook.
         self._restoring = [restore_structure_on_load(each) for each in (pl_module, *copies_of(trainer, pl_module))]
@@ -151,6 +156,10 @@ class ExpansionCallback(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_averages(trainer)
+        # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
+        hand_over(trainer.optimizers, self._at_setup, pl_module)
+        self._at_setup = {}
+        check_fsdp2(trainer, pl_module, self.layout)
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -221,8 +230,6 @@ class ExpansionCallback(pl.Callback):
         """Note calls until :attr:`_recording` is closed, where nothing else tells what networks take."""
         if self.example_inputs is None and getattr(pl_module, "example_input_array", None) is None:
             self._recording.close()
-            # Compiled code would not run the hooks, or would be compiled once with them and once without.
-            self._recording.enter_context(torch.compiler.set_stance("force_eager"))
             self._recording.callback(CallRecorder(pl_module, calls).stop)
 
     def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: list[Site]) -> None:
@@ -233,23 +240,24 @@ class ExpansionCallback(pl.Callback):
             chosen = select_sites(found, self.alpha, self.sites)
             sites = [site for site, _ in chosen]
             _notify(trainer, "on_before_expansion", pl_module, sites)
-            report = expand(
-                pl_module,
-                alpha={site.name: factor for site, factor in chosen},
-                partition=self.partition,
-                groups=groups,
-                sites=sites,
-                budget=self.budget,
-                seed=self.seed,
-                layout=self.layout,
-                optimizer=trainer.optimizers,
-                optimizer_state=self.optimizer_state,
-                copies=copies_of(trainer, pl_module),
-            )
+            # Layouts are timed in the precision that steps are computed in.
+            precision = trainer.precision_plugin.forward_context() if self.layout == "auto" else nullcontext()
+            with splitting(trainer, pl_module, sites), precision:
+                report = expand(
+                    pl_module,
+                    alpha={site.name: factor for site, factor in chosen},
+                    partition=self.partition,
+                    groups=groups,
+                    sites=sites,
+                    budget=self.budget,
+                    seed=self.seed,
+                    layout=self.layout,
+                    optimizer=trainer.optimizers,
+                    optimizer_state=self.optimizer_state,
+                    copies=copies_of(trainer, pl_module),
+                )
         except ValueError as error:
             raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
-        check_ranks_agree(trainer, pl_module)
-        rewrap(trainer)
         # Compiled code is specialised on shapes; without this it would give up after a few splits and run uncompiled.
         torch._dynamo.reset()
         self._done += 1
@@ -271,9 +279,8 @@ class ExpansionCallback(pl.Callback):
         Raises:
             MisconfigurationException: If there are none, or the module does not run on what is known.
         """
-        example = self.example_inputs
-        if example is None:
-            example = getattr(pl_module, "example_input_array", None)
+        own = getattr(pl_module, "example_input_array", None)
+        example = own if self.example_inputs is None else self.example_inputs
         calls = self._calls or self._sanity_calls
         guess = batch[0] if isinstance(batch, (list, tuple)) else batch
         try:

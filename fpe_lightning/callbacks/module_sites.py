@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from torch import nn
+from torch.utils.data import DataLoader
 
-from fpe_lightning.callbacks.recorder import Call, rebuild
+from fpe_lightning.callbacks.recorder import Call, CallRecorder, rebuild
 from fpe_lightning.expansion.find import find_sites
 from fpe_lightning.expansion.sites import Attribute, Axis, Producer, Site
 from fpe_lightning.expansion.tracing.forward import Inputs
 
 
-def sites_of_calls(pl_module: pl.LightningModule, calls: Sequence[Call]) -> list[Site]:
+def sites_of_calls(pl_module: nn.Module, calls: Sequence[Call]) -> list[Site]:
     """The sites of every network that was called, under the names that the LightningModule knows.
 
     A network may be called as a whole here and in parts there. What one call shows to reach an output stays as it is,
@@ -29,9 +35,10 @@ def sites_of_calls(pl_module: pl.LightningModule, calls: Sequence[Call]) -> list
     """
     sites: dict[str, Site] = {}
     refused: set[str] = set()
+    device = next((parameter.device for parameter in pl_module.parameters()), torch.device("cpu"))
     for call in calls:
         network = pl_module.get_submodule(call["module"])
-        args, kwargs = rebuild(call["args"], pl_module.device), rebuild(call["kwargs"], pl_module.device)
+        args, kwargs = rebuild(call["args"], device), rebuild(call["kwargs"], device)
         prefix = f"{call['module']}." if call["module"] else ""
         found, refusals = find_sites(network, Inputs(args, kwargs), explain=True)
         for site in found:
@@ -43,6 +50,62 @@ def sites_of_calls(pl_module: pl.LightningModule, calls: Sequence[Call]) -> list
         for name, site in sites.items()
         if refused.isdisjoint([name, *(producer.parameter for producer in site.producers)])
     ]
+
+
+def calls_of_step(pl_module: nn.Module, batch: Any) -> list[Call]:
+    """How a LightningModule's training step calls its networks, seen on a copy of it.
+
+    Args:
+        pl_module: The module; it stays as it is.
+        batch: As ``training_step`` takes it.
+
+    Raises:
+        ValueError: If it is no LightningModule, the step runs neither by itself nor in a Trainer, or calls no network.
+    """
+    if not isinstance(pl_module, pl.LightningModule):
+        raise ValueError(f"`example_batch` is for a LightningModule, found {type(pl_module).__name__}.")
+    # A Trainer calls everything, but not every module can be set up on one process without what it was trained with.
+    for step in (_step_alone, _step_in_trainer):
+        twin = copy.deepcopy(pl_module)
+        recorder = CallRecorder(twin)
+        try:
+            with torch.random.fork_rng():
+                step(twin, batch)
+        except Exception as error:  # whatever a user's step raises
+            failure = error
+            continue
+        finally:
+            recorder.stop()
+        if recorder.calls:
+            return recorder.calls
+        raise ValueError(f"`training_step` of {type(pl_module).__name__} calls no network on `example_batch`.")
+    raise ValueError(
+        f"`training_step` of {type(pl_module).__name__} does not run on `example_batch` ({failure}); pass "
+        "`example_inputs` for its forward, or sites found with `find_sites`."
+    )
+
+
+def _step_alone(pl_module: pl.LightningModule, batch: Any) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="You are trying to `self.log")
+        pl_module.training_step(batch, 0)
+
+
+def _step_in_trainer(pl_module: pl.LightningModule, batch: Any) -> None:
+    """One step, also for modules that optimize by hand."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[LightningEnvironment()],
+    )
+    batches: Any = [batch]
+    trainer.fit(pl_module, DataLoader(batches, batch_size=None))
 
 
 def prefixed(site: Site, prefix: str) -> Site:
@@ -63,5 +126,12 @@ def prefixed(site: Site, prefix: str) -> Site:
     values: tuple[Axis, ...] = tuple(map(move, site.values))
     consumers: tuple[Axis, ...] = tuple(map(move, site.consumers))
     attributes = tuple(map(move_attribute, site.attributes))
-    name = (prefix + site.name).rstrip(".")
-    return replace(site, name=name, producers=producers, values=values, consumers=consumers, attributes=attributes)
+    return replace(
+        site,
+        name=(prefix + site.name).rstrip("."),
+        producers=producers,
+        values=values,
+        consumers=consumers,
+        attributes=attributes,
+        reads={(prefix + owner).rstrip("."): shape for owner, shape in site.reads.items()},
+    )

@@ -55,6 +55,29 @@ def rebuild(description: Any, device: torch.device | str = "cpu") -> Any:
     return description["value"]
 
 
+class _Uncompiled:
+    """Lets compiled code run uncompiled while any recorder is at work: it would not run the hooks.
+
+    Recorders may stop in any order, and stances are restored in the reverse order alone: all share one.
+    """
+
+    users = 0
+    stance: Any = None
+
+    @classmethod
+    def enter(cls) -> None:
+        if cls.users == 0:
+            cls.stance = torch.compiler.set_stance("force_eager")
+            cls.stance.__enter__()
+        cls.users += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        cls.users -= 1
+        if cls.users == 0:
+            cls.stance.__exit__(None, None, None)
+
+
 class CallRecorder:
     """Notes the first outermost call of each module below (or of) ``root`` until it is stopped.
 
@@ -80,11 +103,15 @@ class CallRecorder:
         self._root, self._forward = root, root.forward
         self._open: list[bool] = []  # for each call under way, whether it is a network's
         self._handles: list[RemovableHandle] = []
+        _Uncompiled.enter()
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]
         for name, module in root.named_modules():
             if not any(name.startswith(f"{outer}." if outer else "") and name != outer for outer in compiled):
                 target = f"{name}._orig_mod".lstrip(".") if _is_compiled(module) else name
-                self._handles.append(module.register_forward_pre_hook(self._enter(target), with_kwargs=True))
+                # What comes in, not what FSDP2 casts it to: its casts are hooks, which do not run when sites are found.
+                first = hasattr(module, "_get_fsdp_state")
+                enter = module.register_forward_pre_hook(self._enter(target), prepend=first, with_kwargs=True)
+                self._handles.append(enter)
                 self._handles.append(module.register_forward_hook(self._leave, always_call=True))
 
     def _enter(self, name: str) -> Any:
@@ -106,6 +133,8 @@ class CallRecorder:
 
     def stop(self) -> None:
         """Take every hook away; calling it again does nothing."""
+        if self._handles:
+            _Uncompiled.leave()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
@@ -53,7 +54,8 @@ class RunSummary(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str) -> None:
         loader, accuracy = trainer.val_dataloaders, getattr(pl_module, "accuracy", None)
-        if loader is None or not callable(accuracy):
+        # Many modules keep a metric under this name, which takes something else.
+        if loader is None or not inspect.ismethod(accuracy):
             return
         # A DataLoader draws from the global generator when it is iterated; training must not notice.
         with torch.random.fork_rng():

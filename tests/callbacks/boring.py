@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +125,23 @@ def equal(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
     return bool(left == right)
+
+
+def start(worker: Path, *arguments: object, timeout: float = 840) -> str:
+    """Run a script that starts processes of its own, end them all, and return what they printed."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{worker.parent}", "OMP_NUM_THREADS": "1"}
+    environment.pop("MASTER_PORT", None)  # Lightning looks for a free one
+    process = subprocess.Popen(
+        [sys.executable, str(worker), *map(str, arguments)],
+        **{"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=timeout)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class Run:

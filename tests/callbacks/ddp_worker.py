@@ -1,4 +1,4 @@
-"""One run under DDP on two processes, started by ``test_distributed.py``; every rank saves what it ends with."""
+"""Runs under DDP on several processes, started by ``test_distributed.py``; every rank saves what it ends with."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from boring import Plain, data, outcome, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from fpe_lightning.callbacks import ExpansionCallback
@@ -16,7 +18,7 @@ from fpe_lightning.data import BatchLoader
 
 
 class WithoutNorm(Plain):
-    """No BatchNorm, so that two halves of a batch have the gradients of the whole."""
+    """No BatchNorm, so that parts of a batch have the gradients of the whole."""
 
     def __init__(self) -> None:
         super().__init__(optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01))
@@ -32,30 +34,87 @@ class Drifting(WithoutNorm):
                 self.net[0].bias.add_(1e-6)
 
 
-def fit(directory: Path, ckpt_path: Path | None = None, module: Any = None, batch_size: int = 4, **options: Any) -> Any:
-    """Fit with two splits, after steps 1 and 3; the same on one process with twice the batch size."""
+class Noted(pl.Callback):
+    """What a rank holds after each split and each epoch: weights, masks, optimizer state and what it gathered."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_after_expansion(self, trainer: pl.Trainer, pl_module: Any, report: Any) -> None:
+        gathered = [p.grad is not None and bool(p.grad.any()) for p in pl_module.parameters()]
+        self.seen.append((self.copy(trainer), all(gathered) and trainer.global_step == self.step))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        # True after a batch without an optimizer step: gradients are being gathered.
+        self.step = trainer.global_step if trainer.fit_loop._should_accumulate() else -1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.seen.append((self.copy(trainer), None))
+
+    def copy(self, trainer: pl.Trainer) -> Any:
+        def cloned(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: cloned(each) for key, each in value.items()}
+            if isinstance(value, list):
+                return [cloned(each) for each in value]
+            return value.clone() if isinstance(value, torch.Tensor) else value
+
+        return cloned(outcome(trainer))
+
+
+def fit(
+    directory: Path,
+    ckpt_path: Path | None = None,
+    module: Any = None,
+    splits: dict[str, Any] | None = None,
+    noted: Noted | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    """Fit with splits, by default after steps 1 and 3; on one process with the batches of all together."""
     saving = ModelCheckpoint(directory, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    callback = ExpansionCallback(step=[1, 3])
-    run = trainer(callback, saving, directory=directory, max_epochs=2, use_distributed_sampler=False, **options)
-    # Two processes share the rows that one process takes in a batch of twice the size.
+    callback = ExpansionCallback(**(splits or {"step": [1, 3]}))
+    callbacks = [callback, noted or Noted(), saving]
+    run = trainer(*callbacks, directory=directory, use_distributed_sampler=False, **{"max_epochs": 2, **options})
+    # The processes share the rows that one process takes in a batch.
     shares = {"num_replicas": run.world_size, "rank": run.global_rank}
-    loader = BatchLoader(*data().tensors, batch_size=batch_size, shuffle=True, **shares)
+    loader = BatchLoader(*data().tensors, batch_size=8 // run.world_size, shuffle=True, **shares)
     run.fit(module or WithoutNorm(), loader, ckpt_path=ckpt_path)
     return run
 
 
+MODES: dict[str, dict[str, Any]] = {
+    "epoch": {"splits": {"epoch": [1, 2]}, "max_epochs": 3},
+    "step": {"splits": {"step": [1, 4]}},
+    # 3 batches an epoch, a step after the third: both splits come in the middle of an accumulation.
+    "middle": {"splits": {"fraction": [0.3, 0.8]}, "accumulate_grad_batches": 3},
+    "accumulate": {"accumulate_grad_batches": 2},
+    "unused": {},
+    "view": {},
+    "resume": {},
+}
+"""Options of one way of training, the same on any number of processes."""
+
+
 def main() -> None:
-    directory, mode = Path(sys.argv[1]), sys.argv[2]
-    options: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
-    if mode == "accumulate":
-        options["accumulate_grad_batches"] = 2
-    if mode == "unused":
-        options["strategy"] = "ddp_find_unused_parameters_true"
-    module = Drifting() if mode == "drift" else None
-    run = fit(directory, None, module, **options)
-    if mode == "resume":
-        run = fit(directory, directory / "step=4.ckpt", **options)
-    torch.save(outcome(run), directory / f"rank{run.global_rank}.pt")
+    directory, processes = Path(sys.argv[1]), int(sys.argv[2])
+    for mode in sys.argv[3:]:
+        options: dict[str, Any] = {"devices": processes, "strategy": "ddp"}
+        if mode == "unused":
+            options["strategy"] = "ddp_find_unused_parameters_true"
+        if mode == "view":
+            options["strategy"] = DDPStrategy(static_graph=True, gradient_as_bucket_view=True)
+        options |= MODES.get(mode, {})
+        noted = Noted()
+        if mode == "drift":
+            run = fit(directory / mode, module=Drifting(), **options)
+        elif mode.startswith("go-on"):
+            run = fit(directory / mode, Path(directory / "from.ckpt"), **options)
+        else:
+            run = fit(directory / mode, noted=noted, **options)
+        if mode == "resume":
+            run = fit(directory / mode, directory / mode / "step=4.ckpt", noted=noted, **options)
+        found = {**outcome(run), "seen": noted.seen}
+        torch.save(found, directory / f"{mode}-{run.global_rank}.pt")
 
 
 if __name__ == "__main__":

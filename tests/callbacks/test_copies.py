@@ -44,7 +44,9 @@ def fit(name: str, ours_first: bool, directory: Path, ckpt_path: Path | None = N
 
 
 @pytest.mark.parametrize("ours_first", [True, False], ids=["listed after ours", "listed before ours"])
-@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("EMA", "SWA") else [pytest.mark.slow]) for name in AVERAGES]
+)
 def test_averaging_callbacks(name: str, ours_first: bool, tmp_path: Path) -> None:
     run = fit(name, ours_first, tmp_path)
     module = run.lightning_module

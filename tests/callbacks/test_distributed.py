@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from boring import Plain, equal, loader, outcome, trainer
-from ddp_worker import WithoutNorm, fit
+from boring import Plain, equal, loader, outcome, start, trainer
+from ddp_worker import MODES, Noted, WithoutNorm, fit
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.callbacks.distributed import check_ranks_agree, check_strategy
 from fpe_lightning.expansion import restore_structure_on_load
@@ -24,41 +24,78 @@ from fpe_lightning.expansion import restore_structure_on_load
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
-def two_processes(directory: Path, mode: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{WORKER.parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), str(directory), mode]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def processes(directory: Path, count: int, *modes: str) -> list[list[dict[str, Any]]]:
+    """Train on several processes; what every rank ends with, for each mode."""
+    output = start(WORKER, directory, count, *modes)
+    files = [[directory / f"{mode}-{rank}.pt" for rank in range(count)] for mode in modes]
+    assert all(path.exists() for each in files for path in each), output[-4000:]
+    return [[torch.load(path, weights_only=True) for path in each] for each in files]
 
 
 def close(left: Any, right: Any) -> bool:
-    return all(torch.allclose(left[key].float(), right[key].float(), atol=1e-5) for key in left | right)
+    return left.keys() == right.keys() and all(
+        torch.allclose(left[key].float(), right[key].float(), atol=1e-5) for key in left
+    )
+
+
+def alone(directory: Path, mode: str) -> dict[str, Any]:
+    """What one process ends with that takes the batches of all."""
+    noted = Noted()
+    return {**outcome(fit(directory / "alone" / mode, noted=noted, **MODES[mode])), "seen": noted.seen}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["accumulate", "unused", "resume"])
-def test_two_processes_end_as_one_with_twice_the_batch(tmp_path: Path, mode: str) -> None:
-    result = two_processes(tmp_path, mode)
-    assert result.returncode == 0, result.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert equal(ranks[0], ranks[1]), "the ranks drifted apart"
-    options = {"accumulate_grad_batches": 2} if mode == "accumulate" else {}
-    one = fit(tmp_path / "one", batch_size=8, **options)
-    expected = outcome(one)["model"]
-    assert expected["net.0.weight"].shape == ranks[0]["model"]["net.0.weight"].shape == (24, 48)
-    assert close(ranks[0]["model"], expected)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("count", "modes"),
+    [(2, ("accumulate", "unused", "view", "resume")), (4, ("epoch", "step", "middle"))],
+    ids=["two processes", "four processes"],
+)
+def test_several_processes_are_equal_at_every_split_and_end_as_one(
+    tmp_path: Path, count: int, modes: tuple[str, ...]
+) -> None:
+    for mode, ranks in zip(modes, processes(tmp_path, count, *modes), strict=True):
+        expected = alone(tmp_path, mode)
+        epochs, splits = MODES[mode].get("max_epochs", 2), 2
+        assert len(ranks[0]["seen"]) == epochs + splits + (mode == "resume"), mode
+        for rank in ranks[1:]:
+            # After each split, after each epoch and at the end: weights, masks, optimizer state, learning rates.
+            assert equal(rank, ranks[0]), f"the ranks of {mode} drifted apart"
+        assert expected["model"]["net.0.weight"].shape == (24, 48)
+        assert close(ranks[0]["model"], expected["model"]), mode
+        if mode == "middle":
+            assert [gathered for _, gathered in ranks[0]["seen"] if gathered is not None] == [True, True]
+            for (found, _), (wanted, _) in zip(ranks[0]["seen"], expected["seen"], strict=True):
+                assert close(found["model"], wanted["model"])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    run = fit(tmp_path)
+    (tmp_path / "from.ckpt").write_bytes((tmp_path / "step=3.ckpt").read_bytes())  # between the two splits
+    expected = outcome(run)
+    ((first, second),) = processes(tmp_path, 2, "go-on")
+    assert equal(first, second)
+    assert close(first["model"], expected["model"])
+    assert first["model"]["net.0.weight"].shape == (24, 48)
+    (earlier,) = processes(tmp_path, 2, "step")
+    again = fit(tmp_path / "again", tmp_path / "step" / "step=3.ckpt", splits={"step": [1, 4]})
+    assert close(outcome(again)["model"], earlier[0]["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ranks_that_differ_are_found_at_the_split(tmp_path: Path) -> None:
-    result = two_processes(tmp_path, "drift")
-    assert result.returncode != 0
-    assert "After a split, rank 1 of 2 differs from rank 0 in weights or masks" in result.stderr
+    output = start(WORKER, tmp_path, 2, "drift")
+    assert "After a split, rank 1 of 2 differs from rank 0 in weights or masks" in output
+    assert not list(tmp_path.glob("drift-*.pt"))
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()], ids=["FSDP", "ModelParallel"])
 def test_sharding_strategies_are_refused_in_setup(strategy: Any) -> None:
-    message = f'single device or under DDP; found {type(strategy).__name__}, .* Use `strategy="ddp"`'
+    way_out = 'Use `strategy="ddp"`.*; or .* widen the checkpoint with `fpe_lightning.expand_checkpoint`'
+    message = f"single device or under DDP; found {type(strategy).__name__}, .* {way_out}"
     with pytest.raises(MisconfigurationException, match=message):
         ExpansionCallback(epoch=1).setup(fake_trainer(strategy), Plain(), "fit")
 
@@ -91,3 +128,22 @@ def test_one_process_agrees_with_itself() -> None:
     run = trainer(max_epochs=1)
     run.fit(WithoutNorm(), loader())
     check_ranks_agree(run, run.lightning_module)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_an_optimizer_that_deals_parameters_out_is_refused() -> None:
+    module = WithoutNorm()
+    optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
+    message = "ZeroRedundancyOptimizer cannot train on after a split: it deals parameters out to processes"
+    with pytest.raises(ValueError, match=message):
+        fpe.expand(module.net, 2, optimizer=optimizer, example_inputs=torch.zeros(1, 48))
+    assert module.net[0].out_features == 6
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_communication_hook_with_a_memory_is_refused() -> None:
+    strategy = DDPStrategy(ddp_comm_hook=powerSGD_hook, ddp_comm_state=PowerSGDState(torch.distributed.group.WORLD))
+    with pytest.raises(
+        MisconfigurationException, match=r"PowerSGDState, remembers gradients .* such as `fp16_compress"
+    ):
+        check_strategy(fake_trainer(strategy), Plain())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from boring import Plain, Run, outcome, resumable, trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import optim
 from torch.optim import lr_scheduler as lrs
 
@@ -33,13 +35,55 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def mostly_slow(names: Iterable[str], *fast: str) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names]
+
+
+@pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, "SGD momentum", "AdamW fused", "Adafactor"))
 def test_resume_with_every_optimizer(name: str, tmp_path: Path) -> None:
     Run(lambda: Plain(optimizer=OPTIMIZERS[name]), tmp_path).resumes(4)
 
 
+class Preconditioned(optim.SGD):
+    """An optimizer from elsewhere, with a momentum of the weight's shape and one matrix for each of its axes."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter].setdefault("axes", [torch.eye(size) for size in parameter.shape])
+        return result
+
+
+def test_an_unknown_optimizer_is_refused_unless_its_state_follows_or_begins_anew() -> None:
+    def fit(**options: Any) -> Any:
+        run = trainer(ExpansionCallback(step=3, **options), max_epochs=1)
+        run.fit(Plain(optimizer=partial(Preconditioned, lr=0.01, momentum=0.9)), resumable())
+        return run
+
+    with pytest.raises(
+        MisconfigurationException, match=r"Preconditioned state `axes` of `net.0.weight` has shape \(6, 6\)"
+    ):
+        fit()
+    run = fit(optimizer_state="reset")
+    weight = run.lightning_module.net[0].weight
+    assert [len(axis) for axis in run.optimizers[0].state[weight]["axes"]] == [12, 48]
+
+
+@pytest.mark.parametrize("name", ["SGD momentum", "AdamW foreach"])
+def test_an_unknown_subclass_whose_state_has_the_shape_of_the_weights_resumes(name: str, tmp_path: Path) -> None:
+    made = OPTIMIZERS[name]
+    unknown = type("Unknown", (made.func,), {})  # type: ignore[attr-defined]
+    Run(lambda: Plain(optimizer=partial(unknown, **made.keywords)), tmp_path).resumes(4)  # type: ignore[attr-defined]
+
+
 SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
     "step": lambda o: lrs.StepLR(o, 1, 0.5),
+    "several steps": lambda o: lrs.MultiStepLR(o, [1], 0.5),
+    "constant": lambda o: lrs.ConstantLR(o, 0.5, 1),
+    "linear": lambda o: lrs.LinearLR(o, 0.5, 1.0, 2),
+    "polynomial": lambda o: lrs.PolynomialLR(o, 4, 2.0),
+    "multiplicative": lambda o: lrs.MultiplicativeLR(o, lambda epoch: 0.9),
     "exponential": lambda o: lrs.ExponentialLR(o, 0.9),
     "cosine": lambda o: lrs.CosineAnnealingLR(o, 4),
     "restarts": lambda o: lrs.CosineAnnealingWarmRestarts(o, 1),
@@ -52,7 +96,7 @@ SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", mostly_slow(SCHEDULERS, "sequential", "one cycle, each step"))
 def test_learning_rate_schedulers(name: str, tmp_path: Path) -> None:
     def make() -> Plain:
         return Plain(scheduler=SCHEDULERS[name])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from boring import equal, loader, outcome, resumable, trainer
+from boring import Plain, equal, loader, outcome, resumable, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torchmetrics.classification import MulticlassAccuracy
 
 from fpe_lightning.callbacks import ExpansionCallback, RunSummary
 from fpe_lightning.modules import Classifier
@@ -62,3 +63,19 @@ def test_a_resumed_run_goes_on_with_the_table(tmp_path: Path) -> None:
 def test_without_a_fit_there_is_no_table(capsys: pytest.CaptureFixture[str]) -> None:
     trainer(RunSummary()).test(classifier(), loader(), verbose=False)
     assert "Summary" not in capsys.readouterr().out
+
+
+def test_a_metric_of_that_name_is_no_method() -> None:
+    class WithMetric(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.accuracy = MulticlassAccuracy(3)
+
+        def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+            self.log("val/accuracy", self.accuracy(self.net(batch[0]), batch[1]))
+
+    summary = RunSummary()
+    trainer(ExpansionCallback(epoch=1), summary, max_epochs=2).fit(WithMetric(), loader(), loader())
+    names = [name for name, _ in summary.rows]
+    assert "non-zero parameters" in names
+    assert not any("just before" in name for name in names)

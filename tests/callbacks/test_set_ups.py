@@ -24,13 +24,10 @@ from fpe_lightning.sparse import check_masks
 @pytest.mark.parametrize(
     "options",
     [
-        {"gradient_clip_val": 0.1},
         {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
         {"precision": "bf16-mixed"},
         {"precision": "bf16-true"},
-        {"detect_anomaly": True},
-        {"deterministic": True, "benchmark": False},
-        {"use_distributed_sampler": False, "log_every_n_steps": 1},
+        {"detect_anomaly": True, "deterministic": True, "gradient_clip_val": 0.1, "log_every_n_steps": 1},
     ],
     ids=str,
 )
@@ -201,7 +198,7 @@ class Tunable(Plain):
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_finders_of_batch_size_and_learning_rate(epoch: int, ours_first: bool, tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +231,105 @@ def test_a_part_of_a_state_dict_loads_where_it_is_not_strict() -> None:
     result = fpe.load_expanded_state_dict(model, head, strict=False)
     assert "0.weight" in result.missing_keys
     assert equal(dict(model.state_dict()), dict(before.state_dict()))
+
+
+class Sliced(nn.Module):
+    """Owns an integer that has to grow with a width, and no tensor of that width."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width = width
+        self.first, self.last = nn.Linear(96, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh()[:, : self.width])
+
+
+class Cut(nn.Module):
+    """Has neither tensors nor children, and an integer that has to grow."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.width]
+
+
+def with_integers() -> nn.Module:
+    """Such modules inside of others."""
+    return nn.Sequential(nn.Sequential(nn.Linear(96, 8), nn.Tanh()), Cut(), nn.Linear(8, 12), Reading12())
+
+
+class Scaled(nn.Module):
+    """Owns a per-unit value that no checkpoint holds, as the filters of a blurring layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale, self.last = nn.Linear(96, 8), nn.Module(), nn.Linear(8, 3)
+        self.scale.register_buffer("by", torch.arange(8.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh() * self.scale.by)
+
+
+class Reading12(Sliced):
+    """The same behind a width of 12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 8)
+
+
+@pytest.mark.filterwarnings("ignore:Splitting")
+@pytest.mark.parametrize("build", [Sliced, Scaled, with_integers])
+def test_what_a_checkpoint_does_not_hold_follows(build: Callable[[], nn.Module]) -> None:
+    narrow, wide = build(), build()
+    fpe.expand(wide, 2, example_inputs=X)
+    stage = copy.deepcopy(wide)
+    fpe.expand(wide, 2, example_inputs=X)
+    for saved, target in itertools.product((narrow, stage, wide), repeat=2):
+        model = copy.deepcopy(target)
+        fpe.load_expanded_state_dict(model, saved.state_dict())
+        assert equal(dict(model.state_dict()), dict(saved.state_dict()))
+        widths = [[getattr(module, "width", 0) for module in each.modules()] for each in (model, saved)]
+        assert widths[0] == widths[1]
+        assert torch.equal(model(X), saved(X))
+
+
+def test_integers_stay_where_nothing_comes_in_for_them() -> None:
+    model = nn.Sequential(Sliced(), nn.Linear(3, 2))
+    fpe.expand(model, 2, sites="0.first", example_inputs=X)
+    head = {key: value for key, value in model.state_dict().items() if key.startswith("1.")}
+    fpe.load_expanded_state_dict(model, head, strict=False)
+    assert model[0].width == 16
+    model(X)
+
+
+def test_integers_of_another_network_are_refused() -> None:
+    wide, other = Sliced(), Sliced()
+    fpe.expand(wide, 2, example_inputs=X)
+    other.width = 7
+    before = snapshot(other)
+    with pytest.raises(ValueError, match="`width` was 8 there before its first split, and 7 here"):
+        fpe.load_expanded_state_dict(other, wide.state_dict())
+    assert equal(snapshot(other), before)
+
+
+@pytest.mark.parametrize("broken", ["last.bias", "first.weight"])
+@pytest.mark.parametrize("grown", [False, True], ids=["into narrow", "into wide"])
+def test_a_model_is_as_before_where_loading_raises(grown: bool, broken: str) -> None:
+    wide, model = Sliced(), Sliced()
+    fpe.expand(wide, 2, example_inputs=X)
+    state = wide.state_dict()
+    if grown:
+        fpe.expand(model, 3, example_inputs=X)
+    if broken == "last.bias":  # missing: torch says so after it has loaded the rest
+        del state[broken]
+    else:  # too many: torch loads all others
+        state = {**state, "extra": state[broken]}
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=r"Missing key|Unexpected key"):
+        fpe.load_expanded_state_dict(model, state)
+    assert equal(snapshot(model), before)
+    model(X)
