@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 from torch import nn
@@ -14,7 +15,7 @@ from fpe_lightning.expansion.tracing.candidates import Refusal, candidates_of
 from fpe_lightning.expansion.tracing.forward import Inputs, trace
 from fpe_lightning.expansion.tracing.ledger import Ledger
 from fpe_lightning.expansion.tracing.resolve import resolve
-from fpe_lightning.expansion.tracing.sandbox import modules_by_name, owners_of, state_of
+from fpe_lightning.expansion.tracing.sandbox import Tensors, modules_by_name, owners_of, state_of
 from fpe_lightning.expansion.tracing.trial import Bench, sentence_of
 from fpe_lightning.sparse.storage import stored_masked
 
@@ -83,9 +84,14 @@ def _find(model: nn.Module, inputs: Inputs, streams: bool) -> tuple[list[Site], 
     candidates = layer_attributes(candidates, units, modules, owners)
     wanted = [c for c in candidates if streams or c.site.kind != "stream"]
     bench = Bench(model, runs, units)
-    sites = [candidate.site for candidate in bench.accept(wanted)]
+    sites = [_with_reads(candidate.site, ledger.reads) for candidate in bench.accept(wanted)]
     refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + bench.refusals
     return sites, refusals
+
+
+def _with_reads(site: Site, reads: Mapping[str, tuple[int, ...]]) -> Site:
+    owners = {axis.parameter.rpartition(".")[0] for axis in (*site.producers, *site.consumers)}
+    return replace(site, reads={owner: reads[owner] for owner in sorted(owners) if owner in reads})
 
 
 def _check(model: nn.Module) -> None:
@@ -108,10 +114,11 @@ def _traces(model: nn.Module, inputs: Inputs) -> tuple[Ledger, list[tuple[Inputs
         for training in (False, True)
     ]
     ledger, runs, refusals, errors = Ledger(), [], [], []
+    stand_ins = {fake: Tensors(fake) for fake in (True, False)}
     for options in attempts:
         for given, training, fake in options:
             try:
-                ledger.absorb(trace(model, given, training=training, fake=fake))
+                ledger.absorb(trace(model, given, training=training, tensors=stand_ins[fake]))
             except Exception as error:  # whatever a user's forward raises
                 failure = error
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -75,6 +76,8 @@ class Site:
         consumers: Weights that read the units.
         attributes: Integers of modules that grow with the width.
         kind: ``"hidden"``, ``"gated"`` (several producers multiplied together) or ``"stream"`` (residual).
+        reads: Shape of the input of each module that owns a producer or a consumer, on the example inputs, by name;
+            what layouts are timed on.
     """
 
     name: str
@@ -85,3 +88,4 @@ class Site:
     consumers: tuple[Axis, ...]
     attributes: tuple[Attribute, ...] = ()
     kind: str = "hidden"
+    reads: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fpe_lightning.expansion import find_sites
-from fpe_lightning.expansion.proof import duplicate, prove_site, prove_sites
+from fpe_lightning.expansion.proof import duplicate, prove_site, prove_sites, randomize
 from tests.expansion.nets import Net
 
 EXAMPLE = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
@@ -25,6 +25,19 @@ def test_a_true_site_holds_with_power() -> None:
     proof = prove_site(model, site, EXAMPLE)
     assert proof.holds
     assert proof.error < 1e-12 < 1e-3 < proof.power
+
+
+def test_a_true_site_holds_where_every_other_unit_is_silent() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    random = copy.deepcopy(model).double()
+    randomize(random, seed=0)
+    examples = torch.randn(500, 1, 8, generator=torch.Generator().manual_seed(0))
+    active = random[0](examples.double()).squeeze(1) > 0
+    for silent in (0, 1):
+        chosen = ~active[:, silent::2].any(1) & active[:, 1 - silent :: 2].any(1)
+        example = examples[chosen][0]
+        (site,) = find_sites(model, example)
+        assert prove_site(model, site, example).holds
 
 
 def test_a_wrong_order_of_columns_does_not_hold() -> None:

@@ -82,14 +82,17 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
             yield from tensors_in(list(vars(leaf).values()), seen)
 
 
-def trace(model: nn.Module, inputs: Inputs, *, training: bool, fake: bool, widening: Widening | None = None) -> Ledger:
+def trace(
+    model: nn.Module, inputs: Inputs, *, training: bool, tensors: Tensors, widening: Widening | None = None
+) -> Ledger:
     """Run one forward of a model and write down what happens; the model is as before afterwards.
 
     Args:
         model: The model.
         inputs: Example inputs; in training they are repeated along the batch if the model needs more than one.
         training: Whether the modules are in training mode.
-        fake: Whether to compute shapes only. Real tensors are for models whose control flow reads values.
+        tensors: Who makes stand-ins for the model's tensors; one for all traces at the same widths. Real ones are for
+            models whose control flow reads values.
         widening: Other widths to run at.
 
     Returns:
@@ -103,7 +106,6 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool, fake: bool, widen
     with borrowed(model):
         for module in model.modules():
             vars(module)["training"] = training
-        tensors = Tensors(fake)
         state = stand_in(model, tensors, widening.sizes)
         modules = dict(model.named_modules())
         for (module_name, attribute), value in widening.values.items():
@@ -118,4 +120,5 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool, fake: bool, widen
         for tensor in tensors_in(output):
             for label in tracer.tags[tensor].labels if tensor in tracer.tags else ():
                 ledger.freeze(label, "it reaches an output of the model")
+    ledger.reads.update(stack.reads)
     return ledger

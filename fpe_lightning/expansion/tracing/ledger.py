@@ -71,6 +71,7 @@ class Ledger:
         roles: Entries and what they do, in the order of the forward.
         groupings: Labels cut into groups by normalisation or grouped convolution; copies must stay in their group.
         uses: Sizes that modules met.
+        reads: Shape of what each module read, by qualified name.
     """
 
     def __init__(self) -> None:
@@ -81,6 +82,7 @@ class Ledger:
         self.roles: list[tuple[np.ndarray, Role]] = []
         self.groupings: list[np.ndarray] = []
         self.uses: list[Use] = []
+        self.reads: dict[str, tuple[int, ...]] = {}
         self.size = UNLABELLED + 1
         self._axes: dict[tuple[str, int], Span] = {}
 
@@ -104,6 +106,7 @@ class Ledger:
             self.spans, self.size, self._axes = other.spans, other.size, other._axes
         for name in ("ties", "frozen", "bundles", "roles", "groupings", "uses"):
             getattr(self, name).extend(getattr(other, name))
+        self.reads = {**other.reads, **self.reads}
 
     def span(self, parameter: str, dim: int) -> Span:
         """The span of one parameter axis."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import random
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -42,9 +41,14 @@ def owners_of(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
 
 
 class ModuleStack:
-    """Knows which module's forward is running; a context manager that registers and removes global hooks."""
+    """Knows which module's forward is running, and the shape of what each module read first.
+
+    Attributes:
+        reads: Shape of the first argument of each module's first call, by qualified name.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self.reads: dict[str, tuple[int, ...]] = {}
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[str] = []
 
@@ -56,15 +60,19 @@ class ModuleStack:
     def watching(self) -> Iterator[None]:
         """Follow calls of modules while the context is open."""
         self._stack.clear()
-        enter = register_module_forward_pre_hook(
-            lambda module, _: self._stack.append(self._names.get(id(module), self()))
-        )
+        enter = register_module_forward_pre_hook(self._enter)
         leave = register_module_forward_hook(lambda *_: self._leave(), always_call=True)
         try:
             yield
         finally:
             enter.remove()
             leave.remove()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        name = self._names.get(id(module), self())
+        self._stack.append(name)
+        if args and isinstance(args[0], Tensor):
+            self.reads.setdefault(name, tuple(args[0].shape))
 
     def _leave(self) -> None:
         if self._stack:
@@ -82,9 +90,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         model: The model to borrow. Tensors are not copied: whoever borrows must replace, not overwrite them.
     """
     saved = [(module, dict(vars(module))) for module in model.modules()]
-    contents = [
-        (value, copy.copy(value)) for _, before in saved for value in before.values() if type(value) in CONTAINERS
-    ]
+    contents = [(value, value.copy()) for _, before in saved for value in before.values() if type(value) in CONTAINERS]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = {tensor.device for tensor in state_of(model).values() if tensor.device.type == "cuda"}
@@ -104,6 +110,39 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             vars(module).update(before)
         for value, content in contents:
             _refill(value, content)
+
+
+@contextlib.contextmanager
+def unless_it_raises(model: nn.Module, incoming: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the code inside change a model, and put everything back only if it raises, tensors' values included.
+
+    Args:
+        model: The model.
+        incoming: What is about to be loaded. Tensors of another shape than theirs are replaced and not overwritten, so
+            that only the others are copied meanwhile.
+    """
+    modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    contents = [
+        (value, value.copy()) for *_, before in modules for value in before.values() if type(value) in CONTAINERS
+    ]
+    values = [
+        (tensor, tensor.detach().clone())
+        for name, tensor in state_of(model).items()
+        if name not in incoming or incoming[name].shape == tensor.shape
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, kind, before in modules:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(before)
+        for value, content in contents:
+            _refill(value, content)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        raise
 
 
 CONTAINERS = (dict, OrderedDict, list, set)
@@ -151,14 +190,17 @@ class Tensors:
 
     def _make(self, tensor: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
         data = tensor.detach()
+        sharded: Any = data if hasattr(data, "full_tensor") else None  # its module sees the whole
         if self.mode is not None:
-            data = self.mode.from_tensor(data)
             shape = [len(sizes[axis]) if axis in sizes else size for axis, size in enumerate(data.shape)]
-            if sizes:
-                with self.mode:
-                    data = torch.empty(shape, dtype=data.dtype, device=data.device)
+            plain = type(data) is Tensor and data.layout == torch.strided and data.is_contiguous()
+            if sizes or plain or sharded is not None:
+                meta = torch.empty(shape, dtype=data.dtype, device="meta")
+                data = FakeTensor(self.mode, meta, data.device)
+            else:
+                data = self.mode.from_tensor(data)
         else:
-            data = data.clone()
+            data = data.clone() if sharded is None else sharded.full_tensor()
             for axis, index in sizes.items():
                 data = data.index_select(axis, index.to(data.device))
         return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data

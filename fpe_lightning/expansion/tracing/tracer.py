@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -157,10 +158,13 @@ class AxisTracer(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         shapes = [tensor.shape for tensor in tensors]
-        result = func(*args, **kwargs)
+        name = func._schema.name.split("::")[1]
+        if name == "native_batch_norm" and isinstance(args[0], FakeTensor):
+            result = _batch_norm_shapes(*args)
+        else:
+            result = func(*args, **kwargs)
         if func.namespace == "prim":
             return result
-        name = func._schema.name.split("::")[1]
         if func._schema.is_mutable and name.endswith("_"):
             name = name[:-1]
         tags = [self.tags[tensor] for tensor in tensors if tensor in self.tags]
@@ -189,6 +193,11 @@ class AxisTracer(TorchDispatchMode):
         written = {leaf for leaf in tree_leaves((call.positional, call.keywords)) if type(leaf) is int}
         fitting = [(tensor, labels) for tensor, labels in handled if all(la.dim() == tensor.dim() for la in labels)]
         self.ledger.use(self.module(), fitting, written)
+
+
+def _batch_norm_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What batch normalisation returns, without the many operators that fake tensors take it apart into."""
+    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
 
 _FILLS = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided")

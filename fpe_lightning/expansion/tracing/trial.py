@@ -15,7 +15,7 @@ from fpe_lightning.expansion.tracing.forward import Inputs, Widening, trace
 from fpe_lightning.expansion.tracing.layout import find_runs, sizes_of
 from fpe_lightning.expansion.tracing.ledger import Ledger
 from fpe_lightning.expansion.tracing.resolve import Units, resolve
-from fpe_lightning.expansion.tracing.sandbox import modules_by_name, state_of
+from fpe_lightning.expansion.tracing.sandbox import Tensors, modules_by_name, state_of
 
 
 @dataclass
@@ -95,8 +95,9 @@ class Bench:
         widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
         ledger = Ledger()
         try:
+            stand_ins = {fake: Tensors(fake) for fake in {fake for *_, fake in self.runs}}
             for inputs, training, fake in self.runs:
-                ledger.absorb(trace(self.model, inputs, training=training, fake=fake, widening=widening))
+                ledger.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
         except Exception as error:  # whatever a user's forward raises at a size it was not written for
             return error
         after = resolve(ledger)
