@@ -1,5 +1,7 @@
 """Layers that hold a sparse structure, and interchangeable ways to compute them."""
 
+from fpe_lightning.sparse.autotune import tune as tune
+from fpe_lightning.sparse.choices import Choice as Choice
 from fpe_lightning.sparse.grouped import GroupedConv1d as GroupedConv1d
 from fpe_lightning.sparse.grouped import GroupedConv2d as GroupedConv2d
 from fpe_lightning.sparse.grouped import GroupedConv3d as GroupedConv3d
@@ -13,6 +15,14 @@ from fpe_lightning.sparse.record import Record as Record
 from fpe_lightning.sparse.record import Split as Split
 from fpe_lightning.sparse.record import parents_of as parents_of
 from fpe_lightning.sparse.record import record_of as record_of
+from fpe_lightning.sparse.semi_format import pack_semi_structured as pack_semi_structured
+from fpe_lightning.sparse.semi_format import unpack_semi_structured as unpack_semi_structured
+from fpe_lightning.sparse.semi_packed import PackedLinear as PackedLinear
+from fpe_lightning.sparse.semi_packed import pack_for_inference as pack_for_inference
+from fpe_lightning.sparse.semi_packed import unpack_for_training as unpack_for_training
+from fpe_lightning.sparse.semi_structured import SemiStructuredLinear as SemiStructuredLinear
+from fpe_lightning.sparse.semi_structured import is_semi_structured as is_semi_structured
+from fpe_lightning.sparse.semi_structured import set_semi_structured as set_semi_structured
 from fpe_lightning.sparse.storage import dense_mask as dense_mask
 from fpe_lightning.sparse.storage import dense_weight as dense_weight
 from fpe_lightning.sparse.storage import group as group

@@ -52,11 +52,28 @@ def find_blocks(mask: Tensor) -> Tensor:
         raise ValueError("The mask keeps some entries of a kernel and drops others, which is no block structure.")
     rows = len(flat)
     changes = [0, *((flat[1:] != flat[:-1]).any(1).nonzero().squeeze(1) + 1).tolist()]
+    return flat[_starts(changes, rows)].clone()
+
+
+def join_blocks(inputs: Tensor, rows: int) -> Tensor:
+    """The structure with the fewest blocks that says the same as one whose blocks all have ``rows`` rows.
+
+    Example:
+        >>> join_blocks(torch.tensor([[True, False], [True, False], [False, True], [False, True]]), 3)
+        tensor([[ True, False],
+                [False,  True]])
+    """
+    changes = [0, *(rows * ((inputs[1:] != inputs[:-1]).any(1).nonzero().squeeze(1) + 1)).tolist()]
+    return inputs[[start // rows for start in _starts(changes, rows * len(inputs))]]
+
+
+def _starts(changes: list[int], rows: int) -> list[int]:
+    """First rows of the fewest blocks of equal size that begin wherever something changes."""
     for blocks in (len(changes), rows // math.gcd(rows, *changes)):
         starts = [start for start, _ in block_rows(rows, blocks)]
         if set(changes) <= set(starts):
-            return flat[starts].clone()
-    return flat.clone()
+            return starts
+    return list(range(rows))
 
 
 def expand_blocks(inputs: Tensor, rows: int) -> Tensor:

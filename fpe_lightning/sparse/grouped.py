@@ -18,13 +18,14 @@ from typing_extensions import override
 from fpe_lightning.sparse.blocks import block_rows, unpack
 from fpe_lightning.sparse.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear, mask_of, set_mask
 from fpe_lightning.sparse.plan import Plan, make_plan
+from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.products import block_linear
 
 STRUCTURE = "weight_inputs"
 """Name of the buffer that holds the structure."""
 
 
-class GroupedModule(nn.Module):
+class GroupedModule(PreparedModule):
     """What grouped layers have in common; made by :func:`~fpe_lightning.sparse.storage.set_structure`."""
 
     weight_inputs: Tensor
@@ -34,25 +35,18 @@ class GroupedModule(nn.Module):
         """The shape of the weight that the packed one stands for."""
         raise NotImplementedError
 
+    @override
     def prepare(self) -> None:
+        if not self.weight_inputs.is_meta:
+            self.make_plan()
+
+    def make_plan(self) -> None:
         """Work out how to compute with the structure that the buffer holds now."""
         raise NotImplementedError
 
     def dense_weight(self) -> Tensor:
         """The weight as a masked layer would hold it; differentiable."""
         return unpack(self.get_parameter("weight"), self.weight_inputs, self.dense_shape)
-
-    @override
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)
-        if not self.weight_inputs.is_meta:
-            self.prepare()
-        return result
-
-    @override
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.prepare()
 
     @override
     def extra_repr(self) -> str:
@@ -70,7 +64,7 @@ class GroupedLinear(GroupedModule, nn.Linear):
         return torch.Size([self.out_features, self.in_features])
 
     @override
-    def prepare(self) -> None:
+    def make_plan(self) -> None:
         self.plan = make_plan(self.weight_inputs, self.out_features)
 
     @override
@@ -94,7 +88,7 @@ class _GroupedConv(GroupedModule):
         return torch.Size([self.out_channels, self.in_channels, *self.kernel_size])
 
     @override
-    def prepare(self) -> None:
+    def make_plan(self) -> None:
         index = torch.cat([block.nonzero().squeeze(1) for block in self.weight_inputs])
         in_order = torch.arange(self.in_channels, device=index.device)
         self.gather = None if torch.equal(index, in_order) else index

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+ROWS = 2**16
+"""Rows of a parameter that are masked together, so that no second mask of the size of the first is made."""
+
 
 class _MaskGradient(torch.autograd.Function):
     """Identity whose gradient is zero wherever a mask is False."""
@@ -154,7 +157,9 @@ def _masked_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
-    return masked.__mro__[2] if issubclass(masked, MaskedModule) else masked.__mro__[1]
+    if issubclass(masked, MaskedModule):
+        return masked.__mro__[2]
+    return next(plain for plain, exact in _EXACT.items() if issubclass(masked, exact))
 
 
 def _new_masked(base: type[nn.Module]) -> nn.Module:
@@ -163,7 +168,7 @@ def _new_masked(base: type[nn.Module]) -> nn.Module:
 
 
 def _is_masked(module: nn.Module) -> bool:
-    return isinstance(module, MaskedModule) or type(module) in _EXACT.values()
+    return isinstance(module, (MaskedModule, *_EXACT.values()))
 
 
 def _masked_names(module: nn.Module) -> list[str]:
@@ -215,6 +220,7 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
         )
     if mask is None:
         module._buffers.pop(f"{name}_mask", None)
+        module._buffers.pop(f"{name}_semi_structured", None)  # what marks a mask as 2:4 goes with it
         if _is_masked(module) and not _masked_names(module):
             module.__class__ = _unmasked_class(type(module))
         return
@@ -227,8 +233,8 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
     if not _is_masked(module):
         module.__class__ = _masked_class(type(module))
     module.register_buffer(f"{name}_mask", mask.to(parameter.device))
-    with torch.no_grad():
-        parameter.masked_fill_(~mask.to(parameter.device), 0)
+    for part, kept in zip(parameter.detach().split(ROWS), mask.split(ROWS), strict=True):
+        part.masked_fill_(~kept.to(parameter.device), 0)
 
 
 def check_maskable(module: nn.Module, path: str = "") -> None:
@@ -282,7 +288,11 @@ def check_masks(model: nn.Module) -> None:
         >>> check_masks(layer)
     """
     for name, parameter, mask in masked_parameters(model):
-        grown = int((parameter.detach().ne(0) & ~mask).sum())
+        value: Any = parameter.detach()
+        value = (
+            value.full_tensor() if hasattr(value, "full_tensor") else value
+        )  # masks are whole, weights may be shards
+        grown = int((value.ne(0) & ~mask).sum())
         if grown:
             raise RuntimeError(
                 f"{grown} masked entries of `{name}` are no longer zero: something other than a gradient step per "

@@ -88,6 +88,19 @@ class Record:
             shape[split.dim] += (split.alpha - 1) * split.length
         return tuple(shape)
 
+    def parents(self, name: str, dim: int) -> Tensor:
+        """Which entry before the first split each entry of a tensor axis descends from, over all splits.
+
+        Example:
+            >>> Record({"weight": [2, 4]}, {"weight": [Split(0, 0, 2, 1, 2)]}).parents("weight", 0)
+            tensor([0, 0, 1, 1])
+        """
+        parents = torch.arange(self.shapes[name][dim])
+        for split in self.splits.get(name, []):
+            if split.dim == dim:
+                parents = parents[split.index(len(parents))]
+        return parents
+
     def encode(self) -> Tensor:
         """The record as a bool tensor of bits."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
@@ -142,8 +155,4 @@ def parents_of(module: nn.Module, name: str = "weight", dim: int = 0) -> Tensor:
     record = record_of(module)
     if record is None or name not in record.shapes:
         return torch.arange(getattr(module, name).shape[dim])
-    parents = torch.arange(record.shapes[name][dim])
-    for split in record.splits.get(name, []):
-        if split.dim == dim:
-            parents = parents[split.index(len(parents))]
-    return parents
+    return record.parents(name, dim)

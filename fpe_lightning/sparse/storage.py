@@ -1,4 +1,4 @@
-"""Change how weights are stored, masked or in blocks, with their gradients and optimizer state."""
+"""Change how weights are stored, masked, in blocks or in 2:4 form, with their gradients and optimizer state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fpe_lightning.sparse.blocks import expand_blocks, pack, unpack
 from fpe_lightning.sparse.grouped import GroupedModule, cannot_group, set_structure, structure_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
+from fpe_lightning.sparse.semi_structured import is_semi_structured, set_semi_structured
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -114,7 +115,7 @@ def ungroup(module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
 
 @contextmanager
 def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Iterator[None]:
-    """Store every grouped layer of a model masked for the time of a block of code.
+    """Store every layer of a model masked for the time of a block of code, whatever its layout.
 
     Afterwards each layer whose weight is still the one it had in between has its own parameter back, the same object
     with the same optimizer state; a weight that the code replaced stays. If the code raises, the same holds.
@@ -136,10 +137,24 @@ def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Ite
         for module in model.modules():
             if isinstance(module, GroupedModule):
                 undo.append(_undo(module, optimizers))
+            elif is_semi_structured(module):
+                undo.append(_undo_plain(module))
         yield
     finally:
         for step in undo:
             step()
+
+
+def _undo_plain(module: nn.Module) -> Callable[[], None]:
+    """Let a 2:4 layer be an ordinary masked one, and return what makes it 2:4 again."""
+    set_semi_structured(module, on=False)
+    weight = module.get_parameter("weight")
+
+    def undo() -> None:
+        if module._parameters["weight"] is weight:
+            set_semi_structured(module)
+
+    return undo
 
 
 def _undo(module: GroupedModule, optimizers: list[Optimizer]) -> Callable[[], None]:

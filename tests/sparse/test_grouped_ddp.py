@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import joined, states_of_both
 
 import fpe_lightning as fpe
 
@@ -33,25 +31,20 @@ def split(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None
 
 
 def worker(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    model, x = make()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    mine = x[4 * rank : 4 * rank + 4]
-    train(DistributedDataParallel(model), optimizer, mine)
-    split(model, optimizer, x)
-    train(DistributedDataParallel(model), optimizer, mine)
-    torch.save(model.state_dict(), Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    with joined(rank, port):
+        torch.set_num_threads(1)
+        model, x = make()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        mine = x[4 * rank : 4 * rank + 4]
+        train(DistributedDataParallel(model), optimizer, mine)
+        split(model, optimizer, x)
+        train(DistributedDataParallel(model), optimizer, mine)
+        torch.save(model.state_dict(), Path(folder, f"{rank}.pt"))
 
 
 @pytest.mark.slow
 def test_ranks_are_equal_and_equal_to_one_process(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = states_of_both(worker, tmp_path)
     assert all(torch.equal(first[key], second[key]) for key in first)
     model, x = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

@@ -1,0 +1,247 @@
+"""Time the layouts that can hold a layer, and pick the fastest: ``layout="auto"``.
+
+Which layout is fastest depends on shape, batch, dtype and machine in ways that no simple rule gets right. But two
+layouts round differently, so a choice by the clock makes a run depend on it. Therefore
+
+- nothing is timed unless ``"auto"`` is asked for by name; the default is a fixed rule;
+- what is timed is how a structure is stored, never which weights it keeps;
+- the choice is part of the structure that a ``state_dict`` holds: whoever loads it computes as it says, untimed;
+- under ``torch.distributed`` rank 0 decides, and the others are told;
+- a comparison is made once: it is remembered in a small file (see :mod:`fpe_lightning.sparse.choices`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fpe_lightning.sparse.blocks import find_blocks
+from fpe_lightning.sparse.choices import Choice, ChoiceFile, decided_by_rank_0
+from fpe_lightning.sparse.grouped import GroupedLinear, GroupedModule, cannot_group, structure_of
+from fpe_lightning.sparse.masked import mask_of
+from fpe_lightning.sparse.semi_kernels import backend_of
+from fpe_lightning.sparse.semi_structured import cannot_semi_structure, is_semi_structured, set_semi_structured
+from fpe_lightning.sparse.storage import group, ungroup
+from fpe_lightning.sparse.timing import measure
+
+log = logging.getLogger(__name__)
+
+Storage = Tensor | str
+"""The blocks of a grouped weight, or ``"semi_structured"``."""
+
+MOST_BLOCKS = 128
+"""Every block costs a matrix product of its own; with more blocks than this the products are too thin to pay."""
+
+MARGIN = 0.97
+"""Another layout has to take less than this share of the masked one's time: a tie is no reason to change anything."""
+
+
+def name_of(storage: Storage | None) -> str:
+    """The layout that a storage stands for.
+
+    Example:
+        >>> name_of(None), name_of(torch.ones(1, 2, dtype=torch.bool)), name_of("semi_structured")
+        ('masked', 'grouped', 'semi_structured')
+    """
+    return "masked" if storage is None else "grouped" if isinstance(storage, Tensor) else storage
+
+
+def store(module: nn.Module, storage: Storage | None, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Store a layer's weight as asked, whatever its layout is now; None stands for masked."""
+    optimizers = list(optimizers)
+    if isinstance(module, GroupedModule):
+        ungroup(module, optimizers)
+    set_semi_structured(module, on=False)
+    if isinstance(storage, Tensor):
+        group(module, storage, optimizers)
+    elif storage is not None:
+        set_semi_structured(module)
+
+
+def storages_of(module: nn.Module) -> list[Storage]:
+    """Every way to store a layer's weight other than masked, where one of them may pay.
+
+    Example:
+        >>> storages_of(nn.Linear(4, 2))
+        []
+    """
+    found: list[Storage] = []
+    inputs, mask = structure_of(module), mask_of(module)
+    if inputs is not None:
+        found.append(inputs)
+    elif mask is not None and cannot_group(module) is None and (mask.dim() == 2 or mask[0, 0].numel() == 1):
+        blocks = find_blocks(mask)
+        if len(blocks) <= MOST_BLOCKS and 2 * len(blocks) <= len(mask):
+            found.append(blocks)
+    if is_semi_structured(module) or cannot_semi_structure(module) is None:
+        found.append("semi_structured")
+    return found
+
+
+def choose_fastest(
+    model: nn.Module,
+    storages: Mapping[str, Iterable[Storage]],
+    reads: Mapping[str, tuple[int, ...]],
+    file: ChoiceFile | None = None,
+) -> dict[str, Choice]:
+    """Time some layers of a model in every layout that can hold them; nothing is changed.
+
+    Args:
+        model: In training mode training steps (forward, backward, AdamW) are timed, else forward passes.
+        storages: Ways to store each layer beside the masked one, by the layer's name.
+        reads: Shape of the input of each of them. A layer whose input is not known stays masked.
+        file: What was chosen before; None takes the cache directory's.
+
+    Returns:
+        What is fastest for each layer, with the times; the same on every process.
+    """
+    file = file or ChoiceFile()
+
+    def decide() -> dict[str, Choice]:
+        found = {}
+        for name, options in storages.items():
+            by_name = {name_of(storage): storage for storage in options}
+            module = model.get_submodule(name)
+            known = name in reads
+            found[name] = _choose(module, by_name, reads[name], model.training, file) if known else Choice("masked", {})
+        return found
+
+    return decided_by_rank_0(decide)
+
+
+def tune(
+    model: nn.Module,
+    example_inputs: Any,
+    optimizers: Iterable[Optimizer] = (),
+    file: ChoiceFile | None = None,
+) -> dict[str, Choice]:
+    """Store every sparse layer of a model in the layout that is fastest for given inputs, in place.
+
+    Call it after ``model.eval()`` with a batch such as inference is going to see, after ``model.to(...)`` too: a layout
+    that wins in training, or in another dtype, need not win there. Outputs stay equal to rounding.
+
+    Args:
+        model: In training mode training steps (forward, backward, AdamW) are timed, else forward passes.
+        example_inputs: What its forward takes: a tensor, or a tuple of arguments. It is run once, without gradients.
+        optimizers: Whoever holds the weights; they are kept valid.
+        file: What was chosen before; None takes the cache directory's.
+
+    Returns:
+        What was chosen for each layer, with the times.
+
+    Example:
+        >>> tune(nn.Linear(4, 2).eval(), torch.zeros(1, 4))  # nothing is sparse here
+        {}
+    """
+    storages = {name: found for name, module in model.named_modules() if (found := storages_of(module))}
+    reads: dict[str, tuple[int, ...]] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: reads.setdefault(name, tuple(args[0].shape)) and None
+        )
+        for name in storages
+    ]
+    try:
+        with torch.no_grad():
+            model(*example_inputs) if isinstance(example_inputs, tuple) else model(example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    choices = choose_fastest(model, storages, reads, file)
+    for name, choice in choices.items():
+        if name in reads:
+            by_name = {name_of(storage): storage for storage in storages[name]}
+            store(model.get_submodule(name), by_name.get(choice.layout), optimizers)
+    return choices
+
+
+def _choose(
+    module: nn.Module, by_name: Mapping[str, Storage], reads: tuple[int, ...], training: bool, file: ChoiceFile
+) -> Choice:
+    layers = _candidates(module, by_name)
+    if len(layers) == 1:
+        return Choice("masked", {})
+    reads = _as_wide(layers["masked"], reads)
+    key = _key(layers, reads, training)
+    known = file.load().get(key)
+    if known is not None and known.layout in layers:
+        log.info("layout of %s, measured before: %s", _shape(module), known)
+        return known
+    times = measure(layers, reads, training)
+    best = min(times, key=lambda name: times[name])
+    choice = Choice(best if times[best] < MARGIN * times["masked"] else "masked", times)
+    log.info("layout of %s: %s", _shape(module), choice)
+    file.remember(key, choice)
+    return choice
+
+
+def _as_wide(layer: nn.Module, reads: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the input now: what was noted before a split may have been narrower."""
+    weight = layer.get_parameter("weight")
+    axis = len(reads) - (weight.dim() - 1)  # the last one, or the one before the extent of a picture
+    return (*reads[:axis], weight.shape[1], *reads[axis + 1 :])
+
+
+def _candidates(module: nn.Module, by_name: Mapping[str, Storage]) -> dict[str, nn.Module]:
+    """A copy of the layer in every layout whose kernels there are."""
+    layers: dict[str, nn.Module] = {}
+    for name, storage in {"masked": None, **by_name}.items():
+        if storage == "semi_structured" and backend_of(module.get_parameter("weight").device) is None:
+            continue
+        layers[name] = _without_hooks(module)
+        store(layers[name], storage)
+    return layers
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """A copy of one layer with tensors of its own, and without what others attached to it."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if "hooks" in name and isinstance(value, dict):
+            vars(twin)[name] = type(value)()
+    twin._parameters = {
+        name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+        for name, value in module._parameters.items()
+    }
+    twin._buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
+    return twin
+
+
+def _shape(module: nn.Module) -> str:
+    rows, inputs = (module.dense_shape if isinstance(module, GroupedModule) else module.get_parameter("weight").shape)[
+        :2
+    ]
+    return f"{rows} x {inputs} weight"
+
+
+def _key(layers: Mapping[str, nn.Module], reads: tuple[int, ...], training: bool) -> str:
+    """Everything that a time depends on, apart from the machine."""
+    weight = layers["masked"].get_parameter("weight")
+    kind = weight.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return json.dumps(
+        {
+            "layers": {name: _description(layer) for name, layer in layers.items()},
+            "reads": list(reads),
+            "dtype": str(weight.dtype),
+            "autocast": str(autocast),
+            "device": kind,
+            "threads": torch.get_num_threads(),
+            "work": "training step" if training else "forward",
+        },
+        sort_keys=True,
+    )
+
+
+def _description(layer: nn.Module) -> str:
+    text = f"{layer} {tuple(layer.get_parameter('weight').shape)}"
+    if isinstance(layer, GroupedLinear):
+        text += " in place" if layer.plan.gather is None else " gathered"
+    return text if mask_of(layer) is None else f"{text} masked"
