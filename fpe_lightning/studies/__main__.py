@@ -20,7 +20,7 @@ from fpe_lightning.studies.errors import StudyError
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Results
 from fpe_lightning.studies.runner import run_study
-from fpe_lightning.studies.study import STUDIES, BooleanStudy, seconds_of
+from fpe_lightning.studies.study import STUDIES, Study, on_grid, seconds_of
 
 
 class Parser(ArgumentParser):
@@ -65,12 +65,18 @@ def _run(words: list[str], console: Console) -> None:
         raise StudyError(f"Unknown study {name!r}.{hint} Known: {known}.")
     parser = Parser(prog=f"python -m fpe_lightning.studies {name}", parser_mode="omegaconf+", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    parser.add_class_arguments(STUDIES[name])
+    kind: Any = STUDIES[name]
+    parser.add_argument("--settings", type=dict[str, kind], help="What networks train on and how, by name.")
+    parser.add_argument(
+        "--grid", type=list[dict[str, list[Any]]], default=[], help="Lists of values; each setting takes all of them."
+    )
+    parser.add_class_arguments(Study, skip={"settings"})
     parser.add_argument("--output", type=str, default=f"results/{name}", help="Folder of results, table and figure.")
     parser.add_argument("--jobs", type=int, default=1, help="Processes.")
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
     options: Any = parser.parse_args(words[1:])
-    study = STUDIES[name].from_options({key: options[key] for key in STUDIES[name].__dataclass_fields__})
+    given = {key: STUDIES[name](**dict(values.items())) for key, values in (options.settings or {}).items()}
+    study = Study(on_grid(given, options.grid), options.arms, options.seeds, options.first_seed, options.block)
     study.check()
     if options.jobs < 1:
         raise StudyError(f"`--jobs` has to be at least 1, found {options.jobs}.")
@@ -79,6 +85,7 @@ def _run(words: list[str], console: Console) -> None:
     if options.dry_run:
         _print_grid(study, options.jobs, console)
         return
+    study.prepare()
     rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console)
     written = write_report(rows, folder, f"Study {name}")
     failed = sum(row.status == "failed" for row in rows)
@@ -86,7 +93,7 @@ def _run(words: list[str], console: Console) -> None:
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def _print_grid(study: BooleanStudy, jobs: int, console: Console) -> None:
+def _print_grid(study: Study, jobs: int, console: Console) -> None:
     table = Table("setting", "arms", "seeds", "runs", title="The grid")
     last = study.first_seed + study.seeds - 1
     for setting in study.settings:
@@ -94,9 +101,13 @@ def _print_grid(study: BooleanStudy, jobs: int, console: Console) -> None:
             setting, ", ".join(study.arms), f"{study.first_seed} to {last}", str(len(study.arms) * study.seeds)
         )
     console.print(table)
-    blocks = study.blocks(set())
-    minutes = seconds_of(blocks) / 60 / jobs
-    console.print(f"{len(study.cells())} runs, about {minutes:.1f} minutes on {jobs} process(es); nothing was run.")
+    try:
+        minutes = seconds_of(study.blocks(set())) / 60 / jobs
+    except (ValueError, OSError, RuntimeError) as error:
+        estimate = f"no estimate ({' '.join(str(error).split()).rstrip('.')})"
+    else:
+        estimate = f"about {minutes:.1f} minutes on {jobs} process(es)"
+    console.print(f"{len(study.cells())} runs, {estimate}; nothing was run.", soft_wrap=True)
 
 
 if __name__ == "__main__":

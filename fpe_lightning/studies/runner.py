@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from fpe_lightning.studies.boolean import run_block
 from fpe_lightning.studies.results import Results, Row
-from fpe_lightning.studies.study import Block, BooleanStudy
+from fpe_lightning.studies.study import Block, Study
+from fpe_lightning.studies.training import run_block
 
 
-def run_study(study: BooleanStudy, results: Results, jobs: int = 1, console: Console | None = None) -> list[Row]:
+def run_study(study: Study, results: Results, jobs: int = 1, console: Console | None = None) -> list[Row]:
     """Run the cells that the folder lacks, and return the rows of the whole grid in its order.
 
     Args:
@@ -52,7 +52,7 @@ def run_study(study: BooleanStudy, results: Results, jobs: int = 1, console: Con
 
         if jobs == 1:
             for block in blocks:
-                progress.update(work, description=f"setting {block.setting}")
+                progress.update(work, description=f"setting {block.name}")
                 finish(block, _rows(block, lambda count: progress.update(work, advance=count)))
         else:
             with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _single_threaded) as pool:
@@ -69,5 +69,5 @@ def _single_threaded() -> None:
 
 
 def _rows(block: Block, advance: Callable[[int], None] | None = None) -> list[Row]:
-    found = run_block(block.regime, block.arms, block.seeds, advance)
-    return [replace(row, setting=block.setting) for row in found]
+    found = run_block(block.setting, block.arms, block.seeds, advance)
+    return [replace(row, setting=block.name) for row in found]

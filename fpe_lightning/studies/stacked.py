@@ -25,6 +25,8 @@ from torch.optim import Optimizer
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
+from fpe_lightning.studies.batches import Batches as Batches
+from fpe_lightning.studies.dropconnect import DropConnectMLP
 from fpe_lightning.studies.stacked_optimizer import stack_optimizers, unstack_optimizer
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,48 +66,62 @@ class Stack:
             [each.bias for each in row] for row in layers
         ]
         self.optimizer = stack_optimizers(self.optimizers, self._owned, self.parameters)
-        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._buffers: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def step(self, inputs: Tensor, transposed: Tensor, targets: Tensor, loss: Loss) -> None:
         """Take one optimizer step.
 
         Args:
             inputs: ``(groups, n, in)`` float32; consecutive networks share the inputs of a group.
-            transposed: The same as ``(groups, in, n)``, contiguous.
+            transposed: The same as ``(groups, in, n)``.
             targets: ``(networks, ...)``, what ``loss`` takes.
             loss: See :data:`Loss`.
         """
         groups, n, _ = inputs.shape
-        hidden = self._forward(transposed)
+        buffers = self._buffers_of(n)
+        drops = self._drops()
+        weights = [weight if drop is None else weight * drop for weight, drop in zip(self.weights, drops, strict=True)]
+        hidden = self._forward(transposed, weights, buffers)
         outputs = hidden[-1].requires_grad_()
         # The mean is over all networks; the sum of their own means has the gradient that each would have alone.
         (gradient,) = torch.autograd.grad(loss(outputs, targets) * len(self.networks), outputs)
         outputs.requires_grad_(False)
-        for layer in reversed(range(len(self.weights))):
-            weight, mask = self.weights[layer], self.masks[layer]
+        for layer in reversed(range(len(weights))):
+            weight, mask, drop = weights[layer], self.masks[layer], drops[layer]
             self.biases[layer].grad = gradient.sum(2, keepdim=True)
             if layer == 0:
                 grad = torch.bmm(gradient.view(groups, -1, n), inputs).view_as(weight)
             else:
                 grad = torch.bmm(gradient, hidden[layer - 1].transpose(1, 2))
-            weight.grad = grad if mask is None else grad.masked_fill_(~mask, 0)
+            grad = grad if mask is None else grad.masked_fill_(~mask, 0)
+            self.weights[layer].grad = grad if drop is None else grad.mul_(drop)
             if layer:
-                buffer = self._buffers[layer - 1][1]
+                buffer = buffers[layer - 1][1]
                 # One output makes an outer product, for which a matrix product is several times slower.
                 product = torch.mul if weight.shape[1] == 1 else torch.bmm
                 product(weight.transpose(1, 2), gradient, out=buffer)
                 gradient = relu_backward(buffer, hidden[layer - 1], 0, grad_input=buffer)
         self.optimizer.step()
 
-    def _forward(self, transposed: Tensor) -> list[Tensor]:
+    def _drops(self) -> list[Tensor | None]:
+        """What every weight of this step is multiplied by; None for a layer that drops nothing."""
+        drawn = [network.draw() for network in self.networks if isinstance(network, DropConnectMLP)]
+        hidden = [torch.stack(row) for row in zip(*drawn, strict=True)] if drawn else [None] * (len(self.weights) - 1)
+        return [*hidden, None]
+
+    def _buffers_of(self, n: int) -> list[tuple[Tensor, Tensor]]:
+        """Room for the outputs of every layer and their gradients, ``(networks, out, n)`` each."""
+        if n not in self._buffers:
+            shapes = [(*weight.shape[:2], n) for weight in self.weights]
+            self._buffers[n] = [(torch.empty(shape), torch.empty(shape)) for shape in shapes]
+        return self._buffers[n]
+
+    def _forward(self, transposed: Tensor, weights: list[Tensor], buffers: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The outputs of every layer, ``(networks, out, n)`` each, in buffers that the next step overwrites."""
         groups, _, n = transposed.shape
-        if not self._buffers or self._buffers[0][0].shape[2] != n:
-            shapes = [(*weight.shape[:2], n) for weight in self.weights]
-            self._buffers = [(torch.empty(shape), torch.empty(shape)) for shape in shapes]
         values: list[Tensor] = []
-        last = len(self.weights) - 1
-        for layer, (weight, bias, (out, _)) in enumerate(zip(self.weights, self.biases, self._buffers, strict=True)):
+        last = len(weights) - 1
+        for layer, (weight, bias, (out, _)) in enumerate(zip(weights, self.biases, buffers, strict=True)):
             if layer == 0:
                 torch.bmm(weight.view(groups, -1, weight.shape[2]), transposed, out=out.view(groups, -1, n))
             else:
@@ -131,18 +147,21 @@ def train_together(
     epochs: int,
     at_once: int = 16,
     advance: Callable[[int], None] | None = None,
+    batches: Batches | None = None,
 ) -> None:
-    """Train networks of one shape for some full-batch epochs, in place, each as if it were alone.
+    """Train networks of one shape for some epochs, in place, each as if it were alone.
 
     Args:
         networks: See :class:`Stack`; consecutive networks share the data of a group.
         optimizers: One for each network.
-        inputs: ``(groups, n, in)`` float32; the number of groups divides the number of networks.
-        targets: ``(groups, ...)``, repeated for the networks of a group, as the second argument of ``loss``.
+        inputs: ``(groups, n, in)`` float32; the number of groups divides the number of networks. An expanded view
+            serves where all groups have the same samples.
+        targets: ``(groups, ..., n)``, repeated for the networks of a group, as the second argument of ``loss``.
         loss: See :data:`Loss`.
-        epochs: Steps over all ``n`` samples.
+        epochs: Passes over all ``n`` samples.
         at_once: Networks of a stack; more do not fit into the processor's cache and gain nothing. Groups stay whole.
         advance: Called with the number of finished epochs times networks, now and then, for a progress bar.
+        batches: How each group goes through its samples; None takes all of them in one step.
 
     Raises:
         ValueError: If the networks cannot stand in one stack, or do not fit the groups.
@@ -164,19 +183,48 @@ def train_together(
         part = slice(first, first + together)
         members = slice(first * each, (first + together) * each)
         stack = Stack(networks[members], optimizers[members])
-        x, y = inputs[part].contiguous(), targets[part].repeat_interleave(each, 0)
-        transposed = x.transpose(1, 2).contiguous()
+        run = (
+            _all_at_once(stack, inputs[part], targets[part], loss)
+            if batches is None
+            else (_in_batches(stack, inputs[part], targets[part], loss, batches, range(groups)[part]))
+        )
+        often = 50 if batches is None else 1
         for epoch in range(1, epochs + 1):
-            stack.step(x, transposed, y, loss)
-            if advance and (epoch % 50 == 0 or epoch == epochs):
-                advance(len(stack.networks) * (epoch % 50 or 50))
+            run(epoch - 1)
+            if advance and (epoch % often == 0 or epoch == epochs):
+                advance(len(stack.networks) * (epoch % often or often))
         stack.unstack()
+
+
+def _all_at_once(stack: Stack, inputs: Tensor, targets: Tensor, loss: Loss) -> Callable[[int], None]:
+    """What one epoch is where all samples make one step; their layouts are made once."""
+    x, y = inputs.contiguous(), targets.repeat_interleave(len(stack.networks) // len(inputs), 0)
+    transposed = x.transpose(1, 2).contiguous()
+    return lambda epoch: stack.step(x, transposed, y, loss)
+
+
+def _in_batches(
+    stack: Stack, inputs: Tensor, targets: Tensor, loss: Loss, batches: Batches, groups: range
+) -> Callable[[int], None]:
+    """What one epoch is in mini-batches; the last of an epoch may be smaller."""
+    each, n = len(stack.networks) // len(inputs), inputs.shape[1]
+
+    def epoch(number: int) -> None:
+        orders = [batches.order(group, number, n).split(batches.size) for group in groups]
+        for rows in zip(*orders, strict=True):
+            x = torch.stack([own[chosen] for own, chosen in zip(inputs, rows, strict=True)])
+            y = torch.stack([own[..., chosen] for own, chosen in zip(targets, rows, strict=True)])
+            stack.step(x, x.transpose(1, 2), y.repeat_interleave(each, 0), loss)
+
+    return epoch
 
 
 def _check(networks: Sequence[MLP], optimizers: Sequence[Optimizer]) -> None:
     shapes = {tuple(tuple(parameter.shape) for parameter in network.parameters()) for network in networks}
     if len(shapes) != 1:
         raise ValueError(f"A stack needs networks of one shape, found {len(shapes)} shapes; stack each on its own.")
+    if len({isinstance(network, DropConnectMLP) for network in networks}) != 1:
+        raise ValueError("Networks that drop weights and networks that do not cannot stand in one stack.")
     if len(optimizers) != len(networks):
         raise ValueError(f"A stack needs an optimizer for each network, found {len(optimizers)} for {len(networks)}.")
     for network in networks:

@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
-
-from fpe_lightning.networks import WideSparseMLP
 from fpe_lightning.studies.arms import Arm, arms_named
 from fpe_lightning.studies.boolean import Regime
+from fpe_lightning.studies.clip_probe import Probe
 from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.stacked import train_together
+from fpe_lightning.studies.pixels import Pixels
+from fpe_lightning.studies.setting import Setting
+from fpe_lightning.studies.training import run_block
+
+STUDIES: dict[str, type[Setting]] = {"boolean": Regime, "clip_probe": Probe, "deep": Probe, "pixels": Pixels}
+"""The kind of setting that each study has: where its data come from. Arms and values are in its config."""
 
 
 @dataclass(frozen=True)
-class BooleanStudy:
-    """The Boolean task: arms at equally many non-zeros, in several settings.
+class Study:
+    """Arms at equally many non-zeros, in several settings.
 
     Attributes:
-        settings: Regimes by name.
-        arms: Names of arms, in the order of the table; see ``fpe_lightning.studies.arms``.
-        seeds: Number of seeds; each draws clauses, samples, initial weights and masks.
+        settings: By name.
+        arms: Names of arms, in the order of the table; see :mod:`fpe_lightning.studies.arms`.
+        seeds: Number of seeds; each draws initial weights and masks, and data where the setting draws them.
         first_seed: The first of them; choose recipes on other seeds than those that are reported.
         block: Seeds that train together; a run that is killed loses the block at work.
     """
 
-    settings: dict[str, Regime]
+    settings: Mapping[str, Setting]
     arms: list[str]
     seeds: int = 24
     first_seed: int = 0
     block: int = 4
 
-    @classmethod
-    def from_options(cls, options: dict[str, Any]) -> BooleanStudy:
-        """A study from parsed options, whose settings are mappings of a regime's attributes."""
-        settings = {name: Regime(**dict(values.items())) for name, values in (options["settings"] or {}).items()}
-        return cls(**{**options, "settings": settings})
-
     def check(self) -> None:
         """Check that there is something to run, and that it can run.
 
         Raises:
-            StudyError: If the grid is empty, an arm does not exist, or a split is not within the epochs.
+            StudyError: If the grid is empty, a setting or an arm cannot be, or a split is not within the epochs.
 
         Example:
-            >>> BooleanStudy({"A": Regime()}, ["dense"]).check()
+            >>> Study({"A": Regime()}, ["dense"]).check()
         """
         if not self.settings or not self.arms or self.seeds < 1:
             raise StudyError(
@@ -58,23 +56,36 @@ class BooleanStudy:
             raise StudyError(
                 f"`block` has to be at least 1 and `first_seed` at least 0, found {self.block} and {self.first_seed}."
             )
-        for name, arm in self.named_arms().items():
-            for setting, regime in self.settings.items():
-                if not 0 <= regime.starts(arm) <= regime.epochs:
+        for name, setting in self.settings.items():
+            try:
+                setting.check()
+            except ValueError as error:
+                raise StudyError(f"Setting {name!r} cannot be: {error}") from error
+        for name, arm in arms_named(self.arms).items():
+            for label, setting in self.settings.items():
+                if not 0 <= setting.starts(arm) <= setting.epochs:
                     raise StudyError(
-                        f"Arm {name!r} splits at epoch {regime.starts(arm)}, but setting {setting!r} has "
-                        f"{regime.epochs} epochs; drop one of them."
+                        f"Arm {name!r} splits at epoch {setting.starts(arm)}, but setting {label!r} has "
+                        f"{setting.epochs} epochs; drop one of them."
                     )
 
-    def named_arms(self) -> dict[str, Arm]:
-        """The arms of the grid."""
-        return arms_named(self.arms)
+    def prepare(self) -> None:
+        """Find the data of every setting.
+
+        Raises:
+            StudyError: If they cannot be had.
+        """
+        for name, setting in self.settings.items():
+            try:
+                setting.task(self.first_seed)
+            except (ValueError, OSError, RuntimeError) as error:
+                raise StudyError(f"Setting {name!r} has no data: {' '.join(str(error).split())}") from error
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Setting, arm and seed of every run.
 
         Example:
-            >>> BooleanStudy({"A": Regime()}, ["dense"], seeds=2, first_seed=5).cells()
+            >>> Study({"A": Regime()}, ["dense"], seeds=2, first_seed=5).cells()
             [('A', 'dense', 5), ('A', 'dense', 6)]
         """
         seeds = range(self.first_seed, self.first_seed + self.seeds)
@@ -96,26 +107,55 @@ class BooleanStudy:
         return sorted(blocks, key=lambda block: block.seeds[0])
 
 
+def on_grid(settings: Mapping[str, Setting], grids: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Setting]:
+    """Every setting with every combination of the values of each grid.
+
+    Args:
+        settings: By name.
+        grids: Each maps attributes to values; none leaves the settings as they are.
+
+    Returns:
+        Settings whose names tell the values, such as ``"A hidden=4 alpha=2"``.
+
+    Raises:
+        StudyError: If an attribute does not exist.
+
+    Example:
+        >>> list(on_grid({"A": Regime()}, [{"hidden": [4, 8], "alpha": [2]}, {"clauses": [2]}]))
+        ['A hidden=4 alpha=2', 'A hidden=8 alpha=2', 'A clauses=2']
+    """
+    found: dict[str, Setting] = {}
+    for (name, setting), grid in itertools.product(settings.items(), grids):
+        for key in grid:
+            if key not in setting.__dataclass_fields__:
+                raise StudyError(f"Unknown key `{key}` of a grid. Known: {', '.join(setting.__dataclass_fields__)}.")
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            label = " ".join([name, *(f"{key}={value}" for key, value in chosen.items())])
+            found[label] = replace(setting, **chosen)
+    return found if grids else dict(settings)
+
+
 @dataclass(frozen=True)
 class Block:
     """Seeds of one setting that train together.
 
     Attributes:
-        setting: Its name.
-        regime: What it is.
+        name: That of the setting.
+        setting: What it is.
         arms: By name.
         seeds: The seeds.
     """
 
-    setting: str
-    regime: Regime
+    name: str
+    setting: Setting
     arms: dict[str, Arm]
     seeds: tuple[int, ...]
 
     @property
     def work(self) -> int:
         """Epochs times networks."""
-        return len(self.seeds) * self.regime.work(list(self.arms.values()))
+        return len(self.seeds) * self.setting.work(list(self.arms.values()))
 
     @property
     def cells(self) -> int:
@@ -125,24 +165,22 @@ class Block:
 
 def seconds_of(blocks: list[Block]) -> float:
     """Estimate how long blocks take on one process, by training wide networks of each setting for a moment."""
-    rates: dict[Regime, float] = {}
+    rates: dict[str, float] = {}
     for block in blocks:
-        if block.regime not in rates:
-            rates[block.regime] = _seconds_an_epoch(block.regime)
-    return sum(block.work * rates[block.regime] for block in blocks)
+        if block.name not in rates:
+            rates[block.name] = _seconds_an_epoch(block.setting)
+    return sum(block.work * rates[block.name] for block in blocks)
 
 
-def _seconds_an_epoch(regime: Regime, networks: int = 16, epochs: int = 30) -> float:
-    x, truth = regime.task(0).train
-    with torch.random.fork_rng(devices=[]):
-        models = [WideSparseMLP(regime.inputs, regime.hidden, 1, regime.alpha) for _ in range(networks)]
-    optimizers = [torch.optim.Adam(model.parameters(), fused=True) for model in models]
-    data = x[None], truth.float()[None, None]
-    train_together(models, optimizers, *data, nn.functional.binary_cross_entropy_with_logits, 3)
-    began = time.perf_counter()
-    train_together(models, optimizers, *data, nn.functional.binary_cross_entropy_with_logits, epochs)
-    return (time.perf_counter() - began) / networks / epochs
-
-
-STUDIES: dict[str, type[BooleanStudy]] = {"boolean": BooleanStudy}
-"""Studies by name."""
+def _seconds_an_epoch(setting: Setting, networks: int = 8) -> float:
+    """Of one wide network among several, without what comes before the first epoch."""
+    arms = {str(i): Arm("wide") for i in range(networks)}
+    offline = {"download": False} if "download" in setting.__dataclass_fields__ else {}
+    took = []
+    epochs = (1, 31) if setting.batch_size is None else (1, 3)
+    for count in epochs:
+        brief = replace(setting, epochs=count, split=0, switch=None, **offline)
+        began = time.perf_counter()
+        run_block(brief, arms, [0])
+        took.append(time.perf_counter() - began)
+    return max(took[1] - took[0], 0.0) / networks / (epochs[1] - epochs[0])

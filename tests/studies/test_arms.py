@@ -8,9 +8,10 @@ import torch
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import check_masks
-from fpe_lightning.studies.arms import ARMS, Arm, arms_named, redraw_, split
+from fpe_lightning.studies.arms import ARMS, Arm, arm_named, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.splitting import redraw_, split
 
 TASK = Regime().task(0)
 
@@ -40,7 +41,7 @@ def test_a_grouped_partition_serves_neurons_four_apart() -> None:
 
 
 def test_redrawn_weights_stand_under_the_same_masks() -> None:
-    kept, redrawn = child(ARMS["random"]), child(ARMS["random_redraw"])
+    kept, redrawn = child(ARMS["random"]), child(arm_named("random_redraw"))
     assert torch.equal(kept.layers[0].weight_mask, redrawn.layers[0].weight_mask)
     assert not torch.equal(kept.layers[0].weight, redrawn.layers[0].weight)
     check_masks(redrawn)
@@ -52,3 +53,11 @@ def test_redrawn_weights_stand_under_the_same_masks() -> None:
 def test_an_unknown_arm_is_refused_with_the_one_meant() -> None:
     with pytest.raises(StudyError, match=r"Unknown arm 'widesparse'\. Did you mean 'wide_sparse'\? Known: dense, "):
         arms_named(["dense", "widesparse"])
+
+
+def test_a_name_of_an_arm_can_say_how_it_splits() -> None:
+    assert arm_named("shared_incoming_redraw_at_12") == Arm("split", "shared", "incoming", split=12, redraw=True)
+    with pytest.raises(StudyError, match="Arm 'dense_at_3' cannot be: 'dense' does not split"):
+        arm_named("dense_at_3")
+    with pytest.raises(StudyError, match=r"Did you mean 'random'\? Known: .*; those that split may end in _incoming, "):
+        arm_named("randon_at_3")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fpe_lightning.studies import runner
 from fpe_lightning.studies.__main__ import main
-from fpe_lightning.studies.boolean import run_block
+from fpe_lightning.studies.training import run_block
 
 
 def run(*words: object) -> tuple[int, str]:
@@ -31,7 +31,7 @@ def test_a_grid_runs_into_one_folder(tiny: Path, tmp_path: Path) -> None:
     assert "18 runs, 0 failed" in said
     assert "time left" in said
     assert len(records(tmp_path / "out")) == 18
-    for name in ("table.md", "figure.png", "figure.svg", "study.yaml"):
+    for name in ("table.md", "figure.png", "figure.svg", "report.html", "study.yaml"):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
@@ -83,7 +83,7 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["bolean"], "Unknown study 'bolean'. Did you mean 'boolean'? Known: boolean."),
+        (["bolean"], "Unknown study 'bolean'. Did you mean 'boolean'? Known: boolean, clip_probe, deep, pixels."),
         (["boolean", "--arms", "[dense, randum]"], "Unknown arm 'randum'. Did you mean 'random'?"),
         (["boolean", "--seeds", 0], "The grid is empty: 2 settings x 3 arms x 0 seeds; give at least one of each."),
         (["boolean", "--arms", "[]"], "The grid is empty: 2 settings x 0 arms x 3 seeds"),
@@ -91,6 +91,8 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
         (["boolean", "--jobs", 0], "`--jobs` has to be at least 1, found 0."),
         (["boolean", "--block", 0], "`block` has to be at least 1"),
         (["boolean", "--seed", 3], "Unknown key `seed`. Did you mean `seeds`?"),
+        (["boolean", "--grid", "[{width: [2]}]"], "Unknown key `width` of a grid. Known: hidden, alpha"),
+        (["boolean", "--grid", "[{hidden: []}]"], "The grid is empty: 0 settings"),
         (["boolean", "--arms", "[random_at_100]"], "Arm 'random_at_100' splits at epoch 100, but setting 'S' has 6"),
     ],
 )
@@ -102,6 +104,30 @@ def test_bad_input_gets_one_sentence(tiny: Path, tmp_path: Path, words: list[obj
     assert sentence in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_makes_settings_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    code, said = run("boolean", "--config", tiny, "--output", tmp_path, "--dry-run", "--grid", "[{hidden: [2, 4]}]")
+    assert code == 0
+    assert "S hidden=2" in said
+    assert "36 runs, about" in said
+
+
+def test_data_that_are_not_there_get_one_sentence_and_no_folder(tiny: Path, tmp_path: Path) -> None:
+    words = ["--settings", f"{{S: {{dataset: fashion_mnist, data_dir: {tmp_path}}}}}", "--arms", "[dense]"]
+    code, said = run("pixels", *words, "--output", tmp_path / "out")
+    assert code == 2
+    assert said.startswith("error: Setting 'S' has no data: ")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_downloads_nothing_and_says_why_it_cannot_estimate(tmp_path: Path) -> None:
+    words = ["--settings", f"{{S: {{dataset: fashion_mnist, data_dir: {tmp_path}, download: true}}}}"]
+    code, said = run("pixels", *words, "--arms", "[dense]", "--dry-run")
+    assert code == 0
+    assert "24 runs, no estimate (" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_config_gets_one_sentence(tiny: Path, tmp_path: Path) -> None:
@@ -117,4 +143,4 @@ def test_every_shipped_config_opens_with_its_command_and_can_run(path: Path, mon
     monkeypatch.setattr("fpe_lightning.studies.__main__.seconds_of", lambda blocks: 60.0)
     code, said = run(*words, "--dry-run")
     assert (code, words[2]) == (0, str(path))
-    assert "about 1.0 minutes" in said
+    assert " runs, about " in said

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
-from fpe_lightning.studies.report import figure, markdown_table, write_report
+import pytest
+
+from fpe_lightning.studies.figures import arms_figure, curves_figure
+from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Row
+from fpe_lightning.studies.tables import as_markdown, tables
 
 LEVELS = {"dense": 0.80, "random": 0.90, "wide_sparse": 0.85}
 ROWS = [
@@ -18,16 +24,18 @@ FAILED = Row("random", 3, "failed", "it has diverged", 209, float("nan"), float(
 
 
 def test_the_table_holds_means_differences_and_relative_gains() -> None:
-    lines = markdown_table([*ROWS, FAILED]).splitlines()
+    lines = as_markdown(tables([*ROWS, FAILED])).splitlines()
     line = next(line for line in lines if line.startswith("| random"))
     assert line == (
         "| random | 209 | 89.0 ± 0.0 | 91.0 ± 0.6 | +10.0 [+10.0, +10.0], +12.3 % | +5.0 [+5.0, +5.0], +5.8 % | 3 |"
     )
     assert "Failed: random, seed 3: it has diverged" in lines
+    twice = as_markdown(tables([*ROWS, FAILED, replace(FAILED, seed=5)]))
+    assert "Failed: random, seeds 3, 5: it has diverged" in twice
 
 
 def test_the_figure_has_a_panel_a_setting_with_labels_and_all_arms() -> None:
-    drawn = figure(ROWS)
+    drawn = arms_figure(ROWS)
     assert [ax.get_title() for ax in drawn.axes] == ["setting A", "setting B"]
     assert all(ax.get_xlabel() == "test accuracy (%)" for ax in drawn.axes)
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["dense", "random", "wide sparse"]
@@ -37,12 +45,58 @@ def test_the_same_rows_make_the_same_files(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     first, second = (write_report(ROWS, tmp_path / name, "Study") for name in ("one", "two"))
-    assert [path.name for path in first] == ["table.md", "figure.png", "figure.svg"]
+    assert [path.name for path in first] == ["table.md", "figure.png", "figure.svg", "report.html"]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
 
 
 def test_an_arm_that_failed_everywhere_leaves_an_empty_row() -> None:
     rows = [*ROWS[:3], FAILED]
-    assert "| random | - | - | - | - | - | 0 |" in markdown_table(rows)
-    assert len(figure(rows).axes) == 1
+    assert "| random | - | - | - | - | - | 0 |" in as_markdown(tables(rows))
+    assert len(arms_figure(rows).axes) == 1
+
+
+def moved(setting: str, arm: str, level: float) -> list[Row]:
+    return [Row(arm, seed, "done", "", 209, level, level, level + 0.01 * seed, 1.0, setting) for seed in range(3)]
+
+
+def test_curves_show_a_number_that_takes_three_values_and_the_epoch_of_the_split() -> None:
+    assert curves_figure(ROWS) is None
+    grid = [row for width in (4, 8, 16) for row in moved(f"A hidden={width} alpha=2", "dense", 0.05 * width)]
+    drawn = curves_figure(grid)
+    assert drawn is not None
+    (ax,) = drawn.axes
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("A alpha=2", "hidden", "test accuracy (%)")
+    xs, ys = ax.lines[0].get_data()
+    assert list(xs) == [4, 8, 16]
+    assert list(ys) == pytest.approx([21, 41, 81])
+    timed = [row for epoch in (0, 2, 10) for row in moved("A", f"random_at_{epoch}", 0.9)]
+    drawn = curves_figure([*timed, *moved("A", "dense", 0.8)])
+    assert drawn is not None
+    assert [ax.get_xlabel() for ax in drawn.axes] == ["epoch of the split"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["random", "dense, at any epoch"]
+
+
+def test_many_settings_stand_in_rows() -> None:
+    drawn = arms_figure([row for each in range(6) for row in moved(f"S{each}", "dense", 0.5)])
+    assert [ax.get_visible() for ax in drawn.axes] == [True] * 6 + [False] * 2
+
+
+def test_an_arm_that_spends_more_is_marked() -> None:
+    rows = [*ROWS, *moved("A", "ensemble", 0.95)]
+    assert "| ensemble* |" in as_markdown(tables(rows))
+    assert "ensemble*" in [label.get_text() for label in arms_figure(rows).axes[0].get_yticklabels()]
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("config: <script>alert(1)</script>")
+    *_, page = write_report([*ROWS, *moved("A", "ensemble", 0.95), FAILED], tmp_path, "Study <x>")
+    text = page.read_text()
+    assert "<h1>Study &lt;x&gt;</h1>" in text
+    assert "<script" not in text
+    assert "+10.0 [+10.0, +10.0], +12.3 %" in text
+    assert "Failed: random, seed 3: it has diverged" in text
+    assert "marked with *" in text
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP, WideSparseMLP
 from fpe_lightning.sparse.masked import check_masks
-from fpe_lightning.studies.stacked import Stack, train_together
+from fpe_lightning.studies.dropconnect import DropConnectMLP
+from fpe_lightning.studies.stacked import Batches, Stack, train_together
 
 bce = nn.functional.binary_cross_entropy_with_logits
 
@@ -86,6 +87,60 @@ def test_two_classes_by_cross_entropy_and_weight_decay_equal_separate_runs() -> 
         torch.testing.assert_close(twin.state_dict(), network.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_network_in_mini_batches_equals_a_run_of_its_own_with_a_split_in_the_middle(shared: bool) -> None:
+    torch.manual_seed(0)
+    groups, n, seeds = 2, 50, [7, 3]
+    x = torch.randn(1 if shared else groups, n, 12).expand(groups, n, 12)
+    labels = x[..., :3].argmax(2)
+    together = [MLP(12, 4, 3) for _ in range(6)]
+    alone = copy.deepcopy(together)
+    optimizers, own = [adam(network) for network in together], [adam(network) for network in alone]
+    train_together(
+        together, optimizers, x, labels, nn.functional.cross_entropy, epochs=6, batches=Batches(16, seeds), at_once=3
+    )
+    for seed, (network, optimizer) in enumerate(zip(together, optimizers, strict=True)):
+        split(network, optimizer, seed, "follow")
+    later = Batches(16, seeds, first_epoch=6)
+    train_together(together, optimizers, x, labels, nn.functional.cross_entropy, epochs=6, batches=later)
+
+    for seed, (network, optimizer) in enumerate(zip(alone, own, strict=True)):
+        group = seed // 3
+        for epoch in range(12):
+            if epoch == 6:
+                split(network, optimizer, seed, "follow")
+            order = Batches(16, seeds).order(group, epoch, n)
+            assert torch.equal(order.sort().values, torch.arange(n))
+            for rows in order.split(16):  # the last has 2
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(x[group, rows]), labels[group, rows]).backward()
+                optimizer.step()
+        torch.testing.assert_close(together[seed].state_dict(), network.state_dict(), rtol=1e-4, atol=1e-5)
+        check_masks(together[seed])
+
+
+def test_dropconnect_drops_the_weights_of_each_network_on_its_own() -> None:
+    torch.manual_seed(0)
+    x, y = data(groups=1)
+    together = [DropConnectMLP(12, [6, 4], 1, keep=0.5, seed=seed) for seed in range(2)]
+    alone, twin = copy.deepcopy(together[1]), DropConnectMLP(12, [6, 4], 1, keep=0.5, seed=1)
+    train_together(together, [adam(network) for network in together], x, y, bce, epochs=10)
+    optimizer = adam(alone)
+    for _ in range(10):
+        optimizer.zero_grad()
+        *hidden, classifier = alone.linear_layers()
+        z = x[0]
+        for layer, drop in zip(hidden, twin.draw(), strict=True):
+            z = nn.functional.linear(z, layer.weight * drop, layer.bias).relu()
+        bce(classifier(z).T, y[0]).backward()
+        optimizer.step()
+    torch.testing.assert_close(together[1].state_dict(), alone.state_dict(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"in \(0, 1\], found 0"):
+        DropConnectMLP(12, [6], 1, keep=0)
+    with pytest.raises(ValueError, match="drop weights and networks that do not"):
+        train_together([together[0], MLP(12, [6, 4], 1)], [adam(together[0])] * 2, x, y, bce, epochs=1)
+
+
 def test_how_many_stand_in_one_stack_does_not_matter() -> None:
     torch.manual_seed(0)
     x, y = data(groups=4)
@@ -142,5 +197,7 @@ def test_what_cannot_stand_in_one_stack_is_refused() -> None:
     train_alone(pair[1], optimizers[1], x[0], y[0], 2)
     with pytest.raises(ValueError, match="equally far, found `step`"):
         Stack(pair, optimizers)
+    with pytest.raises(ValueError, match="at least 1, found 0"):
+        Batches(0, [1])
     with pytest.raises(ValueError, match="2 networks cannot share 3 groups"):
         train_together(pair, optimizers, *data(groups=3), bce, epochs=1)

@@ -1,0 +1,75 @@
+"""How the networks of a setting train: the same for every arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fpe_lightning.studies.arms import Arm
+from fpe_lightning.studies.task import Task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes and training of the networks; a study adds where its data come from.
+
+    Attributes:
+        hidden: Neurons of the dense network; a list has an entry for each hidden layer.
+        alpha: Children of each neuron, and how much wider a wide network is.
+        lr: Adam's learning rate until ``switch``.
+        lr_after: Learning rate from ``switch`` on; None keeps ``lr``.
+        switch: Epoch at which every arm begins with the new rate and a fresh Adam state; None for never.
+        split: Epoch at which neurons are split, where an arm does not say otherwise.
+        epochs: Epochs altogether, the same for every arm.
+        batch_size: Samples of a step; None takes all.
+        zero_biases: Whether the biases of hidden layers begin at zero. Drawn as large as weights they may leave sparse
+            neurons silent for good, where inputs are small, as embeddings of length one are.
+    """
+
+    hidden: int | list[int] = 8
+    alpha: int = 2
+    lr: float = 3e-3
+    lr_after: float | None = None
+    switch: int | None = None
+    split: int = 300
+    epochs: int = 2000
+    batch_size: int | None = None
+    zero_biases: bool = False
+
+    def task(self, seed: int) -> Task:
+        """The data of one seed."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check that networks of these sizes can be made and trained.
+
+        Raises:
+            ValueError: If a number is out of range.
+
+        Example:
+            >>> Setting(alpha=2).check()
+        """
+        widths = [self.hidden] if isinstance(self.hidden, int) else self.hidden
+        sizes = {
+            "hidden": min(widths, default=0),
+            "epochs": self.epochs,
+            "batch_size": 1 if self.batch_size is None else self.batch_size,
+        }
+        for name, size in {**sizes, "alpha": self.alpha - 1}.items():
+            if size < 1:
+                least = 2 if name == "alpha" else 1
+                raise ValueError(f"`{name}` has to be at least {least}, found {getattr(self, name)}.")
+        if not self.lr > 0 or (self.lr_after is not None and not self.lr_after > 0):
+            raise ValueError(f"Learning rates have to be positive, found {self.lr} and {self.lr_after}.")
+
+    def starts(self, arm: Arm) -> int:
+        """The epoch from which an arm trains on its own: that of its split; 0 for one that has no dense parent."""
+        if arm.kind == "dense":
+            return self.epochs
+        if arm.kind != "split":
+            return 0
+        return self.split if arm.split is None else arm.split
+
+    def work(self, arms: list[Arm]) -> int:
+        """Epochs times networks that one seed takes."""
+        shared = max((self.starts(arm) for arm in arms if arm.kind in ("dense", "split")), default=0)
+        return shared + sum(arm.members * (self.epochs - self.starts(arm)) for arm in arms)

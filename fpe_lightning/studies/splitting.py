@@ -1,0 +1,114 @@
+"""How an arm splits a trained network."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Generator, Tensor
+
+import fpe_lightning as fpe
+from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
+from fpe_lightning.expansion.expand import ExpansionWarning
+from fpe_lightning.expansion.partition import Partition, random_partition
+from fpe_lightning.networks import MLP
+from fpe_lightning.sparse.masked import mask_of
+from fpe_lightning.studies.arms import Arm
+from fpe_lightning.studies.task import Task
+
+SAMPLES = 4096
+"""At most as many training samples tell which inputs belong together."""
+
+
+def grouped_partition(groups: int) -> Partition:
+    """Neurons are dealt to groups, and each group shares one random balanced partition.
+
+    Example:
+        >>> weight, generator = torch.randn(4, 8, 1), torch.Generator().manual_seed(0)
+        >>> child = grouped_partition(2)(weight, torch.ones(4, 8, dtype=torch.bool), 2, generator)
+        >>> torch.equal(child[0], child[2]), torch.equal(child[0], child[1])
+        (True, False)
+    """
+
+    def partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
+        several = random_partition(weight[:groups], alive[:groups], alpha, generator)
+        return several[torch.arange(len(alive)) % groups]
+
+    return partition
+
+
+def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | Partition:
+    """A partition that is worked out from data where its name says so, else the name.
+
+    Args:
+        name: ``"grouped"`` (each of four groups of neurons shares a random one), ``"interaction"`` or
+            ``"coactivation"`` (see :mod:`fpe_lightning.expansion.affinity`), or what ``expand`` takes.
+        task: The data.
+        network: Its residuals weigh the products of inputs for ``"interaction"``; ones do for ``"coactivation"``,
+            which looks at no targets.
+        inputs: ``(n, inputs)`` that the layer in question sees of the training samples.
+    """
+    if name == "grouped":
+        return grouped_partition(4)
+    if name in ("interaction", "coactivation"):
+        every = -(-len(inputs) // SAMPLES)
+        weights = task.residuals(network) if name == "interaction" else torch.ones(len(inputs), 1)
+        affinity = input_affinity(inputs[::every], weights[::every])
+        return affinity_partition(affinity, restarts=8 if inputs.shape[1] <= 64 else 1)
+    return name
+
+
+def split(
+    arm: Arm,
+    network: MLP,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    sites: list[fpe.Site],
+    alpha: int,
+    seed: int,
+) -> None:
+    """Split the neurons of a trained network in place, as the arm says.
+
+    A partition that is worked out from data is that of the first hidden layer; deeper ones are split at random.
+
+    Raises:
+        ValueError: If the network has diverged, or too little is left to make room for the copies.
+    """
+    found = partition_of(arm.partition, task, network, task.train[0])
+    rules = [found, *(["random"] * (len(sites) - 1) if callable(found) and len(sites) > 1 else [])]
+    stages = [sites] if len(rules) == 1 else [[site] for site in sites]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExpansionWarning)  # a study shows what a split costs in its table
+        for rule, stage in zip(rules, stages, strict=True):
+            fpe.expand(
+                network,
+                alpha=alpha,
+                partition=rule,
+                groups=task.groups if rule == "clause" else None,
+                sites=stage,
+                budget=arm.budget,
+                seed=seed,
+                optimizer=optimizer,
+                optimizer_state="reset" if arm.redraw else arm.optimizer_state,
+            )
+    if arm.redraw:
+        redraw_(network.linear_layers()[0], Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def redraw_(layer: torch.nn.Linear, generator: Generator) -> None:
+    """Draw the weights of a masked layer anew from U(-s, s) with ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
+    alive = alive_of(layer)
+    bound = alive.sum(1, keepdim=True).clamp_min(1).rsqrt()
+    layer.weight.copy_((torch.rand(alive.shape, generator=generator) * 2 - 1) * bound * alive)
+
+
+def alive_of(layer: torch.nn.Linear) -> Tensor:
+    """Which weights of a layer may be other than zero, bool ``(out, in)``.
+
+    Example:
+        >>> int(alive_of(torch.nn.Linear(3, 2)).sum())
+        6
+    """
+    mask = mask_of(layer)
+    return torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask

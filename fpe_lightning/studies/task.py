@@ -1,0 +1,80 @@
+"""Data of one seed of a study, whatever it is of: rows of numbers, class numbers, and what is known of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fpe_lightning.studies.stacked import Loss
+
+Part = tuple[Tensor, Tensor]
+"""Inputs ``(n, inputs)`` float32 and class numbers ``(n,)`` int64."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Samples to learn from, to choose by and to report on.
+
+    Attributes:
+        train: Training samples.
+        val: Validation samples.
+        test: Test samples.
+        classes: Number of classes; two are told apart by the sign of one output.
+        groups: The inputs of each clause, where they are known.
+
+    Example:
+        >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
+        >>> task = Task((x, y), (x, y), (x, y), classes=2)
+        >>> task.outputs, task.targets
+        (1, tensor([[0., 1., 1.]]))
+    """
+
+    train: Part
+    val: Part
+    test: Part
+    classes: int
+    groups: Sequence[Sequence[int]] | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Numbers in a row."""
+        return self.train[0].shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a network: one for two classes, else one a class."""
+        return 1 if self.classes == 2 else self.classes
+
+    @property
+    def loss(self) -> Loss:
+        """Binary cross-entropy of one output, cross-entropy of several."""
+        functional = nn.functional
+        return functional.binary_cross_entropy_with_logits if self.outputs == 1 else functional.cross_entropy
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """What the loss takes for the training samples: ``(1, n)`` float32 for one output, else ``(n,)`` int64."""
+        return self.train[1].float().unsqueeze(0) if self.outputs == 1 else self.train[1]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the outputs ``(n, outputs)``."""
+        return logits.sigmoid() if self.outputs == 1 else logits.softmax(1)
+
+    @torch.no_grad()
+    def accuracy(self, networks: Sequence[nn.Module], part: Part) -> float:
+        """Share of samples that the mean of the networks' probabilities gets right."""
+        x, y = part
+        mean = torch.stack([self.probabilities(network(x)) for network in networks]).mean(0)
+        guess = mean.squeeze(1) > 0.5 if self.outputs == 1 else mean.argmax(1)
+        return float((guess == y).float().mean())
+
+    @torch.no_grad()
+    def residuals(self, network: nn.Module) -> Tensor:
+        """Targets minus predicted probabilities of the training samples, ``(n, outputs)``."""
+        x, y = self.train
+        truth = y.float().unsqueeze(1) if self.outputs == 1 else nn.functional.one_hot(y, self.classes).float()
+        return truth - self.probabilities(network(x))
