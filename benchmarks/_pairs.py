@@ -78,7 +78,11 @@ WAYS = (
     Way("contiguous:4", "columns", "grouped"),
     Way("shared:4", "blocks", "grouped"),
     Way("contiguous:4", "blocks", "grouped"),
+    Way("shared:4", "columns", "auto"),
+    Way("shared:4", "blocks", "auto"),
 )
+SEMI_STRUCTURED = Way("semi_structured", "total", "semi_structured")
+"""For GPUs that have the kernels, in half precision."""
 
 
 def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
@@ -88,17 +92,17 @@ def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Seque
     return nn.Sequential(*layers).to(device, dtype)
 
 
-def split_pair(dense: nn.Sequential, alpha: int, way: Way) -> nn.Sequential:
-    """The wide sparse pair that a dense one is split into.
+def split_pair(dense: nn.Sequential, alpha: int, way: Way, batch: int = 1, train: bool = True) -> nn.Sequential:
+    """The wide sparse pair that a dense one is split into; ``batch`` and ``train`` are what "auto" is timed for.
 
     Raises:
         ValueError: If the rule leaves too little of some neuron.
     """
-    wide = copy.deepcopy(dense)
+    wide = copy.deepcopy(dense).train(train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
         weight = dense[0].get_parameter("weight")
-        example = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        example = torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device)
         fpe.expand(wide, alpha, way.partition, budget=way.budget, layout=way.layout, example_inputs=example)
     return wide
 

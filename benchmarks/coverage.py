@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.coverage_checks import Row, measure, memory_limit
+from benchmarks.coverage_page import page
 from benchmarks.coverage_table import print_report
-from benchmarks.coverage_zoo import QUICK, Entry, catalogue
+from benchmarks.coverage_zoo import QUICK, QUICK_TIMM, Entry, catalogue
 
 FIELDS = [field.name for field in dataclasses.fields(Row)]
 UNFINISHED = ("memory", "time", "crash")
@@ -107,11 +108,13 @@ def _work(entry: Entry, memory: float, sender: Connection) -> None:
 
 
 def run_all(entries: Sequence[Entry], jobs: int, memory: float, seconds: float, console: Console) -> Iterator[Row]:
-    """Measure models, ``jobs`` at a time, under a progress bar; each row comes as soon as it is there."""
+    """Measure models, small ones first, ``jobs`` at a time, under a progress bar; rows come when they are there."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task("models", total=len(entries))
-        futures = [pool.submit(run_one, entry, memory, seconds) for entry in entries]
+        futures = [
+            pool.submit(run_one, entry, memory, seconds) for entry in sorted(entries, key=lambda entry: entry.size)
+        ]
         try:
             for future in as_completed(futures):
                 row = future.result()
@@ -138,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="append", metavar="GLOB", help="run these anew, though they have a result")
     parser.add_argument("--retry", action="store_true", help="run anew what ended for lack of memory or time")
     parser.add_argument("--report", action="store_true", help="run nothing, print what is there")
+    parser.add_argument("--page", type=Path, help="write totals and refusals as Markdown")
     options = parser.parse_args(arguments)
     path = options.output or Path("results", "coverage-quick.csv" if options.quick else "coverage.csv")
     console = Console()
@@ -145,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console = Console(width=160)  # a log has no width; names must not be cut
     if options.quick and not options.report:
         path.unlink(missing_ok=True)
-    entries = choose(catalogue(), list(QUICK) if options.quick else None)
+    kinds = {name.partition("/")[0] for name in options.only or ["*"]}
+    sampled = not options.quick and any(fnmatch("timm", kind) for kind in kinds)  # the sample takes minutes to pick
+    entries = choose(catalogue(None if sampled else QUICK_TIMM), list(QUICK) if options.quick else None)
     entries = choose(entries, options.only)
     if not entries:
         parser.error(f"no model is called like {options.only}; names are 'kind/model', such as 'torchvision/resnet18'")
@@ -161,8 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         memory = options.memory or default_memory(options.jobs)
         for row in run_all(missing, options.jobs, memory, options.timeout, console):
             rows[row.name] = append_row(path, row)
-    print_report([rows[entry.name] for entry in entries if entry.name in rows], len(entries), console)
+    done = [rows[entry.name] for entry in entries if entry.name in rows]
+    print_report(done, len(entries), console)
     console.print(f"results: {path}")
+    if options.page:
+        options.page.write_text(page(done, [entry.name for entry in entries if entry.name not in rows]))
+        console.print(f"page: {options.page}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torchvision
@@ -15,6 +17,12 @@ SIZES = (32, 56, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 336, 384, 448, 
 
 CONTEXT = 8
 """Tokens of a text."""
+
+VOCABULARY = 512
+"""Most tokens that a text may be made of: the rows of an embedding are no width."""
+
+MOST_BLOCKS = 4
+"""Most blocks of an open_clip tower: they are alike."""
 
 
 class Built(NamedTuple):
@@ -98,20 +106,37 @@ def timm_model(name: str) -> Built:
 
 
 def open_clip_tower(config: Mapping[str, Any], side: str) -> Built:
-    """The image or the text tower of an open_clip config."""
+    """The image or the text tower of an open_clip config, with ``MOST_BLOCKS`` blocks at most."""
+    import timm
     from open_clip.model import _build_text_tower, _build_vision_tower
 
     common = {"embed_dim": config["embed_dim"], "quick_gelu": config.get("quick_gelu", False)}
     if side == "text":
         tower = {**config["text_cfg"], "context_length": CONTEXT}
-        vocabulary = tower.get("vocab_size", 49_408)
+        tower["layers"] = min(tower.get("layers", 12), MOST_BLOCKS)
+        tower["vocab_size"] = vocabulary = min(tower.get("vocab_size", 49_408), VOCABULARY)
         length = CONTEXT - 1 if tower.get("embed_cls") else CONTEXT
         return Built(_build_text_tower(text_cfg=tower, **common), tokens(vocabulary, length), length)
 
-    def build(size: int) -> nn.Module:
-        return _build_vision_tower(vision_cfg={**config["vision_cfg"], "image_size": size}, **common)
+    tower = dict(config["vision_cfg"])
+    if isinstance(tower.get("layers"), int):
+        tower["layers"] = min(tower["layers"], MOST_BLOCKS)
 
-    return smallest(build, fixed=True)
+    def build(size: int) -> nn.Module:
+        return _build_vision_tower(vision_cfg={**tower, "image_size": size}, **common)
+
+    if tower.get("timm_model_name") is None:
+        return smallest(build, fixed=True)
+    create = timm.create_model
+
+    def short(size: int) -> nn.Module:
+        with patch("timm.create_model", partial(create, depth=MOST_BLOCKS, img_size=size)):
+            return build(size)
+
+    try:  # vision transformers of timm take a depth and a size, and others do not
+        return smallest(short, fixed=True)
+    except RuntimeError:
+        return smallest(build, fixed=False)
 
 
 def _bert() -> tuple[nn.Module, dict[str, Any]]:

@@ -9,7 +9,7 @@ import resource
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +41,8 @@ class Row:
         exist: Hidden widths counted by hand; None outside the sample.
         found: Sites that ``find_sites`` returns.
         proven: Those whose duplication leaves the outputs equal.
+        single: Found sites whose units one weight computes.
+        single_proven: Those of them that are proven.
         error: Largest relative output difference of the joint proof.
         expanded: Sites that ``expand`` splits in two.
         trained: Whether forward, backward and an optimizer step ran with finite numbers.
@@ -52,6 +54,7 @@ class Row:
         prove_seconds: Wall time of the proof.
         memory: Peak resident memory, MiB.
         refusals: Reasons with the number of widths, most frequent first.
+        left_out: Reasons for which ``expand`` refuses sites, with their numbers.
         note: What went wrong.
     """
 
@@ -62,6 +65,8 @@ class Row:
     exist: int | None = None
     found: int | None = None
     proven: int | None = None
+    single: int | None = None
+    single_proven: int | None = None
     error: float | None = None
     expanded: int | None = None
     trained: bool | None = None
@@ -73,6 +78,7 @@ class Row:
     prove_seconds: float | None = None
     memory: int | None = None
     refusals: str = ""
+    left_out: str = ""
     note: str = ""
 
 
@@ -112,29 +118,33 @@ def _measure(entry: Entry, tell: Callable[..., None]) -> None:
     tell(size=size, parameters=round(parameters(model), 2), exist=sites_that_exist(entry.name, model))
     clock = time.perf_counter()
     sites, refusals = find_sites(model, inputs, explain=True)
-    reasons = Counter(kind_of(refusal.reason) for refusal in refusals)
     tell(
         found=len(sites),
+        single=len(single(sites)),
         find_seconds=round(time.perf_counter() - clock, 2),
-        refusals="; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4)),
+        refusals=counted(refusal.reason for refusal in refusals),
     )
     if not sites:
         return
-    notes = []
     clock = time.perf_counter()
     proven, error, note = prove(model, sites, inputs)
-    notes += [note] if note else []
-    tell(proven=len(proven), error=error, prove_seconds=round(time.perf_counter() - clock, 2), note=" ".join(notes))
+    times = {"prove_seconds": round(time.perf_counter() - clock, 2)}
+    tell(proven=len(proven), single_proven=len(single(proven)), error=error, note=note, **times)
     gc.collect()
     fresh = _blank(model)
     before = count_nonzeros(model)
-    expanded, note = split(model, sites)
-    notes += [note] if note else []
-    tell(expanded=len(expanded), nonzeros_equal=count_nonzeros(model) == before, note=" ".join(notes))
+    tell(expanded=0, nonzeros_equal=False)  # what counts if this raises
+    expanded, left_out = split(model, sites)
+    tell(expanded=len(expanded), nonzeros_equal=count_nonzeros(model) == before, left_out=counted(left_out))
     trained = train_step(model, inputs)
     check_masks(model)
     tell(trained=trained, nonzeros_equal=count_nonzeros(model) == before)
     tell(round_trip=same_after_loading(model, fresh, inputs))
+
+
+def single(sites: Iterable[Site]) -> list[Site]:
+    """The sites whose units one weight computes."""
+    return [site for site in sites if len({producer.parameter for producer in site.producers}) == 1]
 
 
 def prove(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[list[Site], float | None, str]:
@@ -162,37 +172,55 @@ def prove(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[list[Si
     return good, max(errors, default=None), next((note for _, _, note in halves if note), "")
 
 
-def split(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], str]:
+def split(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
     """Expand all sites by two, without those that ``expand`` refuses for their few inputs.
 
     Returns:
         The sites that were split, and why the others were not.
     """
-    chosen, refused = list(sites), []
+    chosen, reasons = list(sites), []
+    few = [site for site in sites if site.fan_in < 2]  # refused at once, where all together would come to it late
     while chosen:
+        asked = [few.pop()] if few else chosen
         try:
-            expand(model, 2, sites=chosen)
+            expand(model, 2, sites=asked)
         except ValueError as error:
             named = re.search(r"asked for (\S+), whose|Splitting (\S+) by", str(error))
             if named is None:
                 raise
             bad = named[1] or named[2]
             chosen = [site for site in chosen if site.name != bad]
-            refused.append(f"not expanded: {bad}: {sentence(error)}")
+            reason = re.sub(r"^Splitting .* have to go\. ", "copies need more room than there is: ", str(error))
+            reasons.append(reason.replace(bad, "a site"))
         else:
-            break
-    return chosen, f"{len(refused)} {refused[0]}" if refused else ""
+            if asked is chosen:
+                break
+    return chosen, reasons
+
+
+def counted(reasons: Iterable[str]) -> str:
+    """Reasons with how often each was given, the most frequent ones.
+
+    Example:
+        >>> counted(["it has 3 inputs", "it has 2 inputs"])
+        '2 x it has # inputs'
+    """
+    counts = Counter(kind_of(reason) for reason in reasons)
+    return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(4))
 
 
 def train_step(model: nn.Module, inputs: Any) -> bool:
     """Forward, backward and one optimizer step in training mode; True if every number stays finite."""
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     loss = torch.stack([output.float().square().mean() for output in _outputs(model, inputs)]).sum()
     loss.backward()
     used = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # images of a few pixels and two examples make for steep losses
     optimizer.step()
-    return bool(used) and all(bool(torch.isfinite(tensor).all()) for tensor in (loss, *used, *model.parameters()))
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in (loss, *used, *model.parameters()))
+    optimizer.zero_grad()
+    return bool(used) and finite
 
 
 def same_after_loading(model: nn.Module, fresh: nn.Module, inputs: Any) -> bool:

@@ -12,10 +12,8 @@ from fnmatch import fnmatch
 
 from torch import nn
 
-
-def blocks(model: nn.Module, *names: str) -> int:
-    """Number of modules of the classes of these names."""
-    return sum(type(module).__name__ in names for module in model.modules())
+from benchmarks import coverage_counts_timm
+from benchmarks.coverage_counts_timm import blocks, mlps, not_added_to, of_class
 
 
 def _resnet(model: nn.Module) -> int:
@@ -51,9 +49,17 @@ def _open_clip_resnet(model: nn.Module) -> int:
     return 2 * blocks(model, "Bottleneck") + 3
 
 
-def _mlps(model: nn.Module) -> int:
-    """One width in each MLP of a transformer."""
-    return blocks(model, "Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked", "MlpHead")
+def _regnet(model: nn.Module) -> int:
+    """Two widths in a bottleneck and one in its squeeze; the stem: every first shortcut is a convolution."""
+    return 2 * blocks(model, "ResBottleneckBlock") + blocks(model, "SqueezeExcitation") + 1
+
+
+def _efficientnet(model: nn.Module) -> int:
+    """Expansions, squeezes, outputs that nothing is added to, and the last convolution."""
+    plain, fused = of_class(model, "MBConv"), of_class(model, "FusedMBConv")
+    expansions = sum(len(block.block) == 4 for block in plain) + sum(len(block.block) == 2 for block in fused)
+    outputs = not_added_to(block.use_res_connect for block in of_class(model, "MBConv", "FusedMBConv"))
+    return expansions + blocks(model, "SqueezeExcitation") + outputs + 1
 
 
 RULES: dict[str, Callable[[nn.Module], int]] = {
@@ -73,23 +79,17 @@ RULES: dict[str, Callable[[nn.Module], int]] = {
     # one width in each unit, the stem, the last convolution
     "torchvision/shufflenet*": lambda model: blocks(model, "InvertedResidual") + 2,
     "torchvision/vit_*": lambda model: blocks(model, "EncoderBlock"),
-    "torchvision/swin_*": lambda model: blocks(model, "SwinTransformerBlock", "SwinTransformerBlockV2"),
+    # the second width of a block computes the bias of a position from its two coordinates
+    "torchvision/swin_v2*": lambda model: 2 * blocks(model, "SwinTransformerBlockV2"),
+    "torchvision/swin_*": lambda model: blocks(model, "SwinTransformerBlock"),
+    "torchvision/regnet_*": _regnet,
+    "torchvision/efficientnet_*": _efficientnet,
     "torchvision/convnext_*": lambda model: blocks(model, "CNBlock"),
     "segmentation/fcn_resnet*": lambda model: _resnet(model) + blocks(model, "FCNHead"),
-    "timm/resnet[0-9][0-9]": _resnet,
-    "timm/resnet[0-9][0-9][0-9]": _resnet,
-    "timm/vgg*": lambda model: blocks(model, "Conv2d"),
-    "timm/densenet*": _densenet,
-    "timm/vit_*": _mlps,
-    "timm/deit*": _mlps,
-    "timm/mixer_*": lambda model: 2 * blocks(model, "MixerBlock"),
-    "timm/resmlp_*": lambda model: blocks(model, "ResBlock"),
-    "timm/swin_*": lambda model: blocks(model, "SwinTransformerBlock"),
-    "timm/swinv2_*": lambda model: blocks(model, "SwinTransformerV2Block", "SwinTransformerV2CrBlock"),
-    "timm/convnext_*": lambda model: blocks(model, "ConvNeXtBlock"),
+    **{f"timm/{glob}": rule for glob, rule in coverage_counts_timm.RULES.items()},
     "open_clip/RN*/image": _open_clip_resnet,
     "open_clip/ViT*/*": lambda model: (
-        blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock") + _mlps(model)
+        blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock") + mlps(model)
     ),
     "open_clip/*/text": lambda model: blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock"),
     # the pooler is a hidden layer of the classifier

@@ -28,7 +28,10 @@ COLUMNS = {
     "MiB": "memory",
     "status": "status",
 }
-TOTALS = ("models", "run", "with a site", "complete", "by hand", "found there", "found", "proven", "expanded", "wrong")
+TOTALS = (
+    *("models", "run", "with a site", "complete", "by hand", "found there", "found", "proven"),
+    *("one producer", "of these proven", "expanded", "wrong"),
+)
 
 
 def kind(row: Row) -> str:
@@ -50,7 +53,7 @@ def totals(rows: Sequence[Row]) -> dict[str, int]:
 
     Example:
         >>> row = {"name": "a/b", "status": "ok", "exist": "2", "found": "2", "proven": "2", "expanded": "1"}
-        >>> row |= {"nonzeros_equal": "True", "round_trip": "True"}
+        >>> row |= {"single": "1", "single_proven": "1", "nonzeros_equal": "True", "round_trip": "True"}
         >>> totals([row])["expanded"]
         1
     """
@@ -75,6 +78,8 @@ def totals(rows: Sequence[Row]) -> dict[str, int]:
         total("found", counted),
         total("found"),
         total("proven"),
+        total("single"),
+        total("single_proven"),
         total("expanded"),
         len(wrong),
     )
@@ -110,29 +115,31 @@ def print_report(rows: Sequence[Row], wanted: int, console: Console) -> None:
         )
     console.print(summary)
     _print_counts("statuses", Counter(row["status"] for row in rows), console)
-    _print_counts("widths that are refused, by reason", refusals(rows), console)
-    _print_notes("counted otherwise by hand", rows, _differs, console)
+    _print_counts("widths that are refused, by reason", counts_of(rows, "refusals"), console)
+    _print_counts("sites that expand refuses, by reason", counts_of(rows, "left_out"), console)
+    _print_notes("counted otherwise by hand", rows, differs, console)
     _print_notes("not complete", rows, lambda row: row["status"] not in ("ok", "skipped"), console)
     _print_counts("skipped", Counter(row["note"] for row in rows if row["status"] == "skipped"), console)
 
 
-def refusals(rows: Sequence[Row]) -> Counter[str]:
+def counts_of(rows: Sequence[Row], field: str) -> Counter[str]:
     """Add up the reasons of all models.
 
     Example:
-        >>> refusals([{"refusals": "2 x it is an output; 1 x tied"}, {"refusals": "1 x tied"}])
+        >>> counts_of([{"refusals": "2 x it is an output; 1 x tied"}, {"refusals": "1 x tied"}], "refusals")
         Counter({'it is an output': 2, 'tied': 2})
     """
     counts: Counter[str] = Counter()
     for row in rows:
-        for part in re.split(r"; (?=\d+ x )", row["refusals"]):
+        for part in re.split(r"; (?=\d+ x )", row[field]):
             if part:
                 count, _, reason = part.partition(" x ")
                 counts[reason] += int(count)
     return counts
 
 
-def _differs(row: Row) -> bool:
+def differs(row: Row) -> bool:
+    """Whether a model was counted by hand, and otherwise."""
     return bool(row["exist"] and row["found"]) and row["exist"] != row["found"]
 
 

@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
+from rich.progress import track
 from torch import nn
 
 from benchmarks import coverage_builders as builders
@@ -32,11 +35,18 @@ QUICK = (
 )
 """About a dozen small models over all kinds."""
 
+QUICK_TIMM = [name.removeprefix("timm/") for name in QUICK if name.startswith("timm/")]
+
 PASSED_OVER = re.compile(r"test_|large|huge|giant|gigantic|enormous|xxl|so400m|(^|_)\d+b(_|$)")
 """timm's names of test dummies, and of big variants of code that the same family has smaller."""
 
-NO_STRUCTURE = ("image_size", "context_length", "hf_tokenizer_name", "tokenizer_kwargs", "timm_model_pretrained")
-"""Fields of a tower that say how much it reads, and not what it is."""
+NO_STRUCTURE = (
+    *("image_size", "context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs"),
+    *("timm_model_pretrained", "timm_drop", "timm_drop_path", "eos_id"),
+)
+"""Fields of a tower that say what it reads and how it is trained, and not what it is."""
+
+MOST_BLOCKS = builders.MOST_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -61,30 +71,41 @@ class Entry:
         return self.name.partition("/")[0]
 
 
-def pick(families: Mapping[str, Sequence[str]]) -> list[str]:
+def candidates(names: Sequence[str]) -> list[str]:
+    """The names of a family without test dummies and big variants (``PASSED_OVER``), unless it has nothing else.
+
+    Example:
+        >>> candidates(["a_tiny", "a_huge"]), candidates(["b_huge"])
+        (['a_tiny'], ['b_huge'])
+    """
+    return [name for name in sorted(names) if not PASSED_OVER.search(name)] or sorted(names)
+
+
+def pick(families: Mapping[str, Sequence[str]], sizes: Mapping[str, int]) -> list[str]:
     """Pick architectures from every family.
 
-    The rule: a family of ``n`` names gives ``2 + n // 16`` of them (all, if it has fewer), evenly spaced over its names
-    in alphabetical order after ``PASSED_OVER`` has taken out test dummies and big variants. A family that would be
-    empty without its big variants keeps them. The first of each family come first, then the second of each.
+    The rule: a family of ``n`` names gives ``2 + n // 16`` of them (all, if it has fewer). Its names without
+    ``PASSED_OVER``, in alphabetical order, are cut into so many stretches of equal length to within one, and of each
+    the smallest by parameters is taken. The first of each family come first, then the second of each.
 
     Args:
         families: Names by family.
+        sizes: Parameters of each candidate.
 
     Returns:
         Names; the same for the same families, in whatever order they come.
 
     Example:
-        >>> pick({"b": ["b_small", "b_huge"], "a": ["a3", "a1", "a2", "a4"]})
-        ['a2', 'b_small', 'a4']
+        >>> pick({"b": ["b_small", "b_huge"], "a": ["a3", "a1", "a2", "a4"]}, {"a1": 9, "a2": 8, "a3": 2, "a4": 5})
+        ['a2', 'b_small', 'a3']
     """
     rounds: dict[int, list[str]] = {}
     for family in sorted(families):
-        everything = sorted(families[family])
-        names = [name for name in everything if not PASSED_OVER.search(name)] or everything
-        count = min(len(names), 2 + len(everything) // 16)
+        names = candidates(families[family])
+        count = min(len(names), 2 + len(families[family]) // 16)
         for turn in range(count):
-            rounds.setdefault(turn, []).append(names[(2 * turn + 1) * len(names) // (2 * count)])
+            stretch = names[turn * len(names) // count : (turn + 1) * len(names) // count]
+            rounds.setdefault(turn, []).append(min(stretch, key=lambda name: (sizes.get(name, 0), name)))
     return [name for turn in sorted(rounds) for name in rounds[turn]]
 
 
@@ -115,15 +136,44 @@ def timm_families() -> dict[str, list[str]]:
     return {family: names for family, names in families.items() if names}
 
 
-def timm_entries() -> Iterator[Entry]:
-    """The sample of timm architectures."""
+def timm_sizes(path: Path = Path("results")) -> dict[str, int]:
+    """Parameters of every candidate; counted once for a version of timm (some minutes), and kept in a file.
+
+    Args:
+        path: Folder of the file.
+
+    Returns:
+        Numbers by name.
+    """
+    import timm
+
+    file = path / f"timm-{timm.__version__}-parameters.json"
+    if not file.exists():
+        names = [name for family in timm_families().values() for name in candidates(family)]
+        with torch.device("meta"):
+            sizes = {
+                name: sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+                for name in track(names, "counting the parameters of timm's architectures")
+            }
+        path.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(sizes))
+    return json.loads(file.read_text())
+
+
+def timm_entries(names: Iterable[str] | None = None) -> Iterator[Entry]:
+    """The sample of timm architectures, small ones first, or others by name."""
     if installed("timm"):
-        for name in pick(timm_families()):
-            yield Entry(f"timm/{name}", partial(builders.timm_model, name), size=25.0)
+        sizes = timm_sizes() if names is None else {}
+        names = pick(timm_families(), sizes) if names is None else names
+        for name in sorted(names, key=lambda name: sizes.get(name, 0)):
+            yield Entry(f"timm/{name}", partial(builders.timm_model, name), size=sizes.get(name, 0) / 1e6)
 
 
 def open_clip_entries() -> Iterator[Entry]:
-    """Both towers of every open_clip config, small ones first; towers that differ in input size alone run once."""
+    """Both towers of every open_clip config, small ones first; towers that are alike but for what they read run once.
+
+    Blocks of a tower are alike, so towers are built with ``MOST_BLOCKS`` of them at most.
+    """
     import open_clip
 
     towers: dict[str, Entry] = {}
@@ -131,6 +181,8 @@ def open_clip_entries() -> Iterator[Entry]:
         config = open_clip.get_model_config(name)
         for side, key in (("image", "vision_cfg"), ("text", "text_cfg")):
             tower = {field: value for field, value in config[key].items() if field not in NO_STRUCTURE}
+            if isinstance(tower.get("layers"), int):
+                tower["layers"] = min(tower["layers"], MOST_BLOCKS)
             if "timm_model_name" in tower:
                 tower["timm_model_name"] = re.sub(r"_\d{3}$", "", tower["timm_model_name"])
             same = json.dumps([side, config["embed_dim"], config.get("quick_gelu"), tower], sort_keys=True)
@@ -140,7 +192,7 @@ def open_clip_entries() -> Iterator[Entry]:
                     f"open_clip/{name}/{side}",
                     partial(builders.open_clip_tower, config, side),
                     skip=f"its text tower is {hub}, whose config has to be downloaded" if hub else None,
-                    size=_tower_size(tower, side),
+                    size=0.0 if hub else _tower_size(tower, side),
                 )
     yield from sorted(towers.values(), key=lambda entry: (entry.size, entry.name))
 
@@ -149,8 +201,7 @@ def _tower_size(tower: Mapping[str, Any], side: str) -> float:
     if side == "image" and tower.get("timm_model_name"):
         return 100.0
     width, layers = tower.get("width", 768), tower.get("layers", 12)
-    blocks = 12 * width**2 * layers if isinstance(layers, int) else 200 * width**2 * sum(layers)
-    return (blocks + (tower.get("vocab_size", 49_408) * width if side == "text" else 0)) / 1e6
+    return (12 * width**2 * layers if isinstance(layers, int) else 200 * width**2 * sum(layers)) / 1e6
 
 
 def transformers_entries() -> Iterator[Entry]:
@@ -160,12 +211,12 @@ def transformers_entries() -> Iterator[Entry]:
         yield Entry(f"transformers/{name}", partial(builders.transformers_model, name), skip=missing)
 
 
-def catalogue() -> list[Entry]:
-    """All models, in the order in which they run."""
+def catalogue(timm_names: Iterable[str] | None = None) -> list[Entry]:
+    """All models, in the order in which they run; with names, those of timm instead of the sample."""
     everything: Iterable[Entry] = (
         *transformers_entries(),
         *torchvision_entries(),
-        *timm_entries(),
+        *timm_entries(timm_names),
         *open_clip_entries(),
     )
     return list(everything)

@@ -6,12 +6,17 @@ python -m benchmarks.memory --inputs 4096   a larger pair
 Each row is a process of its own. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers;
 "resident" is how far the process grew from before it built the pair to the peak of three training steps (Linux). The
 last table is the split of the pair with its optimizer: how long it takes, and its peak in units of the dense pair.
+
+glibc keeps freed memory for later once something larger was freed before, and leaves holes in it: what a process is
+resident in then says more about the order of allocations than about layouts. All rows are measured with tensors above
+1 MiB handed back when they are freed; `--mmap-threshold 0` measures what glibc does by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,7 +52,10 @@ def main() -> None:
     parser.add_argument("--outputs", type=int, default=100)
     parser.add_argument("--alphas", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--split", type=int, default=4096, help="inputs and hidden neurons of the pair that is split")
+    parser.add_argument("--mmap-threshold", type=int, default=2**20, help="bytes; 0 leaves it to glibc")
     options = parser.parse_args()
+    if options.mmap_threshold:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(options.mmap_threshold)  # read by the processes that are measured
     case = Case("", options.inputs, options.inputs, options.outputs, BATCH, {})
     console = Console()
     console.print(_training(case, options.alphas))
@@ -72,10 +80,11 @@ def _splitting(case: Case) -> Table:
     table = Table(title=f"the split itself: d=h={case.inputs}, C={case.outputs}, alpha 4, AdamW state included")
     table.add_column("layout, partition, budget")
     table.add_column("seconds", justify="right")
+    table.add_column("of the CPU", justify="right")
     table.add_column("peak, of the pair with its gradients and state", justify="right")
     for way in track(WAYS, "splitting", transient=True):
-        seconds, peak = in_process(partial(split, case, way, 4))
-        table.add_row(str(way), f"{seconds:.2f}", f"{peak:.2f}x")
+        seconds, busy, peak = in_process(partial(split, case, way, 4))
+        table.add_row(str(way), f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.2f}x")
     return table
 
 
@@ -86,27 +95,27 @@ def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
         in_process(partial(_save, case, way, alpha, file))  # so that the split leaves no trace in this process
         pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
         _steps(pair, torch.optim.AdamW(pair.parameters()), 8, 8)  # libraries are loaded before the count begins
-        before = _resident("VmRSS")
-        _reset_peak()
+        before = resident("VmRSS")
+        reset_peak()
         pair = dense_pair(case, torch.device("cpu"), torch.float32)
         fpe.load_expanded_state_dict(pair, torch.load(file, mmap=True))
         optimizer = torch.optim.AdamW(pair.parameters())
         _steps(pair, optimizer, case.inputs, case.outputs)
-        return _counted(pair, optimizer), _resident("VmHWM") - before
+        return _counted(pair, optimizer), resident("VmHWM") - before
 
 
-def split(case: Case, way: Way, alpha: int) -> tuple[float, float]:
-    """Seconds that a split takes, and the peak of its memory in units of what the dense pair took."""
+def split(case: Case, way: Way, alpha: int) -> tuple[float, ...]:
+    """Seconds that a split takes, by the wall and of the CPU, and its peak in units of what the dense pair took."""
     pair = dense_pair(case, torch.device("cpu"), torch.float32)
     optimizer = torch.optim.AdamW(pair.parameters())
     _steps(pair, optimizer, case.inputs, case.outputs)
-    example, size, before = torch.zeros(1, case.inputs), _counted(pair, optimizer), _resident("VmRSS")
+    example, size, before = torch.zeros(1, case.inputs), _counted(pair, optimizer), resident("VmRSS")
     sites = fpe.find_sites(pair, example)
-    _reset_peak()
-    start = time.perf_counter()
+    reset_peak()
+    start, busy = time.perf_counter(), time.process_time()
     fpe.expand(pair, alpha, way.partition, budget=way.budget, layout=way.layout, sites=sites, optimizer=optimizer)
-    seconds = time.perf_counter() - start
-    return seconds, (size + _resident("VmHWM") - before) / size
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    return seconds, busy, (size + resident("VmHWM") - before) / size
 
 
 def _save(case: Case, way: Way | None, alpha: int, file: Path) -> tuple[float, float]:
@@ -129,16 +138,18 @@ def _counted(pair: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     return float(sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor)))
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of this process: ``"VmRSS"`` now, ``"VmHWM"`` at their peak (Linux)."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Let the peak begin anew (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def in_process(function: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+def in_process(function: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
     """What a function returns in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -153,7 +164,7 @@ def in_process(function: Callable[[], tuple[float, float]]) -> tuple[float, floa
         process.join()
 
 
-def _send(function: Callable[[], tuple[float, float]], sender: Any) -> None:
+def _send(function: Callable[[], tuple[float, ...]], sender: Any) -> None:
     sender.send(function())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
+from benchmarks._timing import CLOCKS
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.data.boolean import dnf_task
 from fpe_lightning.data.loader import BatchLoader
@@ -100,13 +100,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=8, help="neurons before the split")
     parser.add_argument("--epochs", type=int, default=200, help="epochs; the split is in the middle")
     parser.add_argument("--turns", type=int, default=5, help="turns, the first of which is not counted")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="time that passed, or CPU time used")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time that passed, or CPU time used")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning").setLevel(logging.ERROR)
 
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    clock = CLOCKS[arguments.clock]
     ways = {"stacked": (stacked, arguments.networks), "plain loop": (plain, 2), "Lightning": (lightning, 1)}
     table = Table(
         title=f"Microseconds an epoch and network, {arguments.networks} networks 24-{arguments.hidden}-1 "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks import coverage, coverage_builders, coverage_checks, coverage_zoo
 from benchmarks.coverage_checks import Row
 from benchmarks.coverage_counts import sites_that_exist
+from benchmarks.coverage_page import page
 from benchmarks.coverage_table import print_report, totals
 from benchmarks.coverage_zoo import Entry, pick
 from fpe_lightning.expansion import find_sites
@@ -28,21 +29,27 @@ class TestPick:
     def test_it_does_not_depend_on_the_order_of_names_and_families(self) -> None:
         families = {f"f{i}": [f"f{i}_{j}" for j in range(3 * i + 1)] for i in range(12)}
         shuffled = {key: random.Random(1).sample(families[key], len(families[key])) for key in reversed(families)}
-        assert pick(families) == pick(shuffled)
+        sizes = {name: len(name) for names in families.values() for name in names}
+        assert pick(families, sizes) == pick(shuffled, sizes)
 
     def test_a_family_gives_two_and_one_more_for_each_sixteen_names(self) -> None:
         for count, expected in ((1, 1), (2, 2), (15, 2), (16, 3), (160, 12)):
             names = [f"m{i:03}" for i in range(count)]
-            picked = pick({"m": names})
+            picked = pick({"m": names}, {})
             assert len(picked) == len(set(picked)) == expected
             assert set(picked) <= set(names)
 
     def test_big_variants_are_passed_over_unless_the_family_has_nothing_else(self) -> None:
-        assert pick({"a": ["a_huge", "a_tiny"], "b": ["b_7b", "b_giant"]}) == ["a_tiny", "b_7b", "b_giant"]
+        assert pick({"a": ["a_huge", "a_tiny"], "b": ["b_7b", "b_giant"]}, {}) == ["a_tiny", "b_7b", "b_giant"]
 
-    def test_timm_is_sampled_over_all_its_families(self) -> None:
+    def test_of_each_stretch_of_names_the_smallest_is_taken(self) -> None:
+        sizes = {"a": 3, "b": 1, "c": 2, "d": 9, "e": 8, "f": 10}
+        assert pick({"m": list(sizes)}, sizes) == ["b", "e"]
+
+    def test_timm_is_sampled_over_all_its_families(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("timm")
         families = coverage_zoo.timm_families()
+        monkeypatch.setattr(coverage_zoo, "timm_sizes", dict)  # counting the parameters of all takes minutes
         names = [entry.name.removeprefix("timm/") for entry in coverage_zoo.timm_entries()]
         assert len(names) == len(set(names)) >= 200
         assert all(set(members) & set(names) for members in families.values())
@@ -52,7 +59,7 @@ class TestCatalogue:
     """The list of models."""
 
     def test_names_are_unique_and_every_model_of_torchvision_is_there(self) -> None:
-        names = [entry.name for entry in coverage_zoo.catalogue()]
+        names = [entry.name for entry in coverage_zoo.catalogue(coverage_zoo.QUICK_TIMM)]
         assert len(names) == len(set(names))
         for kind, module in (("torchvision", torchvision.models), ("segmentation", torchvision.models.segmentation)):
             assert {f"{kind}/{name}" for name in torchvision.models.list_models(module=module)} <= set(names)
@@ -67,7 +74,11 @@ class TestCatalogue:
         assert {"open_clip/ViT-B-32/image", "open_clip/RN50/image", "open_clip/RN50/text"} <= {e.name for e in entries}
 
     def test_the_quick_models_are_on_the_list(self) -> None:
-        assert set(coverage_zoo.QUICK) <= {entry.name for entry in coverage_zoo.catalogue()}
+        assert set(coverage_zoo.QUICK) <= {entry.name for entry in coverage_zoo.catalogue(coverage_zoo.QUICK_TIMM)}
+
+    def test_the_quick_architectures_of_timm_exist(self) -> None:
+        timm = pytest.importorskip("timm")
+        assert set(coverage_zoo.QUICK_TIMM) <= set(timm.list_models())
 
     def test_a_missing_library_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(coverage_zoo, "installed", lambda library: False)
@@ -188,7 +199,7 @@ def test_a_site_that_cannot_be_split_is_left_out_with_a_reason() -> None:
     row = rows_of(Entry("a/one_input", build))[-1]
     assert (row.status, row.found, row.proven, row.expanded) == ("partly", 2, 2, 1)
     assert row.round_trip
-    assert "1 not expanded: 0: ValueError: alpha=2 was asked for 0, whose neurons have 1 incoming weights" in row.note
+    assert row.left_out.startswith("1 x alpha=# was asked for a site, whose neurons have # incoming weights at most")
 
 
 def test_a_wrong_site_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +260,15 @@ def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_report_counts_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "coverage.csv"
     good = Row("a/x", status="ok", exist=2, found=2, proven=2, expanded=2, nonzeros_equal=True, round_trip=True)
-    bad = Row("a/y", found=3, proven=2, refusals="4 x it is an output; 1 x tied; twice", note="not proven: 0")
+    bad = Row(
+        "a/y",
+        found=3,
+        proven=2,
+        single=3,
+        single_proven=2,
+        refusals="4 x it is an output; 1 x tied; twice",
+        note="not proven: 0",
+    )
     rows = [coverage.append_row(path, row) for row in (good, bad)]
     assert totals(rows) == {
         "models": 2,
@@ -260,6 +279,8 @@ def test_the_report_counts_what_is_wrong(tmp_path: Path) -> None:
         "found there": 2,
         "found": 5,
         "proven": 4,
+        "one producer": 3,
+        "of these proven": 2,
         "expanded": 2,
         "wrong": 1,
     }
@@ -268,3 +289,9 @@ def test_the_report_counts_what_is_wrong(tmp_path: Path) -> None:
     assert "2 of 3 models" in out.getvalue()
     assert "4  it is an output" in out.getvalue()
     assert "a/y: failed, ? by hand, 3 found. not proven: 0" in out.getvalue()
+    text = page(rows, ["b/z"])
+    assert "| a | 2 | 2 | 1 | 2 | 2 | 5 | 4 | 3 | 2 | 2 | 1 |" in text
+    assert "| all | 3 | 2 | 1 | 2 | 2 | 5 | 4 | 3 | 2 | 2 | 1 |" in text
+    assert "- 4 x it is an output" in text
+    assert "- a/y: not proven: 0" in text
+    assert "## Not run\n\n1 models on the list. b/z\n" in text
