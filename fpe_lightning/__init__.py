@@ -4,6 +4,8 @@ Split each neuron of a network into several children, hand each child a disjoint
 weights, and keep the number of non-zero parameters.
 """
 
+from fpe_lightning.checkpoint_expansion import expand_checkpoint as expand_checkpoint
+from fpe_lightning.checkpoint_expansion import restore_structure_from_file as restore_structure_from_file
 from fpe_lightning.expansion import ExpansionReport as ExpansionReport
 from fpe_lightning.expansion import ExpansionWarning as ExpansionWarning
 from fpe_lightning.expansion import Site as Site

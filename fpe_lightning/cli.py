@@ -13,9 +13,14 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
+# Classes that are imported can be named without their module: `--model=Classifier`, `--data=EmbeddingDataModule`.
+import fpe_lightning.callbacks
+import fpe_lightning.data
+import fpe_lightning.modules
+import fpe_lightning.networks  # noqa: F401
 from fpe_lightning.checkpoint_file import check_checkpoint_file
 
 # How jsonargparse says that it does not know a key; the first to match is the innermost in its nested messages.
@@ -106,6 +111,16 @@ def _arguments(class_path: str) -> list[str]:
     return [name for name in names if name not in ("args", "kwargs")]
 
 
+class SaveConfig(SaveConfigCallback):
+    """Keeps the resolved config beside the logs; without a logger there is no folder that is the run's own."""
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` into the logger's folder."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
 class CLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for any module, data and callbacks that a config names.
 
@@ -131,6 +146,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={"parser_mode": "omegaconf+"},
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
         )
 

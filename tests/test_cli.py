@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.cli import CLI, unknown_key
 from fpe_lightning.modules import Classifier
@@ -83,6 +84,15 @@ def test_a_checkpoint_holds_plain_types_and_rebuilds_module_and_network_by_itsel
     model = Classifier.load_from_checkpoint(fitted)
     assert model.network.layers[0].out_features == 16
     assert model.task == "binary"
+
+
+def test_a_checkpoint_is_widened_by_the_class_of_its_module_and_resumes(tiny_config: Path, fitted: Path) -> None:
+    wide = fitted.with_name("wide.ckpt")
+    fpe.expand_checkpoint(fitted, wide, Classifier)
+    args = [f"--config={tiny_config}", f"--ckpt_path={wide}", "--trainer.max_epochs=4", "--test_after_fit=false"]
+    run = CLI(["fit", *args]).trainer
+    assert run.current_epoch == 4
+    assert run.lightning_module.network.layers[0].out_features == 32
 
 
 def test_a_run_resumes_into_its_own_logger_version(tiny_config: Path, fitted: Path, tmp_path: Path) -> None:
@@ -237,3 +247,25 @@ def test_other_mistakes_keep_the_words_of_the_parser(tiny_config: Path, capsys: 
     assert stop.value.code == 2
     assert 'Parser key "trainer.max_epochs"' in capsys.readouterr().err
     assert unknown_key('Parser key "trainer.max_epochs": Expected an int', ["trainer.max_epochs"]) is None
+
+
+def test_a_run_without_a_logger_leaves_the_config_of_its_folder_alone(tiny_config: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "config.yaml"
+    mine.write_text("my own\n")
+    CLI(["fit", f"--config={tiny_config}", "--trainer.logger=false", "--test_after_fit=false"])
+    assert mine.read_text() == "my own\n"
+
+
+def test_shipped_classes_go_by_their_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    network = [
+        "--model.network=FPEMLP",
+        "--model.network.in_features=4",
+        "--model.network.hidden=3",
+        "--model.network.out_features=2",
+    ]
+    callback = ["--trainer.callbacks+=ExpansionCallback", "--trainer.callbacks.epoch=1"]
+    config = printed(["fit", "--model=Classifier", *network, "--data=BooleanDataModule", *callback], capsys)
+    assert config["model"]["class_path"].endswith("Classifier")
+    assert config["model"]["init_args"]["network"]["class_path"].endswith("FPEMLP")
+    assert config["data"]["class_path"].endswith("BooleanDataModule")
+    assert config["trainer"]["callbacks"][0]["class_path"].endswith("ExpansionCallback")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from fpe_lightning.cli import CLI
+from fpe_lightning.sparse.semi_format import not_semi_structured
 from fpe_lightning.studies.__main__ import main as study
 
 ROOT = Path(__file__).parent.parent
@@ -103,8 +108,43 @@ def test_what_needs_no_download_runs(
 
 
 @pytest.mark.parametrize("config", STUDIES)
-def test_a_study_says_how_to_run_it_and_its_grid_can_be_shown(config: str, tmp_path: Path):
+def test_a_study_says_how_to_run_it_and_its_grid_can_be_shown(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fpe_lightning.studies.__main__.seconds_of", lambda blocks: 60.0)  # which would read the data
     words = (ROOT / config).read_text().splitlines()[0].removeprefix("# ").split()
     assert words[:3] == ["python", "-m", "fpe_lightning.studies"]
     assert words[words.index("--config") + 1] == config
     assert study([*words[3:], "--dry-run", f"--output={tmp_path}"]) == 0
+
+
+@pytest.mark.slow
+def test_the_twin_of_the_2to4_config_trains_on_two_processes_without_a_gpu(
+    tmp_path: Path, write_config: Callable[..., Path]
+) -> None:
+    # Small data in the place of embeddings; the split, the precision and the strategy are those of the config.
+    boolean = {"inputs": 64, "train_size": 64, "val_size": 64, "test_size": 64, "target": "class", "batch_size": 16}
+    data = {"class_path": "fpe_lightning.data.BooleanDataModule", "init_args": boolean}
+    network = {"init_args": {"in_features": 64, "out_features": 2}}
+    callbacks = yaml.safe_load((ROOT / "configs/clip_probe_ddp_2to4.yaml").read_text())["trainer"]["callbacks"]
+    callbacks[0]["init_args"]["epoch"] = 0  # so that every checkpoint is of the split network
+    model = {"init_args": {"network": network}}
+    short = write_config("short", {"data": data, "model": model, "trainer": {"callbacks": callbacks}})
+    result = subprocess.run(
+        [
+            *(sys.executable, "train.py", "fit", "--config=configs/clip_probe_ddp_2to4.yaml"),
+            *("--config=configs/trainer/ddp_cpu.yaml", f"--config={short}", "--trainer.max_epochs=2"),
+            f"--trainer.logger.save_dir={tmp_path}",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "64 -> 128" in result.stdout
+    (last,) = tmp_path.rglob("last.ckpt")
+    state = torch.load(last, weights_only=False)["state_dict"]
+    assert "network.layers.0.weight_semi_structured" in state
+    assert not_semi_structured(state["network.layers.0.weight_mask"]) is None

@@ -58,13 +58,6 @@ class CacheKey:
         return cache_dir / "embeddings" / f"{names}-{digest[:16]}"
 
 
-def default_cache_dir() -> Path:
-    """Return ``$FPE_CACHE``, or ``fpe_lightning`` in the user's cache directory (``~/.cache``)."""
-    if path := os.environ.get("FPE_CACHE"):
-        return Path(path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fpe_lightning"
-
-
 def ensure_cache(key: CacheKey, cache_dir: Path, batches: Callable[[], Iterable[tuple[Any, Any]]]) -> Path:
     """Make sure that the cache of a key is there and whole, and write it if it is not there.
 

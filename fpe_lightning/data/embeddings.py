@@ -11,11 +11,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from fpe_lightning.data.arrays import ArrayDataModule, Split, Standardize, moments
-from fpe_lightning.data.cache import CacheKey, default_cache_dir, open_cache
+from fpe_lightning.data.cache import CacheKey, open_cache
 from fpe_lightning.data.encode import cache_embeddings, embedding_key
 from fpe_lightning.data.encoder import ImageEncoder, load_encoder
 from fpe_lightning.data.sources import ImageSplits, load_images
 from fpe_lightning.data.split import stratified_choice
+from fpe_lightning.paths import default_cache_dir
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 

@@ -95,6 +95,8 @@ class WideSparseMLP(MLP):
             ``"even"`` (the same density in every layer), or ``"fan_in"`` (as ``"hidden"``, and every neuron of a layer
             has the same number of inputs, to within one).
         seed: Of the masks.
+        zero_bias: Whether the biases of hidden layers begin at zero, and not as large as the weights, which grow with
+            sparsity. On inputs of unit length, such as embeddings, large biases silence neurons for good.
         activation: See :class:`MLP`.
         bias: See :class:`MLP`.
         batch_norm: See :class:`MLP`.
@@ -117,6 +119,7 @@ class WideSparseMLP(MLP):
         alpha: int = 2,
         allocation: str = "hidden",
         seed: int = 0,
+        zero_bias: bool = False,
         activation: str = "relu",
         bias: bool = True,
         batch_norm: bool = False,
@@ -141,6 +144,9 @@ class WideSparseMLP(MLP):
             if count < layer.weight.numel():
                 scaled_uniform_(layer, count / layer.weight.numel())
                 set_mask(layer, "weight", draw(layer.weight.shape[0], layer.weight.shape[1], count, generator))
+        if zero_bias and bias:
+            for layer in linears[:-1]:
+                nn.init.zeros_(layer.bias)
 
 
 class FPEMLP(MLP):

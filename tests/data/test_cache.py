@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fpe_lightning.data.cache import CacheKey, default_cache_dir, ensure_cache, open_cache
+from fpe_lightning.data.cache import CacheKey, ensure_cache, open_cache
+from fpe_lightning.paths import default_cache_dir
 
 KEY = CacheKey("tiny/rows", "digest", "grey", "squares", "print", "train", 10, 4, "float16", ("a", "b"))
 FEATURES = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)

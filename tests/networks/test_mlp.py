@@ -189,3 +189,15 @@ def test_an_integer_is_one_hidden_layer() -> None:
 def test_what_cannot_be_built_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_hidden_biases_of_wide_sparse_may_begin_at_zero() -> None:
+    torch.manual_seed(0)
+    drawn = WideSparseMLP(32, [6, 5], 3, alpha=2)
+    torch.manual_seed(0)
+    zero = WideSparseMLP(32, [6, 5], 3, alpha=2, zero_bias=True)
+    for layer, other in zip(zero.linear_layers(), drawn.linear_layers(), strict=True):
+        assert torch.equal(layer.weight, other.weight)
+    assert not any(layer.bias.any() for layer in zero.linear_layers()[:-1])
+    assert torch.equal(zero.linear_layers()[-1].bias, drawn.linear_layers()[-1].bias)
+    assert count_nonzeros(zero) == count_nonzeros(drawn)
