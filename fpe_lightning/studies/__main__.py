@@ -86,8 +86,8 @@ def _run(words: list[str], console: Console) -> None:
         _print_grid(study, options.jobs, console)
         return
     study.prepare()
-    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console)
-    written = write_report(rows, folder, f"Study {name}")
+    rows = run_study(study, Results(folder, name, asdict(study), study.measures()), options.jobs, console)
+    written = write_report(rows, folder, f"Study {name}", STUDIES[name].findings(rows))
     failed = sum(row.status == "failed" for row in rows)
     console.print(written[0].read_text(), markup=False, soft_wrap=True)
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)

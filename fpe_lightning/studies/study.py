@@ -12,11 +12,20 @@ from fpe_lightning.studies.arms import Arm, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.clip_probe import Probe
 from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.interference import Interference
 from fpe_lightning.studies.pixels import Pixels
+from fpe_lightning.studies.robustness import Robustness
 from fpe_lightning.studies.setting import Setting
 from fpe_lightning.studies.training import run_block
 
-STUDIES: dict[str, type[Setting]] = {"boolean": Regime, "clip_probe": Probe, "deep": Probe, "pixels": Pixels}
+STUDIES: dict[str, type[Setting]] = {
+    "boolean": Regime,
+    "clip_probe": Probe,
+    "deep": Probe,
+    "interference": Interference,
+    "pixels": Pixels,
+    "robustness": Robustness,
+}
 """The kind of setting that each study has: where its data come from. Arms and values are in its config."""
 
 
@@ -80,6 +89,10 @@ class Study:
                 setting.task(self.first_seed)
             except (ValueError, OSError, RuntimeError) as error:
                 raise StudyError(f"Setting {name!r} has no data: {' '.join(str(error).split())}") from error
+
+    def measures(self) -> list[str]:
+        """Names of all that the settings measure beside accuracy."""
+        return list(dict.fromkeys(name for setting in self.settings.values() for name in setting.measures))
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Setting, arm and seed of every run.
