@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from fpe_lightning.data.sources import LabelledImages
 
 Kind = Literal["noise", "blur", "shift"]
+KINDS: tuple[Kind, ...] = ("noise", "blur", "shift")
 _RULE = 1  # raise when any picture changes: it is part of the fingerprint
 
 
@@ -43,7 +44,7 @@ class Corruption:
     level: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("noise", "blur", "shift"):
+        if self.kind not in KINDS:
             raise ValueError(f"A corruption has to be 'noise', 'blur' or 'shift', found {self.kind!r}.")
         if not self.level > 0 or (self.kind == "shift" and self.level != int(self.level)):
             asked = "a whole number of pixels" if self.kind == "shift" else "positive"
@@ -105,7 +106,5 @@ class CorruptedImages(Dataset[tuple[Any, int]]):
         """Return the corrupted picture and its class number."""
         number = self.indices[index]
         image, label = self.images[number]
-        kinds = ("noise", "blur", "shift")
-        return self.corruption(
-            image, np.random.default_rng((self.seed, kinds.index(self.corruption.kind), number))
-        ), label
+        generator = np.random.default_rng((self.seed, KINDS.index(self.corruption.kind), number))
+        return self.corruption(image, generator), label

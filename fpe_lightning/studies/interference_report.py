@@ -32,8 +32,8 @@ CAPTION = "relative gain in test accuracy over dense, against the fold change of
 NOTES = (
     "Measures are of the first hidden layer, means over seeds; a fold change is a ratio of such means, and the gain is "
     "relative: mean test accuracy over that of the dense network, minus one.",
-    "Each point of a fit is an arm in a setting. R^2 has a 95 % bootstrap interval over settings; settings share seeds, "
-    "so it is rather too narrow. The rank correlation is Spearman's.",
+    "Each point of a fit is an arm in a setting. R^2 has a 95 % bootstrap interval over settings; as they share "
+    "seeds, it is rather too narrow. The rank correlation is Spearman's.",
     "A dense layer has collisions and coverage of 1, so those after the split are their own fold changes.",
 )
 
@@ -103,7 +103,7 @@ def points(rows: Sequence[Row], measure: str, when: str) -> list[Point]:
 
 
 def findings(rows: Sequence[Row]) -> Findings:
-    """Tables of the measures and of the fits, and the figure, of all settings that have one name before the grid's values."""
+    """Tables of the fits and of the measures, apart for each name that a grid began with, and the figure."""
     bases: dict[str, list[Row]] = {}
     for row in rows:
         bases.setdefault(values_of(row.setting)[0], []).append(row)
@@ -122,15 +122,8 @@ def fitted(found: Sequence[Point]) -> Fit | None:
 def fits_table(base: str, rows: Sequence[Row]) -> Table:
     """One line for each measure and kind of fold change, over all arms and for each alone."""
     arms = [arm for arm in names(rows, "arm") if arm_named(arm).kind == "split"]
-    header = (
-        "measure",
-        "fold change",
-        "points",
-        "slope",
-        "R^2 [95 %]",
-        "rank correlation",
-        *(f"R^2, {a}" for a in arms),
-    )
+    plain = ("measure", "fold change", "points", "slope", "R^2 [95 %]", "rank correlation")
+    header = (*plain, *(f"R^2, {arm}" for arm in arms))
     lines = []
     for measure, label in LABELS.items():
         for when, meaning in WHEN.items():

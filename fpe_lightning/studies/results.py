@@ -116,9 +116,7 @@ class Results:
             ValueError: If a row holds a measure that has no column.
         """
         if unknown := sorted({name for row in rows for name in row.measures} - set(self.measures)):
-            raise ValueError(
-                f"The measure {unknown[0]!r} has no column in {self.path}; name it when the folder is opened."
-            )
+            raise ValueError(f"The measure {unknown[0]!r} has no column in `{self.path}`; declare it in the setting.")
         with self._lock:
             text = self.path.read_text() if self.path.exists() else ""
             complete = text[: text.rfind("\n") + 1]

@@ -14,7 +14,7 @@ from fpe_lightning.data.cache import open_cache
 from fpe_lightning.data.corruptions import CorruptedImages, Corruption
 from fpe_lightning.data.encode import cache_embeddings, embedding_key
 from fpe_lightning.data.encoder import load_encoder
-from fpe_lightning.data.sources import load_images
+from fpe_lightning.data.sources import LabelledImages, load_images
 from fpe_lightning.data.split import stratified_choice
 from fpe_lightning.networks import MLP
 from fpe_lightning.paths import default_cache_dir
@@ -141,13 +141,10 @@ def _others(
     pictures: int | None,
 ) -> dict[str, Part]:
     """Embeddings of chosen test pictures, as they are and corrupted; encoded into the cache once."""
-    images, model, folder = (
-        load_images(dataset, data_dir, download).test,
-        load_encoder(encoder, pretrained),
-        default_cache_dir(),
-    )
+    images, folder = load_images(dataset, data_dir, download).test, default_cache_dir()
+    model = load_encoder(encoder, pretrained)
 
-    def embedded(chosen: object, split: str) -> Part:
+    def embedded(chosen: LabelledImages, split: str) -> Part:
         key = embedding_key(chosen, model, dataset, split, "float16")
         features, labels = open_cache(cache_embeddings(chosen, model, key, folder), key)
         return torch.from_numpy(features).float(), torch.from_numpy(labels)

@@ -68,7 +68,8 @@ def conditions(rows: Sequence[Row], setting: str) -> list[Table]:
 def curves(rows: Sequence[Row]) -> Figure | None:
     """Draw accuracy, and below it calibration, against everything that gets worse.
 
-    Corruptions are those of the first setting; what a grid moves is drawn where it takes two values or more.
+    Corruptions are those of the first setting. What a grid moves is drawn where it takes two values or more, on the
+    clean pictures, and where several values of something else go with it, at the one with the most.
 
     Returns:
         A column for each; None where nothing was measured.
@@ -82,12 +83,13 @@ def curves(rows: Sequence[Row]) -> Figure | None:
         kind, _, level = name.partition("=")
         if level:
             columns.setdefault(kind, {0.0: (settings[0], CLEAN)})[float(level)] = (settings[0], name)
-    others = dict(values_of(settings[0])[1])
+    moved: dict[str, dict[str, dict[float, tuple[str, str]]]] = {}  # the same, by what the other values are
     for setting in settings:
-        values = values_of(setting)[1]
-        for key in values:
-            if all(values[k] == others.get(k) for k in values if k != key):
-                columns.setdefault(key, {})[values[key]] = (setting, CLEAN)
+        base, values = values_of(setting)
+        for key, value in values.items():
+            rest = " ".join([base, *(f"{other}={values[other]}" for other in values if other != key)])
+            moved.setdefault(key, {}).setdefault(rest, {})[value] = (setting, CLEAN)
+    columns |= {key: max(groups.values(), key=len) for key, groups in moved.items()}
     columns = {kind: levels for kind, levels in columns.items() if len(levels) > 1}
     if not columns:
         return None
