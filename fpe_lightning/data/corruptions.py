@@ -47,7 +47,7 @@ class Corruption:
         if self.kind not in KINDS:
             raise ValueError(f"A corruption has to be 'noise', 'blur' or 'shift', found {self.kind!r}.")
         if not self.level > 0 or (self.kind == "shift" and self.level != int(self.level)):
-            asked = "a whole number of pixels" if self.kind == "shift" else "positive"
+            asked = "a positive whole number of pixels" if self.kind == "shift" else "positive"
             raise ValueError(f"The level of {self.kind!r} has to be {asked}, found {self.level}.")
 
     @property
