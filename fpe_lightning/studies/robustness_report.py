@@ -26,7 +26,7 @@ UNITS = {
     "train_size": "training samples",
 }
 """Labels of what gets worse."""
-CAPTION = "test accuracy and expected calibration error, means over seeds with 95 % intervals"
+CAPTION = "accuracy and calibration error, means with 95 % intervals"
 NOTES = (
     "Corrupted pictures are some of the test pictures, corrupted before they are encoded; `clean` are the same as they "
     "are, and `test` are all. Calibration errors are expected ones in percent, 15 bins; less is better.",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fpe_lightning.data import embeddings
 from fpe_lightning.data.glyphs import GlyphDataset
 from fpe_lightning.data.sources import ImageSplits
 from fpe_lightning.studies import clip_probe, robustness
@@ -103,9 +104,8 @@ def test_a_calibration_error_is_confidence_minus_accuracy() -> None:
 def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     parts = ImageSplits(*(GlyphDataset(part, size=94) for part in ("train", "val", "test")))
     monkeypatch.setenv("FPE_CACHE", str(tmp_path))
-    for module in (robustness, clip_probe.EmbeddingDataModule.__module__):
-        where = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{where}.load_images", lambda *_: parts)
+    monkeypatch.setattr(robustness, "load_images", lambda *_: parts)
+    monkeypatch.setattr(embeddings, "load_images", lambda *_: parts)
     clip_probe._embeddings.cache_clear()
     robustness._others.cache_clear()
     yield
