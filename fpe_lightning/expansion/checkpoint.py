@@ -36,6 +36,7 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix
             holds a broken record.
 
     Example:
+        >>> import torch
         >>> from fpe_lightning.expansion.expand import expand
         >>> wide, narrow = (nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
         >>> _ = expand(wide, alpha=2, example_inputs=torch.randn(1, 64))
