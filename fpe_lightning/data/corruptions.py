@@ -37,7 +37,7 @@ class Corruption:
         >>> image.putpixel((1, 1), (0, 0, 0))
         >>> moved = Corruption("shift", 1)(image, np.random.default_rng(0))
         >>> [(x, y) for x in range(4) for y in range(4) if moved.getpixel((x, y)) == (0, 0, 0)]
-        [(1, 2)]
+        [(2, 1)]
     """
 
     kind: Kind

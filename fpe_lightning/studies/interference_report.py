@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from fpe_lightning.studies.arms import arm_named
 from fpe_lightning.studies.figures import COLORS, values_of
@@ -229,5 +230,6 @@ def _panel(ax: Axes, found: Sequence[Point], styles: dict[str, tuple[str, str]])
         ax.plot(ends, line.intercept + line.slope * ends, color="black", linewidth=1)
         ax.set_title(f"R² = {line.r2:.2f} [{line.low:.2f}, {line.high:.2f}]", fontsize=8)
     ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.grid(color="0.92")
     ax.set_axisbelow(True)

@@ -170,9 +170,9 @@ settings:
   boolean: {of: boolean, epochs: 8, data: {samples: 32}}
   digits: {of: pixels, epochs: 2, batch_size: 512}
 grid:
-  - {hidden: [2, 3, 4], when: [0.5]}
-arms: [dense, random, overlapping]
-seeds: 2
+  - {hidden: [2, 4], when: [0.5]}
+arms: [dense, random]
+seeds: 1
 """
 
 
@@ -183,16 +183,16 @@ def test_the_command_measures_and_fits_and_goes_on(tmp_path: Path) -> None:
     assert main(words, console) == 0
     with (tmp_path / "out" / "results.csv").open() as file:
         records = list(csv.DictReader(file))
-    assert len(records) == 36
+    assert len(records) == 8
     split = next(each for each in records if each["arm"] == "random" and each["setting"].startswith("digits"))
     assert 0 < float(split["capacity_before"]) < float(split["capacity_after"]) <= 1
     assert split["collisions_after"] == ""  # only formulas have clauses
     for name in ("interference.png", "interference.svg", "figure.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 3  # arms, accuracy against neurons, and fits
+    assert page.count("data:image/svg+xml;base64,") == 2  # accuracies and fits
     lines = (tmp_path / "out" / "results.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "out" / "results.csv").write_text("".join(lines[:20]))
+    (tmp_path / "out" / "results.csv").write_text("".join(lines[:5]))
     before = (tmp_path / "out" / "table.md").read_text()
     assert main(words, console) == 0
     assert (tmp_path / "out" / "table.md").read_text() == before
