@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from fpe_lightning.cli import unknown_key
 from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.ray_runner import check_ray
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Results
 from fpe_lightning.studies.runner import run_study
@@ -72,7 +73,10 @@ def _run(words: list[str], console: Console) -> None:
     )
     parser.add_class_arguments(Study, skip={"settings"})
     parser.add_argument("--output", type=str, default=f"results/{name}", help="Folder of results, table and figure.")
-    parser.add_argument("--jobs", type=int, default=1, help="Processes.")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes, of Ray too where it is local.")
+    parser.add_argument(
+        "--ray", type=str, default=None, help="Run on Ray: `local`, or the address of a cluster (`auto`, `host:6379`)."
+    )
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
     options: Any = parser.parse_args(words[1:])
     given = {key: STUDIES[name](**dict(values.items())) for key, values in (options.settings or {}).items()}
@@ -80,13 +84,20 @@ def _run(words: list[str], console: Console) -> None:
     study.check()
     if options.jobs < 1:
         raise StudyError(f"`--jobs` has to be at least 1, found {options.jobs}.")
+    if options.ray not in (None, "local") and options.jobs > 1:
+        raise StudyError(
+            f"A Ray cluster has workers of its own: drop `--jobs {options.jobs}`, or give `--ray local` to begin so "
+            "many here."
+        )
     torch.set_num_threads(1)  # products this small gain nothing from threads; processes do
     folder = Path(options.output)
     if options.dry_run:
         _print_grid(study, options.jobs, console)
         return
+    if options.ray is not None:
+        check_ray(options.ray)
     study.prepare()
-    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console)
+    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console, options.ray)
     written = write_report(rows, folder, f"Study {name}")
     failed = sum(row.status == "failed" for row in rows)
     console.print(written[0].read_text(), markup=False, soft_wrap=True)

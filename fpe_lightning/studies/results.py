@@ -33,6 +33,9 @@ class Row:
         test: On the test samples.
         seconds: Wall time, an even share of that of the networks that trained together.
         setting: Name of the setting.
+        version: Of this package, where the run was made.
+        torch: Version of torch, there.
+        config: The resolved setting and arm, as JSON.
     """
 
     arm: str
@@ -45,6 +48,9 @@ class Row:
     test: float
     seconds: float
     setting: str = ""
+    version: str = ""
+    torch: str = ""
+    config: str = ""
 
     @property
     def cell(self) -> tuple[str, str, int]:

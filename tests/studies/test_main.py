@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fpe_lightning.studies import runner
+from fpe_lightning.studies import workers
 from fpe_lightning.studies.__main__ import main
 from fpe_lightning.studies.training import run_block
 
@@ -48,7 +48,7 @@ def test_a_killed_study_goes_on_from_its_finished_cells(
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run("boolean", "--config", tiny, "--output", whole)
-    monkeypatch.setattr(runner, "run_block", killed)
+    monkeypatch.setattr(workers, "run_block", killed)
     code, said = run("boolean", "--config", tiny, "--output", broken)
     assert code == 130
     assert "goes on from the runs that are finished" in said
