@@ -21,6 +21,7 @@ from fpe_lightning.studies.ray_runner import check_ray
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Results
 from fpe_lightning.studies.runner import run_study
+from fpe_lightning.studies.setting import Setting
 from fpe_lightning.studies.study import STUDIES, Study, on_grid, seconds_of
 
 
@@ -80,7 +81,10 @@ def _run(words: list[str], console: Console) -> None:
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
     options: Any = parser.parse_args(words[1:])
     given = {key: STUDIES[name](**dict(values.items())) for key, values in (options.settings or {}).items()}
-    study = Study(on_grid(given, options.grid), options.arms, options.seeds, options.first_seed, options.block)
+    settings = on_grid(given, options.grid)
+    for label, setting in settings.items():
+        _check_types(label, setting)
+    study = Study(settings, options.arms, options.seeds, options.first_seed, options.block)
     study.check()
     if options.jobs < 1:
         raise StudyError(f"`--jobs` has to be at least 1, found {options.jobs}.")
@@ -104,6 +108,16 @@ def _run(words: list[str], console: Console) -> None:
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
+def _check_types(label: str, setting: Setting) -> None:
+    """Check the values of a setting as those of the command line are; a grid may hold any."""
+    parser = Parser()
+    parser.add_argument("--setting", type=type(setting))
+    try:
+        parser.parse_object({"setting": asdict(setting)})
+    except StudyError as error:
+        raise StudyError(f"Setting {label!r} cannot be: {error}") from error
+
+
 def _print_grid(study: Study, jobs: int, console: Console) -> None:
     table = Table("setting", "arms", "seeds", "runs", title="The grid")
     last = study.first_seed + study.seeds - 1
@@ -113,12 +127,20 @@ def _print_grid(study: Study, jobs: int, console: Console) -> None:
         )
     console.print(table)
     try:
-        minutes = seconds_of(study.blocks(set())) / 60 / jobs
+        took = _in_words(seconds_of(study.blocks(set())) / jobs)
     except (ValueError, OSError, RuntimeError) as error:
         estimate = f"no estimate ({' '.join(str(error).split()).rstrip('.')})"
     else:
-        estimate = f"about {minutes:.1f} minutes on {jobs} process(es)"
+        estimate = f"about {took} on {jobs} process{'es' if jobs > 1 else ''}"
     console.print(f"{len(study.cells())} runs, {estimate}; nothing was run.", soft_wrap=True)
+
+
+def _in_words(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 if __name__ == "__main__":
