@@ -98,7 +98,7 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
         (["boolean", "--grid", "[{hidden: []}]"], "The grid is empty: 0 settings"),
         (
             ["boolean", "--grid", "[{lr: [fast]}]"],
-            'Setting \'S lr=fast\' cannot be: Parser key "setting": Parser key "lr": Exp',
+            "Setting 'S lr=fast' cannot be: Parser key \"setting.lr\": Expected a <class 'float'>. Got value: fast",
         ),
         (["boolean", "--arms", "[dense, random, dense]"], "Arm 'dense' is given twice; name each arm once."),
         (["boolean", "--settings.S.inputs", 3], "Setting 'S' has no data: 8 disjoint clauses of 3 literals do not fit"),
