@@ -38,7 +38,8 @@ def rows_of(block: Block, advance: Callable[[int], None] | None = None) -> list[
     """
     made_with = {"version": __version__, "torch": str(torch.__version__), "setting": block.name}
     configs = {
-        name: json.dumps({"setting": asdict(block.setting), "arm": asdict(arm)}) for name, arm in block.arms.items()
+        name: json.dumps({"setting": asdict(block.setting), "arm": asdict(arm)}, default=str)
+        for name, arm in block.arms.items()
     }
     found = run_block(block.setting, block.arms, block.seeds, advance)
     return [replace(row, config=configs[row.arm], **made_with) for row in found]
