@@ -92,10 +92,10 @@ def _finished(ray: Any, blocks: Sequence[Block], tell: Tell) -> Finished:
         tell(advance=block.work)
         yield block, rows
     if lost:
-        block, error = lost[0]
+        block, why = lost[0]
         raise StudyError(
             f"{sum(each.cells for each, _ in lost)} runs are missing, as all {RETRIES + 1} workers that tried setting "
-            f"{block.name!r}, seeds {block.seeds[0]} to {block.seeds[-1]}, died ({type(error).__name__}); "
+            f"{block.name!r}, seeds {block.seeds[0]} to {block.seeds[-1]}, died ({type(why).__name__}); "
             "find out why (memory, perhaps), and give the same command again."
         )
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -20,9 +20,9 @@ from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.study import Block
 from fpe_lightning.studies.training import run_block
 
-Finished = Iterator[tuple[Block, list[Row]]]
+Finished = Generator[tuple[Block, list[Row]], None, None]
 """Blocks and their rows, in the order in which they are finished."""
-Tell = Callable[..., object]
+Tell = Callable[..., None]
 """Takes ``advance=``, epochs times networks that were trained, and ``description=``, what is at work."""
 
 
@@ -36,13 +36,16 @@ def rows_of(block: Block, advance: Callable[[int], None] | None = None) -> list[
     Returns:
         A row for each arm and seed.
     """
-    made_with = {"version": __version__, "torch": str(torch.__version__), "setting": block.name}
     configs = {
         name: json.dumps({"setting": asdict(block.setting), "arm": asdict(arm)}, default=str)
         for name, arm in block.arms.items()
     }
     found = run_block(block.setting, block.arms, block.seeds, advance)
-    return [replace(row, config=configs[row.arm], **made_with) for row in found]
+    torch_version = str(torch.__version__)
+    return [
+        replace(row, setting=block.name, version=__version__, torch=torch_version, config=configs[row.arm])
+        for row in found
+    ]
 
 
 def in_turn(blocks: Sequence[Block], tell: Tell) -> Finished:
