@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP, WideSparseMLP
-from fpe_lightning.sparse.masked import check_masks
+from fpe_lightning.sparse.model_masks import check_masks
 from fpe_lightning.studies.dropconnect import DropConnectMLP
 from fpe_lightning.studies.stacked import Batches, Stack, gradient_of, train_together
 from fpe_lightning.studies.stacked_optimizer import update
