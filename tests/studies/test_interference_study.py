@@ -86,7 +86,7 @@ def test_the_split_is_a_share_of_the_epochs_unless_the_arm_says_an_epoch() -> No
 
 
 def row(setting: str, arm: str, seed: int, test: float, measures: Mapping[str, float]) -> Row:
-    return Row(arm, seed, "done", "", 209, test, test, test, 1.0, setting, measures)
+    return Row(arm, seed, "done", "", 209, test, test, test, 1.0, setting, measures=measures)
 
 
 def made(gains: Mapping[str, float], folds: Mapping[str, float]) -> list[Row]:

@@ -82,8 +82,8 @@ def test_measures_are_further_columns_and_one_that_was_not_taken_stays_empty(tmp
         row(2),
     ]
     results.append(rows)
-    assert results.path.read_text().splitlines()[0].endswith(",setting,capacity,cosine")
-    assert results.path.read_text().splitlines()[1].endswith(",A,,-0.25")
+    assert results.path.read_text().splitlines()[0].endswith(",config,capacity,cosine")
+    assert results.path.read_text().splitlines()[1].endswith(",A,,,,,-0.25")
     assert Results(tmp_path, "boolean", CONFIG).rows() == rows
     whole = results.path.read_text()
     with pytest.raises(ValueError, match=r"^The measure 'capacty' has no column in `.*results\.csv`; declare it"):

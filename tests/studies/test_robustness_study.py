@@ -159,7 +159,7 @@ def test_more_training_samples_than_there_are_get_one_sentence(small: Robustness
 def made(setting: str, lift: float) -> list[Row]:
     """Two seeds of three arms; the second arm is ahead by ``lift``."""
     return [
-        Row(arm, seed, "done", "", 209, 0.9, 0.9, 0.9, 1.0, setting, {
+        Row(arm, seed, "done", "", 209, 0.9, 0.9, 0.9, 1.0, setting, measures={
             "clean": 0.8 + own, "noise=0.1": 0.5 + own, "noise=0.2": 0.4 + own + 0.01 * seed,
             "calibration error clean": 0.04, "calibration error noise=0.1": 0.2,
             "calibration error noise=0.2": 0.3 - own,
