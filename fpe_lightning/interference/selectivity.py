@@ -73,7 +73,9 @@ def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
     """
     means = class_means(activations, labels)
     if len(means) < 2:
-        raise ValueError("Selectivity compares classes, but all samples are of one class: give samples of at least two.")
+        raise ValueError(
+            "Selectivity compares classes, but all samples are of one class: give samples of at least two."
+        )
     best = means.amax(0)
     others = (means.sum(0) - best) / (len(means) - 1)
     return (best - others) / (best + others)

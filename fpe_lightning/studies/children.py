@@ -1,8 +1,8 @@
 """What the children mean: are they more single-minded than their parents?
 
-``python -m fpe_lightning.studies.children`` trains probes on embedded glyphs, dense, wide-sparse and split, measures over
-which classes the activation of each hidden neuron is spread, on test pictures, and draws the pictures that parents and
-children like best. It is a command of its own and no study of the grid, as its rows are about neurons at several
+``python -m fpe_lightning.studies.children`` trains probes on embedded glyphs, dense, wide-sparse and split, measures
+over which classes the activation of each hidden neuron is spread, on test pictures, and draws the pictures that parents
+and children like best. It is a command of its own and no study of the grid, as its rows are about neurons at several
 moments of a run and not about one accuracy at the end.
 """
 
@@ -214,6 +214,11 @@ def study(
             f"At least one seed, one arm and one hidden layer are needed, found {seeds} seeds, {len(chosen)} arms and "
             f"`hidden` {setting.hidden}."
         )
+    for name, arm in named.items():
+        if not 0 <= setting.starts(arm) <= setting.epochs:
+            raise StudyError(
+                f"Arm {name!r} splits at epoch {setting.starts(arm)}, but there are {setting.epochs}; drop one of them."
+            )
     numbers = range(first_seed, first_seed + seeds)
     try:
         setting.check()

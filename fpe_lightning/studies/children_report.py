@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fpe_lightning.studies.statistics import Estimate, estimate, paired
 from fpe_lightning.studies.tables import Table, as_markdown
@@ -117,10 +118,12 @@ def entropy_figure(rows: Sequence[Neurons], classes: int) -> Figure:
         ax.errorbar(found.mean, y - 0.08, xerr=reach, fmt=marker, color="black", markersize=5, capsize=3, zorder=2)
     ax.set_yticks(range(len(lines)), [f"{arm.replace('_', ' ')}, {MOMENTS[moment]}" for arm, moment in lines])
     ax.set_ylim(len(lines) - 0.5, -0.5)
-    ax.set_xlabel(
-        f"entropy of a neuron's activation over {classes} classes (bits); left is more single-minded,\n"
-        f"{math.log2(classes):.2f} answers to all classes alike. Faint: one seed; bars: 95 % interval"
-    )
+    ax.set_xlabel(f"mean entropy of the neurons over {classes} classes (bits); the lower, the more single-minded")
+    entries = [
+        Line2D([], [], color="0.6", marker=".", linestyle="", label="one seed"),
+        Line2D([], [], color="black", marker="o", label="mean and 95 % interval over seeds"),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     ax.grid(axis="x", color="0.92")
     ax.set_axisbelow(True)
     return figure
@@ -136,7 +139,9 @@ def lines_of(rows: Sequence[Neurons]) -> list[tuple[str, str]]:
     for arm in dict.fromkeys(row.arm for row in rows):
         for moment in MOMENTS:
             values = by_seed(rows, arm, moment, "entropy")
-            if not any((row.arm, row.moment) == (arm, moment) for row in rows) or (moment == "before" and values in seen):
+            if not any((row.arm, row.moment) == (arm, moment) for row in rows) or (
+                moment == "before" and values in seen
+            ):
                 continue
             seen += [values] if moment == "before" else []
             lines.append((arm, moment))
