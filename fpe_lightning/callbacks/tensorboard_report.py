@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,8 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 from typing_extensions import override
 
-from fpe_lightning.callbacks.expansion import ExpansionCallback
-from fpe_lightning.expansion.budget import count_nonzeros
+from fpe_lightning.callbacks.tensorboard_columns import chosen_hparams, columns_of
+from fpe_lightning.interference.curves import curves_figure
 
 SITES = {
     "width": r"expansion/width/",
@@ -26,24 +24,27 @@ SITES = {
     "mean fan-in": r"interference/.*/mean_fan_in$",
     "feature capacity": r"interference/.*/feature_capacity$",
     "mean absolute cosine similarity": r"interference/.*/mean_absolute_cosine_similarity$",
-    "clause collisions and coverage": r"interference/.*/clause_",
 }
 """Charts of the sites by title, and the tags that ``InterferenceMonitor`` logs for them."""
+CLAUSES = {"clause collisions and coverage": r"interference/.*/clause_"}
+"""One more, where the data know clauses."""
 
 
 class TensorBoardReport(Callback):
     """Mark splits on the curves, arrange charts on the tab *Custom Scalars*, and fill the tab *HParams*.
 
-    TensorBoard draws no vertical lines. A split at step ``s`` is therefore a curve of its own,
-    ``expansion/split/<name>``, that goes from 0 at ``s - 1`` up to the value that the curve beside it last had at ``s``
-    and back to 0 at ``s + 1``; *Custom Scalars* shows both in one chart.
+    TensorBoard draws no vertical lines. So when training ends the tab *Images* gets a figure ``curves/<name>`` of what
+    was logged after each epoch, with a dashed line at each split. While it goes on, a split at step ``s`` is a curve of
+    its own, ``expansion/split/<name>``, that goes from 0 at ``s - 1`` up to the value that the curve beside it last had
+    at ``s`` and back to 0 at ``s + 1``; *Custom Scalars* shows both in one chart, sharpest without smoothing.
 
     *HParams* gets a row for each run with the same columns, whatever was trained: network, alpha, moment of the split,
     partition, budget, optimizer, learning rate, epochs, seed and non-zero parameters; then the best value of what
     ``ModelCheckpoint`` watches, once training ends, and ``metrics``, as soon as they are logged.
 
     Give ``TensorBoardLogger`` the argument ``default_hp_metric=False``: of two tables TensorBoard keeps the first. Only
-    TensorBoard loggers are written to, and no random number is drawn. It keeps no state.
+    TensorBoard loggers are written to, and no random number is drawn. It saves no state:
+    the figure of a resumed run begins where that run did.
 
     Args:
         charts: Parts of names of metrics; each makes a chart of all metrics so named but those of the test.
@@ -73,6 +74,8 @@ class TensorBoardReport(Callback):
             if isinstance(value, str) or not all(isinstance(each, str) for each in value):
                 raise MisconfigurationException(f"`{name}` has to be a list of names, found {value!r}.")
         self.charts, self.metrics, self.hparams = list(charts), list(metrics), list(hparams)
+        self._curves: dict[str, list[tuple[int, float]]] = {}
+        self._splits: list[int] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -88,6 +91,7 @@ class TensorBoardReport(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._curves, self._splits = {}, []
         boards = _boards(trainer)
         if not boards:
             return
@@ -96,9 +100,24 @@ class TensorBoardReport(Callback):
         metrics = [*([best[0]] if best else []), *self.metrics]
         experiment, start, _ = hparams_summaries(columns, dict.fromkeys(metrics, 0.0))
         for board in boards:
-            board.add_custom_scalars(layout(self.charts))
+            board.add_custom_scalars(layout(self.charts, bool(getattr(_data(trainer), "groups", None))))
             for summary in (experiment, start):
                 board.file_writer.add_summary(summary)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Modules may log an epoch's metrics after callbacks have seen its end.
+        self._note(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        """Keep the metrics of the charts, for the figure."""
+        for name, value in trainer.callback_metrics.items():
+            if any(re.match(pattern(chart), name) for chart in self.charts):
+                self._curves.setdefault(name, []).append((trainer.global_step, float(value)))
 
     def on_after_expansion(self, trainer: Trainer, pl_module: LightningModule, report: Any) -> None:
         """Mark the split on each chart.
@@ -110,6 +129,7 @@ class TensorBoardReport(Callback):
         """
         # On every process: to look at a metric may mean to gather it.
         latest = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._splits.append(trainer.global_step)
         for board in _boards(trainer):
             for chart in self.charts:
                 for step, value in marker(trainer.global_step, height(latest, chart)):
@@ -123,6 +143,11 @@ class TensorBoardReport(Callback):
             if best is not None and best[1] is not None:
                 board.add_scalar(best[0], best[1], trainer.global_step)
             board.file_writer.add_summary(end)
+            for chart in self.charts:
+                curves = {name: points for name, points in self._curves.items() if re.match(pattern(chart), name)}
+                if curves:
+                    figure = curves_figure(curves, self._splits, chart)
+                    board.add_figure(f"curves/{chart}", figure, trainer.global_step, close=False)
 
 
 def pattern(chart: str) -> str:
@@ -135,15 +160,20 @@ def pattern(chart: str) -> str:
     return rf"(?!test|best|expansion/).*{re.escape(chart)}"
 
 
-def layout(charts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def layout(charts: Sequence[str], clauses: bool = False) -> dict[str, dict[str, list[Any]]]:
     """The charts of the tab *Custom Scalars*: those of training with their splits, and those of the sites.
+
+    Args:
+        charts: See :class:`TensorBoardReport`.
+        clauses: Whether clauses are known.
 
     Example:
         >>> layout(["loss"])["training"]["loss"]
         ['Multiline', ['(?!test|best|expansion/).*loss', 'expansion/split/loss$']]
     """
     training = {chart: ["Multiline", [pattern(chart), f"expansion/split/{re.escape(chart)}$"]] for chart in charts}
-    return {"training": training, "sites": {title: ["Multiline", [tags]] for title, tags in SITES.items()}}
+    sites = SITES | (CLAUSES if clauses else {})
+    return {"training": training, "sites": {title: ["Multiline", [tags]] for title, tags in sites.items()}}
 
 
 def marker(step: int, top: float) -> list[tuple[int, float]]:
@@ -167,84 +197,8 @@ def height(latest: Mapping[str, float], chart: str) -> float:
     return max(found, default=1.0)
 
 
-def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float | str]:
-    """What every run can be compared by; a run without a split has alpha 1.
-
-    Args:
-        trainer: With its optimizers made.
-        pl_module: Its ``network``, where it has one, gives its name.
-    """
-    expansions = [each for each in trainer.callbacks if isinstance(each, ExpansionCallback)]  # type: ignore[attr-defined]
-    optimizer = trainer.optimizers[0] if trainer.optimizers else None
-
-    def of_splits(values: list[Any], without: float | str) -> float | str:
-        if len(values) == 1 and isinstance(values[0], (int, str)):
-            return values[0]
-        return ", ".join(_named(value) for value in values) if values else without
-
-    return {
-        "network": type(getattr(pl_module, "network", pl_module)).__name__,
-        "alpha": of_splits([each.alpha for each in expansions], 1),
-        "split": of_splits([_moment(each) for each in expansions], "never"),
-        "partition": of_splits([each.partition for each in expansions], "none"),
-        "budget": of_splits([each.budget for each in expansions], "none"),
-        "optimizer": type(optimizer).__name__ if optimizer else "none",
-        "lr": float(optimizer.param_groups[0]["lr"]) if optimizer else math.nan,
-        "epochs": float(trainer.max_epochs or -1),
-        "seed": os.environ.get("PL_GLOBAL_SEED", "none"),
-        "non-zero parameters": count_nonzeros(pl_module),
-    }
-
-
-def chosen_hparams(hparams: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, float | str]:
-    """Those hyper-parameters that are asked for, each under the last part of its name.
-
-    Args:
-        hparams: Of the module, nested or not.
-        patterns: Names or globs, nested names joined by ``/``.
-
-    Raises:
-        MisconfigurationException: If a name matches none.
-
-    Example:
-        >>> chosen_hparams({"network": {"init_args": {"hidden": 8, "bias": True}}}, ["network/*/hidden"])
-        {'hidden': 8}
-    """
-    flat = dict(_flattened(hparams))
-    found: dict[str, float | str] = {}
-    for each in patterns:
-        names = [name for name in flat if fnmatchcase(name, each)]
-        if not names:
-            raise MisconfigurationException(
-                f"`hparams` of `TensorBoardReport` asks for {each!r}, which is no hyper-parameter of the module; it "
-                f"has {', '.join(map(repr, flat)) or 'none'}."
-            )
-        for name in names:
-            value = flat[name]
-            found[name.rpartition("/")[2]] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [
-        each
-        for name, value in values.items()
-        for each in (
-            _flattened(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-        )
-    ]
-
-
-def _moment(expansion: ExpansionCallback) -> str:
-    """When it splits, in words."""
-    schedule = expansion.schedule
-    if schedule.trigger is not None:
-        return type(schedule.trigger).__name__
-    return f"{schedule.kind} {', '.join(map(str, schedule.moments))}"
-
-
-def _named(value: Any) -> str:
-    return getattr(value, "__name__", None) or str(value)
+def _data(trainer: Trainer) -> object:
+    return getattr(trainer, "datamodule", None)
 
 
 def _best(trainer: Trainer) -> tuple[str, float | None] | None:

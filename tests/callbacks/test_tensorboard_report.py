@@ -12,13 +12,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from fpe_lightning.callbacks import ExpansionCallback, SaturationTrigger, TensorBoardReport
-from fpe_lightning.callbacks.tensorboard_report import columns_of, marker
+from fpe_lightning.callbacks.tensorboard_columns import columns_of
+from fpe_lightning.callbacks.tensorboard_report import layout, marker
 from fpe_lightning.cli import CLI
+from fpe_lightning.interference.curves import curves_figure
 from fpe_lightning.modules import Classifier
 from fpe_lightning.networks import MLP
 
@@ -72,6 +75,27 @@ def test_each_split_is_a_line_as_high_as_the_curve_beside_it(tmp_path: Path) -> 
         assert scalars(found, f"expansion/split/{chart}") == expected
 
 
+def test_the_curves_are_drawn_when_training_ends_with_a_point_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+
+    def note(curves: dict[str, list[tuple[int, float]]], splits: list[int], label: str) -> Figure:
+        drawn[label] = (curves, splits)
+        return curves_figure(curves, splits, label)
+
+    monkeypatch.setattr("fpe_lightning.callbacks.tensorboard_report.curves_figure", note)
+    fit(tmp_path, ExpansionCallback(epoch=1), TensorBoardReport())
+    found = events(tmp_path)
+    assert {"curves/loss", "curves/accuracy"} <= set(found.Tags()["images"])
+    for chart, (curves, splits) in drawn.items():
+        assert splits == [BATCHES]
+        assert sorted(curves) == [f"train/{chart}", f"val/{chart}"]
+        for name, points in curves.items():
+            assert [step for step, _ in points] == [BATCHES, 2 * BATCHES, 3 * BATCHES]
+            assert [value for _, value in points] == pytest.approx([value for _, value in scalars(found, name)])
+
+
 def test_a_split_before_anything_is_logged_has_height_one(tmp_path: Path) -> None:
     fit(tmp_path, ExpansionCallback(step=1), TensorBoardReport(charts=["loss"]))
     assert scalars(events(tmp_path), "expansion/split/loss") == [(0, 0.0), (1, 1.0), (2, 0.0)]
@@ -90,6 +114,8 @@ def test_charts_of_training_and_of_the_sites_are_laid_out(tmp_path: Path) -> Non
         name: [f"(?!test|best|expansion/).*{name}", f"expansion/split/{name}$"] for name in ("loss", "accuracy")
     }
     assert charts["sites"]["width"] == ["expansion/width/"]
+    assert not [title for title in charts["sites"] if "clause" in title]
+    assert [title for title in layout(["loss"], clauses=True)["sites"] if "clause" in title]
 
 
 def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
@@ -99,8 +125,9 @@ def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     fit(tmp_path / "split", split, TensorBoardReport())
     values, metrics, ended = table(tmp_path / "dense")
     assert values | {"seed": "any"} == {
-        **{"network": "MLP", "alpha": 1, "split": "never", "partition": "none", "budget": "none"},
-        **{"optimizer": "Adam", "lr": 0.001, "epochs": 3, "seed": "any", "non-zero parameters": 315},
+        **{"network": "MLP", "alpha": 1, "split at": "never"},
+        **{"split partition": "none", "split budget": "none"},
+        **{"optimizer": "Adam", "lr": 0.001, "max_epochs": 3, "seed": "any", "non-zero parameters": 315},
     }
     assert metrics == ["best/val/accuracy", "test/loss", "test/accuracy"]
     assert ended
@@ -108,7 +135,7 @@ def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     assert last == (3 * BATCHES, pytest.approx(float(best.best_model_score)))
     others, metrics, _ = table(tmp_path / "split")
     assert others.keys() == values.keys()
-    assert (others["alpha"], others["split"], others["budget"]) == (3, "epoch 1", "incoming")
+    assert (others["alpha"], others["split at"], others["split budget"]) == (3, "epoch 1", "incoming")
     assert metrics == ["test/loss", "test/accuracy"]
 
 
@@ -121,10 +148,10 @@ def test_several_splits_triggers_and_functions_are_named_in_words() -> None:
     )
     found = columns_of(several, Plain())
     assert found["alpha"] == "{'net.*': 2}, 2"
-    assert found["split"] == "step 1, 2, epoch 3"
-    assert found["partition"] == "random, own_partition"
+    assert found["split at"] == "step 1, 2, epoch 3"
+    assert found["split partition"] == "random, own_partition"
     asked = trainer(ExpansionCallback(trigger=SaturationTrigger("val_loss")))
-    assert columns_of(asked, Plain())["split"] == "SaturationTrigger"
+    assert columns_of(asked, Plain())["split at"] == "SaturationTrigger"
     assert columns_of(asked, Plain())["network"] == "Plain"
 
 
