@@ -118,7 +118,8 @@ def entropy_figure(rows: Sequence[Neurons], classes: int) -> Figure:
         ax.errorbar(found.mean, y - 0.08, xerr=reach, fmt=marker, color="black", markersize=5, capsize=3, zorder=2)
     ax.set_yticks(range(len(lines)), [f"{arm.replace('_', ' ')}, {MOMENTS[moment]}" for arm, moment in lines])
     ax.set_ylim(len(lines) - 0.5, -0.5)
-    ax.set_xlabel(f"mean entropy of the neurons over {classes} classes (bits); the lower, the more single-minded")
+    ax.set_xlabel(f"mean entropy (bits, at most {math.log2(classes):.2f})")
+    ax.set_title(f"Neurons over {classes} classes: lower is more single-minded", fontsize=10)
     entries = [
         Line2D([], [], color="0.6", marker=".", linestyle="", label="one seed"),
         Line2D([], [], color="black", marker="o", label="mean and 95 % interval over seeds"),
