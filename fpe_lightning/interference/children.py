@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fpe_lightning.interference.selectivity import NOTHING, class_entropy, top_samples
@@ -75,8 +76,7 @@ def children_figure(
     tops = [top_samples(activations, count).tolist() for activations in (before, after)]
 
     size = (across * (count * _INCH_A_PICTURE + 0.15) + 0.2, len(own) * (_INCH_A_PICTURE + 0.3) + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.02)  # type: ignore[union-attr]
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.02))
     axes = figure.subplots(len(own), across, squeeze=False)
     for neuron, (row, children) in enumerate(zip(axes, own, strict=True)):
         _strip(row[0], pictures, tops[0][neuron], f"neuron {neuron} before", entropies[0][neuron])
