@@ -204,7 +204,7 @@ def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | No
     linear = (
         name
         for name, module in pl_module.named_modules()
-        if has_weight(module) and module.weight.dim() == 2 and module.weight.shape[1] == inputs  # type: ignore[operator, union-attr]
+        if has_weight(module) and module.weight.dim() == 2 and module.weight.shape[1] == inputs
     )
     return next(linear, None)
 

@@ -71,7 +71,7 @@ def table(rows: Sequence[Neurons], classes: int) -> str:
         "seeds",
     )
     dense = by_seed(rows, "dense", "end", "entropy")
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for arm, moment in lines_of(rows):
         own = [row for row in rows if (row.arm, row.moment) == (arm, moment)]
         entropy = by_seed(rows, arm, moment, "entropy")
