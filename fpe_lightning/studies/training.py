@@ -64,8 +64,10 @@ def run_block(
     began = time.perf_counter()
     block = _Block(setting, list(seeds), [setting.task(seed) for seed in seeds], advance)
     parents = [block.new("dense", Arm("dense"), index) for index in range(len(seeds))]
-    found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
-    sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
+    sites: list[fpe.Site] = []
+    if any(arm.kind == "split" for arm in arms.values()):
+        found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
+        sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
     scratch = [
         block.new(name, arm, index)
         for index in range(len(seeds))

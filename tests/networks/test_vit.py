@@ -49,6 +49,7 @@ def test_attention_is_that_of_torch() -> None:
     torch.testing.assert_close(own(x), theirs(x, x, x, need_weights=False)[0])
 
 
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 def test_a_split_of_the_feed_forward_networks_keeps_the_count() -> None:
     network, pictures = SmallViT(1, 16, 5, 8, width=16, heads=2, hidden=(4, 6)), torch.randn(2, 1, 16, 16)
     found = find_sites(network, pictures)

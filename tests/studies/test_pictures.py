@@ -24,6 +24,8 @@ from fpe_lightning.studies.study import Study
 from fpe_lightning.studies.task import Task
 from fpe_lightning.studies.training import run_block
 
+pytestmark = pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")  # the networks here are tiny
+
 HEAD = CNN(hidden=4, channels=[4, 8], alpha=2, epochs=2, batch_size=16)
 BOTH = replace(HEAD, convolutions=True)
 BLOCKS = ViT(hidden=4, width=8, depth=2, alpha=2, epochs=2, batch_size=16)
