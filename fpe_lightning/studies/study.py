@@ -201,7 +201,7 @@ def seconds_of(blocks: list[Block]) -> float:
 def _seconds_an_epoch(setting: Setting, networks: int = 8) -> float:
     """Of one wide network among several, without what comes before the first epoch."""
     arms = {str(i): Arm("wide") for i in range(networks)}
-    offline = {"download": False} if "download" in setting.__dataclass_fields__ else {}
+    offline: dict[str, Any] = {"download": False} if "download" in setting.__dataclass_fields__ else {}
     took = []
     epochs = (1, 31) if setting.batch_size is None else (1, 3)
     for count in epochs:
