@@ -5,19 +5,20 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
 from fpe_lightning.expansion.expand import ExpansionWarning
 from fpe_lightning.expansion.partition import Partition, random_partition
-from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.studies.arms import Arm
 from fpe_lightning.studies.task import Task
 
 SAMPLES = 4096
 """At most as many training samples tell which inputs belong together."""
+FROM_ROWS = ("interaction", "coactivation")
+"""Partitions that are worked out from the rows of numbers that the first layer reads."""
 
 
 def grouped_partition(groups: int) -> Partition:
@@ -37,7 +38,7 @@ def grouped_partition(groups: int) -> Partition:
     return partition
 
 
-def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | Partition:
+def partition_of(name: str, task: Task, network: nn.Module, inputs: Tensor) -> str | Partition:
     """A partition that is worked out from data where its name says so, else the name.
 
     Args:
@@ -50,7 +51,7 @@ def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | P
     """
     if name == "grouped":
         return grouped_partition(4)
-    if name in ("interaction", "coactivation"):
+    if name in FROM_ROWS:
         every = -(-len(inputs) // SAMPLES)
         weights = task.residuals(network) if name == "interaction" else torch.ones(len(inputs), 1)
         affinity = input_affinity(inputs[::every], weights[::every])
@@ -60,7 +61,7 @@ def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | P
 
 def split(
     arm: Arm,
-    network: MLP,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     task: Task,
     sites: list[fpe.Site],
@@ -92,23 +93,26 @@ def split(
                 optimizer_state="reset" if arm.redraw else arm.optimizer_state,
             )
     if arm.redraw:
-        redraw_(network.linear_layers()[0], Generator().manual_seed(seed))
+        generator = Generator().manual_seed(seed)
+        for name in dict.fromkeys(producer.parameter for site in sites for producer in site.producers):
+            redraw_(network.get_submodule(name.rpartition(".")[0]), generator)
 
 
 @torch.no_grad()
-def redraw_(layer: torch.nn.Linear, generator: Generator) -> None:
+def redraw_(layer: nn.Module, generator: Generator) -> None:
     """Draw the weights of a masked layer anew from U(-s, s) with ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
     alive = alive_of(layer)
-    bound = alive.sum(1, keepdim=True).clamp_min(1).rsqrt()
-    layer.weight.copy_((torch.rand(alive.shape, generator=generator) * 2 - 1) * bound * alive)
+    fan_in = alive.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (alive.dim() - 1))
+    weight = layer.get_parameter("weight")
+    weight.copy_((torch.rand(alive.shape, generator=generator) * 2 - 1) * fan_in.rsqrt() * alive)
 
 
-def alive_of(layer: torch.nn.Linear) -> Tensor:
-    """Which weights of a layer may be other than zero, bool ``(out, in)``.
+def alive_of(layer: nn.Module) -> Tensor:
+    """Which weights of a layer may be other than zero, bool, of the shape of its ``weight``.
 
     Example:
         >>> int(alive_of(torch.nn.Linear(3, 2)).sum())
         6
     """
     mask = mask_of(layer)
-    return torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+    return torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool) if mask is None else mask

@@ -13,7 +13,9 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 from fpe_lightning.studies.stacked import Loss
 
 Part = tuple[Tensor, Tensor]
-"""Inputs ``(n, inputs)`` float32 and class numbers ``(n,)`` int64."""
+"""Inputs ``(n, inputs)`` or ``(n, channels, height, width)`` float32, and class numbers ``(n,)`` int64."""
+AT_ONCE = 4096
+"""Samples whose outputs are worked out together; pictures at more would take much memory."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Task:
 
     @property
     def inputs(self) -> int:
-        """Numbers in a row."""
+        """Numbers in a row, or channels of a picture."""
         return self.train[0].shape[1]
 
     @property
@@ -67,9 +69,14 @@ class Task:
         """Of the outputs ``(n, outputs)``."""
         return logits.sigmoid() if self.outputs == 1 else logits.softmax(1)
 
+    def loss_of(self, network: nn.Module, rows: Tensor) -> Tensor:
+        """The loss of one network on some of the training samples, a scalar."""
+        outputs = network(self.train[0][rows])
+        return self.loss(outputs.T if self.outputs == 1 else outputs, self.targets[..., rows])
+
     @torch.no_grad()
     def accuracy(self, networks: Sequence[nn.Module], part: Part) -> float:
-        """Share of samples that the mean of the networks' probabilities gets right."""
+        """Share of samples that the mean of the networks' probabilities gets right, in evaluation mode."""
         mean = self._mean(networks, part[0])
         guess = mean.squeeze(1) > 0.5 if self.outputs == 1 else mean.argmax(1)
         return float((guess == part[1]).float().mean())
@@ -89,8 +96,11 @@ class Task:
         return float(multiclass_calibration_error(mean, part[1], self.classes, bins))
 
     def _mean(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor:
-        """The mean of the networks' probabilities, ``(n, outputs)``."""
-        return torch.stack([self.probabilities(network(x)) for network in networks]).mean(0)
+        """The mean of the networks' probabilities in evaluation mode, ``(n, outputs)``."""
+        of_each = [
+            torch.cat([self.probabilities(network.eval()(rows)) for rows in x.split(AT_ONCE)]) for network in networks
+        ]
+        return torch.stack(of_each).mean(0)
 
     @torch.no_grad()
     def residuals(self, network: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every arm on every seed of a block, many networks at a time."""
+"""Every arm on every seed of a block: MLPs many at a time, other networks one by one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 import fpe_lightning as fpe
+from fpe_lightning.expansion.select import select_sites
 from fpe_lightning.networks import MLP
 from fpe_lightning.studies.arms import Arm
 from fpe_lightning.studies.dropconnect import DropConnectMLP
@@ -30,7 +32,7 @@ class _Run:
 
     arm: str
     index: int  # of the seed within the block
-    network: MLP
+    network: nn.Module
     optimizer: Optimizer
     why: str = ""  # it failed
     seen: dict[str, float] = field(default_factory=dict)  # what its setting measured at the split
@@ -39,7 +41,7 @@ class _Run:
 def run_block(
     setting: Setting, arms: dict[str, Arm], seeds: Sequence[int], advance: Callable[[int], None] | None = None
 ) -> list[Row]:
-    """Train every arm on every seed, many networks at a time.
+    """Train every arm on every seed.
 
     Arms of a seed share data, initial weights and the order of samples, and the dense network up to the first split is
     the parent of all that are split: the comparison is paired.
@@ -63,7 +65,10 @@ def run_block(
     began = time.perf_counter()
     block = _Block(setting, list(seeds), [setting.task(seed) for seed in seeds], advance)
     parents = [block.new("dense", Arm("dense"), index) for index in range(len(seeds))]
-    sites = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
+    sites: list[fpe.Site] = []
+    if any(arm.kind == "split" for arm in arms.values()):
+        found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
+        sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
     scratch = [
         block.new(name, arm, index)
         for index in range(len(seeds))
@@ -138,12 +143,15 @@ class _Block:
             if first == setting.switch:
                 for run in runs:
                     run.optimizer = _adam(run.network, setting.lr_after or setting.lr)
-            for alike in _alike(runs) if last > first else []:
+            for run in runs if last > first else []:
+                if not isinstance(run.network, MLP):
+                    self.train_alone(run, first, last)
+            for alike in _alike([run for run in runs if isinstance(run.network, MLP)]) if last > first else []:
                 # Groups of data have to be as many as seeds that all have equally many networks.
                 chosen = sorted({run.index for run in alike})
                 seeds = [self.seeds[index] for index in chosen]
                 train_together(
-                    [run.network for run in alike],
+                    [cast("MLP", run.network) for run in alike],
                     [run.optimizer for run in alike],
                     _stacked([self.tasks[index].train[0] for index in chosen]),
                     _stacked([self.tasks[index].targets for index in chosen]),
@@ -153,8 +161,22 @@ class _Block:
                     batches=None if setting.batch_size is None else Batches(setting.batch_size, seeds, first),
                 )
 
+    def train_alone(self, run: _Run, start: int, stop: int) -> None:
+        """Train one network of any kind from one epoch to another; batch norms see what they would see anywhere."""
+        task, seed = self.tasks[run.index], self.seeds[run.index]
+        samples = len(task.train[1])
+        batches = Batches(self.setting.batch_size or samples, [seed], start)
+        run.network.train()
+        for epoch in range(stop - start):
+            for rows in batches.order(0, epoch, samples).split(batches.size):
+                run.optimizer.zero_grad()
+                task.loss_of(run.network, rows).backward()
+                run.optimizer.step()
+            if self.advance is not None:
+                self.advance(1)
 
-def _adam(network: MLP, lr: float) -> Optimizer:
+
+def _adam(network: nn.Module, lr: float) -> Optimizer:
     return Adam(network.parameters(), lr=lr, fused=True)
 
 
