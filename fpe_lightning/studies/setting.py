@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import nn
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.studies.arms import Arm
+from fpe_lightning.studies.findings import Findings
+from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.task import Task
+
+Moment = Literal["before", "after", "end"]
+"""Just before a split, just after it, and when training is over."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,26 @@ class Setting:
     def task(self, seed: int) -> Task:
         """The data of one seed."""
         raise NotImplementedError
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of all that :meth:`observe` may find, in the order of the columns."""
+        return ()
+
+    def observe(self, moment: Moment, networks: Sequence[Any], task: Task) -> dict[str, float]:
+        """Measure networks, beside their accuracy at the end.
+
+        Args:
+            moment: The first two are seen by networks that are split alone.
+            networks: One, or at the end the members of an ensemble.
+            task: The data.
+        """
+        return {}
+
+    @classmethod
+    def findings(cls, rows: Sequence[Row]) -> Findings:
+        """What a report says of the measures."""
+        return Findings()
 
     def check(self) -> None:
         """Check that networks of these sizes can be made and trained.

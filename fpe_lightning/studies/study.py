@@ -13,8 +13,10 @@ from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.clip_probe import Probe
 from fpe_lightning.studies.errors import StudyError
 from fpe_lightning.studies.from_scratch import outline
+from fpe_lightning.studies.interference import Interference
 from fpe_lightning.studies.pictures import CNN, ViT
 from fpe_lightning.studies.pixels import Pixels
+from fpe_lightning.studies.robustness import Robustness
 from fpe_lightning.studies.setting import Setting
 from fpe_lightning.studies.training import run_block
 
@@ -23,7 +25,9 @@ STUDIES: dict[str, type[Setting]] = {
     "clip_probe": Probe,
     "cnn": CNN,
     "deep": Probe,
+    "interference": Interference,
     "pixels": Pixels,
+    "robustness": Robustness,
     "transformer": ViT,
 }
 """The kind of setting that each study has: where its data come from. Arms and values are in its config."""
@@ -104,6 +108,10 @@ class Study:
                 outline(setting, task, setting.widths())
             except ValueError as error:
                 raise StudyError(f"Setting {name!r} cannot be: {error}") from error
+
+    def measures(self) -> list[str]:
+        """Names of all that the settings measure beside accuracy."""
+        return list(dict.fromkeys(name for setting in self.settings.values() for name in setting.measures))
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Setting, arm and seed of every run.

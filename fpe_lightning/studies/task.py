@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from fpe_lightning.studies.stacked import Loss
 
@@ -27,6 +28,7 @@ class Task:
         test: Test samples.
         classes: Number of classes; two are told apart by the sign of one output.
         groups: The inputs of each clause, where they are known.
+        others: Further test samples, by name.
 
     Example:
         >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
@@ -40,6 +42,7 @@ class Task:
     test: Part
     classes: int
     groups: Sequence[Sequence[int]] | None = None
+    others: Mapping[str, Part] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
@@ -73,14 +76,31 @@ class Task:
 
     @torch.no_grad()
     def accuracy(self, networks: Sequence[nn.Module], part: Part) -> float:
-        """Share of samples that the mean of the networks' probabilities gets right, in evaluation mode."""
-        x, y = part
+        """Share of samples that the mean of the networks' probabilities gets right."""
+        mean = self._mean(networks, part[0])
+        guess = mean.squeeze(1) > 0.5 if self.outputs == 1 else mean.argmax(1)
+        return float((guess == part[1]).float().mean())
+
+    @torch.no_grad()
+    def calibration_error(self, networks: Sequence[nn.Module], part: Part, bins: int = 15) -> float:
+        """How far the confidence of a guess is from its accuracy, in [0, 1]: the expected calibration error.
+
+        Args:
+            networks: Their probabilities are averaged.
+            part: Inputs and class numbers.
+            bins: Of equal width, into which confidences are sorted.
+        """
+        mean = self._mean(networks, part[0])
+        if self.outputs == 1:
+            return float(binary_calibration_error(mean.squeeze(1), part[1], bins))
+        return float(multiclass_calibration_error(mean, part[1], self.classes, bins))
+
+    def _mean(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """The mean of the networks' probabilities in evaluation mode, ``(n, outputs)``."""
         of_each = [
             torch.cat([self.probabilities(network.eval()(rows)) for rows in x.split(AT_ONCE)]) for network in networks
         ]
-        mean = torch.stack(of_each).mean(0)
-        guess = mean.squeeze(1) > 0.5 if self.outputs == 1 else mean.argmax(1)
-        return float((guess == y).float().mean())
+        return torch.stack(of_each).mean(0)
 
     @torch.no_grad()
     def residuals(self, network: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -35,6 +35,7 @@ class _Run:
     network: nn.Module
     optimizer: Optimizer
     why: str = ""  # it failed
+    seen: dict[str, float] = field(default_factory=dict)  # what its setting measured at the split
 
 
 def run_block(
@@ -96,7 +97,7 @@ def run_block(
     cells: dict[tuple[int, str], list[_Run]] = {(i, name): [] for i in range(len(seeds)) for name in arms}
     for run in finished:
         cells[run.index, run.arm].append(run)
-    return [_row(runs, block.tasks[index], seeds[index], seconds) for (index, _), runs in cells.items()]
+    return [_row(runs, setting, block.tasks[index], seeds[index], seconds) for (index, _), runs in cells.items()]
 
 
 @dataclass
@@ -121,12 +122,14 @@ class _Block:
         """The parent as it is now, split."""
         network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
         run = _Run(name, parent.index, network, optimizer)
-        seed = self.seeds[parent.index] + 1_000_000 * member
+        seed, task = self.seeds[parent.index] + 1_000_000 * member, self.tasks[parent.index]
+        run.seen |= self.setting.observe("before", [network], task)
         try:
-            split(arm, run.network, run.optimizer, self.tasks[parent.index], sites, self.setting.alpha, seed)
+            split(arm, run.network, run.optimizer, task, sites, self.setting.alpha, seed)
         except ValueError as error:
             run.why = str(error)
             return run
+        run.seen |= self.setting.observe("after", [network], task)
         if arm.redraw or arm.optimizer_state == "reset":
             # The parameters that were not split begin anew too, so that all count the same steps.
             run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
@@ -200,12 +203,13 @@ def _alike(runs: list[_Run]) -> list[list[_Run]]:
     return even
 
 
-def _row(runs: list[_Run], task: Task, seed: int, seconds: float) -> Row:
+def _row(runs: list[_Run], setting: Setting, task: Task, seed: int, seconds: float) -> Row:
     networks = [run.network for run in runs]
     why = next((run.why for run in runs if run.why), "")
     if not why and not all(bool(torch.isfinite(p).all()) for network in networks for p in network.parameters()):
         why = "weights are no longer finite: the run has diverged"
     accuracy = [float("nan") if why else task.accuracy(networks, part) for part in (task.train, task.val, task.test)]
+    seen = {name: sum(run.seen[name] for run in runs) / len(runs) for name in ({} if why else runs[0].seen)}
     return Row(
         arm=runs[0].arm,
         seed=seed,
@@ -216,4 +220,5 @@ def _row(runs: list[_Run], task: Task, seed: int, seconds: float) -> Row:
         val=accuracy[1],
         test=accuracy[2],
         seconds=seconds * len(runs),
+        measures=seen if why else seen | setting.observe("end", networks, task),
     )
