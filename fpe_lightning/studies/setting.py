@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -75,7 +75,7 @@ class Setting:
         """Names of all that :meth:`observe` may find, in the order of the columns."""
         return ()
 
-    def observe(self, moment: Moment, networks: Sequence[Any], task: Task) -> dict[str, float]:
+    def observe(self, moment: Moment, networks: Sequence[MLP], task: Task) -> dict[str, float]:
         """Measure networks, beside their accuracy at the end.
 
         Args:

@@ -76,7 +76,7 @@ class Task:
 
     @torch.no_grad()
     def accuracy(self, networks: Sequence[nn.Module], part: Part) -> float:
-        """Share of samples that the mean of the networks' probabilities gets right."""
+        """Share of samples that the mean of the networks' probabilities gets right, in evaluation mode."""
         mean = self._mean(networks, part[0])
         guess = mean.squeeze(1) > 0.5 if self.outputs == 1 else mean.argmax(1)
         return float((guess == part[1]).float().mean())
