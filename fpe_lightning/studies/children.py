@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from jsonargparse import auto_cli
@@ -87,7 +88,7 @@ def train(
     task = setting.task(seeds[0])
 
     def new(arm: Arm) -> list[tuple[MLP, Optimizer]]:
-        networks = [begin(arm, setting, task, seed) for seed in seeds]
+        networks = [cast("MLP", begin(arm, setting, task, seed)) for seed in seeds]
         return [(network, Adam(network.parameters(), lr=setting.lr, fused=True)) for network in networks]
 
     def go_on(runs: list[tuple[MLP, Optimizer]], start: int, stop: int) -> None:
