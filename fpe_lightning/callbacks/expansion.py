@@ -25,8 +25,8 @@ from fpe_lightning.expansion.checkpoint import restore_structure_on_load
 from fpe_lightning.expansion.expand import LAYOUTS, expand
 from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.partition import Partition, resolve_partition
-from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.refit import BudgetRule
+from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import check_alpha, select_sites, sites_of
 from fpe_lightning.expansion.sites import Site
 from fpe_lightning.sparse.masked import check_masks
@@ -94,11 +94,9 @@ class ExpansionCallback(pl.Callback):
                 resolve_partition(partition, groups)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        for name, value, known in (
-            ("budget", budget, BUDGETS),
-            ("layout", layout, LAYOUTS),
-            ("optimizer_state", optimizer_state, ("follow", "reset")),
-        ):
+        states = ("follow", "reset")
+        asked = (("budget", budget, BUDGETS), ("layout", layout, LAYOUTS), ("optimizer_state", optimizer_state, states))
+        for name, value, known in asked:
             if not isinstance(value, BudgetRule) and value not in known:
                 raise MisconfigurationException(f"Unknown `{name}` {value!r}; known: {', '.join(known)}.")
         self.alpha, self.partition, self.sites, self.budget, self.seed = alpha, partition, sites, budget, seed

@@ -176,7 +176,14 @@ def _check_layout(layout: str, chosen: list[tuple[Site, int]]) -> None:
 
 
 def _split(
-    draft: Draft, site: Site, alpha: int, partition: Partition, budget: str | BudgetRule, seed: int, layout: str, compact: bool
+    draft: Draft,
+    site: Site,
+    alpha: int,
+    partition: Partition,
+    budget: str | BudgetRule,
+    seed: int,
+    layout: str,
+    compact: bool,
 ) -> SiteReport:
     """Work out the split of one site."""
     producers = list(dict.fromkeys(producer.parameter for producer in site.producers))

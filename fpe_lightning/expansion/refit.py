@@ -170,7 +170,8 @@ def make_ruled_room(draft: Draft, site: Site, rule: BudgetRule, excess: int) -> 
 def settle(model: nn.Module, site: Site, rule: BudgetRule) -> None:
     """Let a rule change the weights of a site that is split."""
     producer, consumer = (model.get_submodule(name) for name in _pair(model, site))
-    assert isinstance(producer, nn.Linear) and isinstance(consumer, nn.Linear)
+    assert isinstance(producer, nn.Linear)
+    assert isinstance(consumer, nn.Linear)
     rule.settle(producer, consumer)
 
 

@@ -118,7 +118,9 @@ class _Block:
         run = _Run(name, parent.index, network, optimizer)
         seed = self.seeds[parent.index] + 1_000_000 * member
         try:
-            split(arm, run.network, run.optimizer, self.tasks[parent.index], sites, arm.alpha or self.setting.alpha, seed)
+            split(
+                arm, run.network, run.optimizer, self.tasks[parent.index], sites, arm.alpha or self.setting.alpha, seed
+            )
         except ValueError as error:
             run.why = str(error)
             return run
