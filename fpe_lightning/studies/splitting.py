@@ -112,10 +112,9 @@ def sites_to_split(network: MLP, inputs: Tensor) -> list[fpe.Site]:
     if first.out_features > 1 or len(others) > 1:
         return fpe.find_sites(network, inputs)
     [site] = fpe.find_sites(MLP(network.in_features, 2, network.out_features), inputs)
-    producers, values, consumers = (
-        tuple(replace(axis, length=1, units=None) for axis in axes)
-        for axes in (site.producers, site.values, site.consumers)
-    )
+    producers = tuple(replace(axis, length=1, units=None) for axis in site.producers)
+    values = tuple(replace(axis, length=1, units=None) for axis in site.values)
+    consumers = tuple(replace(axis, length=1, units=None) for axis in site.consumers)
     grown = tuple(replace(attribute, growth=1) for attribute in site.attributes)
     return [replace(site, width=1, producers=producers, values=values, consumers=consumers, attributes=grown)]
 

@@ -131,12 +131,12 @@ class _Block:
 
     def train_on(self, runs: list[_Run], arms: dict[str, Arm], start: int) -> None:
         """Train to the end, and split once more those whose arm says so."""
-        for epoch in sorted({arms[run.arm].again for run in runs} - {None}, key=int):
+        for epoch in sorted({again for run in runs if (again := arms[run.arm].again) is not None}):
             due = [run for run in runs if arms[run.arm].again == epoch]
-            self.train(due, start, int(epoch))
+            self.train(due, start, epoch)
             for run in due:
                 self.split_again(arms[run.arm], run)
-            self.train([run for run in due if not run.why], int(epoch), self.setting.epochs)
+            self.train([run for run in due if not run.why], epoch, self.setting.epochs)
         self.train([run for run in runs if arms[run.arm].again is None], start, self.setting.epochs)
 
     def split_again(self, arm: Arm, run: _Run) -> None:

@@ -68,7 +68,7 @@ def test_a_name_of_an_arm_can_say_how_it_splits() -> None:
 
 
 def test_an_arm_that_splits_twice_keeps_the_budget_and_ends_wider() -> None:
-    regime = Regime(epochs=6, samples=64, hidden=1, clauses=2)
+    regime = Regime(epochs=6, samples=64, hidden=1)
     rows = run_block(regime, arms_named(["dense", "random_x2_at_1_then_3"]), [0])
     assert [row.status for row in rows] == ["done", "done"]
     assert rows[0].nonzeros == rows[1].nonzeros
