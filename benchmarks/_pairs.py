@@ -92,16 +92,26 @@ def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Seque
     return nn.Sequential(*layers).to(device, dtype)
 
 
-def split_pair(dense: nn.Sequential, alpha: int, way: Way, batch: int = 1, train: bool = True) -> nn.Sequential:
-    """The wide sparse pair that a dense one is split into; ``batch`` and ``train`` are what "auto" is timed for.
+def split_pair(
+    dense: nn.Sequential, alpha: int, way: Way, batch: int = 1, train: bool = True, mixed: bool = False
+) -> nn.Sequential:
+    """The wide sparse pair that a dense one is split into.
+
+    Args:
+        dense: Stays as it is.
+        alpha: Children of each neuron.
+        way: How it is split.
+        batch: Rows of the input that ``"auto"`` is timed for.
+        train: Whether it is timed for training steps, or for forward passes.
+        mixed: Whether it is timed under bfloat16 autocast.
 
     Raises:
         ValueError: If the rule leaves too little of some neuron.
     """
     wide = copy.deepcopy(dense).train(train)
-    with warnings.catch_warnings():
+    weight = dense[0].get_parameter("weight")
+    with warnings.catch_warnings(), torch.autocast(weight.device.type, torch.bfloat16, enabled=mixed):
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
-        weight = dense[0].get_parameter("weight")
         example = torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device)
         fpe.expand(wide, alpha, way.partition, budget=way.budget, layout=way.layout, example_inputs=example)
     return wide
@@ -174,16 +184,27 @@ def _density(case: Case, alpha: int) -> float:
 
 
 def work(
-    pair: nn.Module, case: Case, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer | None = None
+    pair: nn.Module,
+    case: Case,
+    x: Tensor,
+    target: Tensor,
+    mixed: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Callable[[], object]:
-    """What is timed: a whole training step with AdamW, or a forward pass."""
+    """What is timed: a whole training step with AdamW, or a forward pass; ``mixed`` under bfloat16 autocast."""
+
+    def forward() -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+            out: Tensor = pair(x)
+        return out
+
     if not case.train:
-        return torch.inference_mode()(lambda: pair(x))
+        return torch.inference_mode()(forward)
     stepper = optimizer or torch.optim.AdamW(pair.parameters())
 
     def step() -> None:
         stepper.zero_grad()
-        F.cross_entropy(pair(x).float(), target).backward()
+        F.cross_entropy(forward().float(), target).backward()
         stepper.step()
 
     return step

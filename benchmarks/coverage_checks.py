@@ -22,7 +22,7 @@ from benchmarks.coverage_zoo import Entry, parameters
 from fpe_lightning.expansion import Site, count_nonzeros, expand, find_sites, load_expanded_state_dict
 from fpe_lightning.expansion.proof import prove_sites
 from fpe_lightning.expansion.tracing.forward import Inputs, tensors_in
-from fpe_lightning.sparse.masked import check_masks
+from fpe_lightning.sparse.model_masks import check_masks
 
 RESERVE = 2.0
 """GiB of the process beside the model: libraries, and the address space that their threads reserve."""

@@ -17,6 +17,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers")
 COLUMNS = {
     "models": "models",
     "run": "run",
+    "widened": "widened",
     "complete": "complete",
     "by hand": "widths by hand",
     "found there": "found of these",
@@ -35,7 +36,8 @@ by halves down to single sites where that fails. All sites are expanded by two, 
 non-zeros are counted before, after the split and after the step, and its state_dict is loaded into a copy of the old
 widths, which has to be bit-identical and to compute the same.
 
-- *Complete* models passed everything; in others, `expand` refused some sites, for a reason that is listed below.
+- *Widened* models have sites, all of which are proven, and pass the rest. *Complete* ones are those of them in which
+  `expand` splits every site; in the others it refuses some, for a reason that is listed below.
 - *Widths by hand* are counted from the definitions of blocks (`benchmarks/coverage_counts*.py`), for some families;
   *found of these* are the sites that `find_sites` returns for the same models.
 - *Wrong* models have a site that is no site, other non-zeros than before, or a state_dict that comes back different.
@@ -68,7 +70,7 @@ def page(rows: Sequence[Row], missing: Sequence[str]) -> str:
     parts.append(_listed("Counted otherwise by hand", other))
     skipped = Counter(row["note"] for row in rows if row["status"] == "skipped")
     parts.append(_listed("Skipped", [f"{count} x {note}" for note, count in skipped.most_common()]))
-    parts.append(f"## Not run\n\n{len(missing)} models on the list. {', '.join(missing)}".rstrip() + "\n")
+    parts.append(f"## Not run\n\n{len(missing)} models on the list: {', '.join(missing)}\n" if missing else "")
     return "\n".join(part for part in parts if part)
 
 

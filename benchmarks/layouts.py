@@ -2,6 +2,7 @@
 
 python -m benchmarks.layouts                       all shapes, on the CPU
 python -m benchmarks.layouts --case FFN --alpha 2  some
+python -m benchmarks.layouts --dtype bf16-mixed    fp32 weights under bfloat16 autocast
 python -m benchmarks.layouts --device cuda         on a GPU, at 2048, 8192 and 32768 tokens
 
 Every table is one run: its arms take turns, and each figure is the median of its rounds. Rows that start with "grouped"
@@ -36,8 +37,10 @@ from benchmarks._pairs import (
     work,
 )
 from benchmarks._timing import CLOCKS, interleaved, machine
+from fpe_lightning.sparse import structure_of
 
 TOKENS = (2048, 8192, 32768)
+DTYPES, MIXED = ("float32", "bfloat16", "float16"), "bf16-mixed"
 
 
 def main() -> None:
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=int, default=None, help="only this expansion factor")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--dtype", default=None, choices=["float32", "bfloat16", "float16"], help="float32, on GPUs bfloat16 by default"
+        "--dtype", default=None, choices=[*DTYPES, MIXED], help="of the weights; float32, on GPUs bfloat16 by default"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--seconds", type=float, default=15.0, help="about how long each table takes")
@@ -56,27 +59,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    precision = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     console = Console()
-    console.print(machine(device))
+    console.print(f"{machine(device)}, {precision}, {options.clock} time")
     cases = [case for case in CASES if options.case in case.name]
     if device.type == "cuda":
         cases = [replace(case, batch=tokens) for case in cases if case.train for tokens in TOKENS]
     for case in cases:
         for alpha in case.targets if options.alpha is None else [options.alpha]:
-            console.print(measure(case, alpha, device, dtype, options.seconds, options.clock, options.others))
+            console.print(measure(case, alpha, device, precision, options.seconds, options.clock, options.others))
 
 
 def measure(
-    case: Case, alpha: int, device: torch.device, dtype: torch.dtype, seconds: float, clock: str, others: bool
+    case: Case, alpha: int, device: torch.device, precision: str, seconds: float, clock: str, others: bool
 ) -> Table:
     """Time one shape at one alpha."""
     torch.manual_seed(0)
+    mixed = precision == MIXED
+    dtype = torch.float32 if mixed else getattr(torch, precision)
     x = torch.randn(case.batch, case.inputs, device=device, dtype=dtype)
     target = torch.randint(case.outputs, (case.batch,), device=device)
     dense = dense_pair(case, device, dtype)
     nonzeros = sum(parameter.numel() for parameter in dense.parameters())
-    arms: dict[str, Callable[[], object]] = {"dense parent": work(dense, case, x, target)}
+    arms: dict[str, Callable[[], object]] = {"dense parent": work(dense, case, x, target, mixed)}
     stored = {"dense parent": nonzeros}
     notes: list[str] = []
 
@@ -84,17 +89,20 @@ def measure(
         try:
             made = make()
             pair, optimizer = made if isinstance(made, tuple) else (made, None)
-            run = work(pair, case, x, target, optimizer)
+            run = work(pair, case, x, target, mixed, optimizer)
             run()
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            notes.append(f"{name}: {str(error).splitlines()[0]}")
+            notes.append(f"left out: {name}: {str(error).splitlines()[0]}")
             return
         arms[name] = run
+        if name.startswith("auto"):
+            grouped = [key for key, module in pair.named_modules() if structure_of(module) is not None]
+            notes.append(f"{name}: took blocks for {' and '.join(grouped)}" if grouped else f"{name}: took masked")
         stored[name] = sum(parameter.numel() for parameter in pair.parameters())
 
     # A CPU would multiply the 2:4 form densely: a row that says nothing.
     for way in (*WAYS, SEMI_STRUCTURED) if device.type == "cuda" else WAYS:
-        add(str(way), lambda way=way: split_pair(dense, alpha, way, case.batch, case.train))  # type: ignore[misc]
+        add(str(way), lambda way=way: split_pair(dense, alpha, way, case.batch, case.train, mixed))  # type: ignore[misc]
     if others:
         masked = split_pair(dense, alpha, WAYS[0])
         add("torch.nn.utils.prune", lambda: pruned_pair(masked))
@@ -114,7 +122,7 @@ def _table(case: Case, alpha: int, times: dict[str, float], stored: dict[str, in
     target = case.targets.get(alpha)
     shape = f"d={case.inputs}, h={case.hidden}, C={case.outputs}, batch {case.batch}"
     aim = "" if target is None else f", target {target:g}x"
-    caption = "\n".join(f"left out: {note}" for note in notes) or None
+    caption = "\n".join(notes) or None
     table = Table(title=f"{case.name}: {shape}, alpha {alpha}{aim}", caption=caption, caption_justify="left")
     table.add_column("layout, partition, budget")
     for column in (f"ms a {what}", "of the dense parent", "stored weights", "on target"):

@@ -98,8 +98,8 @@ def main() -> None:
         "--samples", type=int, nargs="+", default=[256, 2048], help="training samples, all in one batch"
     )
     parser.add_argument("--hidden", type=int, default=8, help="neurons before the split")
-    parser.add_argument("--epochs", type=int, default=200, help="epochs; the split is in the middle")
-    parser.add_argument("--turns", type=int, default=5, help="turns, the first of which is not counted")
+    parser.add_argument("--epochs", type=int, default=2000, help="epochs, as in the study; the split is in the middle")
+    parser.add_argument("--turns", type=int, default=3, help="turns, the first of which is not counted")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time that passed, or CPU time used")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -8,3 +8,4 @@ from fpe_lightning.callbacks import ExpansionCallback as ExpansionCallback
 from fpe_lightning.callbacks import InterferenceMonitor as InterferenceMonitor
 from fpe_lightning.callbacks import RunSummary as RunSummary
 from fpe_lightning.callbacks import SaturationTrigger as SaturationTrigger
+from fpe_lightning.callbacks import TensorBoardReport as TensorBoardReport

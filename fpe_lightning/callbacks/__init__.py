@@ -7,3 +7,4 @@ from fpe_lightning.callbacks.interference_monitor import InterferenceMonitor as 
 from fpe_lightning.callbacks.run_summary import RunSummary as RunSummary
 from fpe_lightning.callbacks.schedule import ExpansionTrigger as ExpansionTrigger
 from fpe_lightning.callbacks.schedule import SaturationTrigger as SaturationTrigger
+from fpe_lightning.callbacks.tensorboard_report import TensorBoardReport as TensorBoardReport

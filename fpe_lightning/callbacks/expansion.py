@@ -17,7 +17,7 @@ from typing_extensions import override
 from fpe_lightning.callbacks.copies import check_averages, copies_of
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2 import check_fsdp2
-from fpe_lightning.callbacks.module_sites import sites_of_calls
+from fpe_lightning.callbacks.module_sites import sites_of_module
 from fpe_lightning.callbacks.recorder import Call, CallRecorder
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.expansion.budget import BUDGETS
@@ -27,9 +27,9 @@ from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.partition import Partition, resolve_partition
 from fpe_lightning.expansion.refit import BudgetRule
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.expansion.select import check_alpha, select_sites, sites_of
+from fpe_lightning.expansion.select import check_alpha, select_sites
 from fpe_lightning.expansion.sites import Site
-from fpe_lightning.sparse.masked import check_masks
+from fpe_lightning.sparse.model_masks import check_masks
 
 
 class ExpansionCallback(pl.Callback):
@@ -177,7 +177,8 @@ class ExpansionCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         for _ in range(self._pending or self.schedule.due(trainer, batch_idx, self._done)):
-            sites = self.find_sites(pl_module, batch)
+            calls = self._calls or self._sanity_calls
+            sites = sites_of_module(pl_module, self.example_inputs, calls, batch)
             if sites is None:
                 break
             self._split(trainer, pl_module, sites)
@@ -264,33 +265,6 @@ class ExpansionCallback(pl.Callback):
         self.reports.append(report)
         rank_zero_info(f"Split before epoch {trainer.current_epoch}, step {trainer.global_step}:\n{report}")
         _notify(trainer, "on_after_expansion", pl_module, report)
-
-    def find_sites(self, pl_module: pl.LightningModule, batch: Any) -> list[Site] | None:
-        """Find the module's sites from whatever is known of its inputs; names are relative to the module.
-
-        Args:
-            pl_module: The module.
-            batch: The batch about to be trained on; used where nothing else is known.
-
-        Returns:
-            The sites; None before the first batch where nothing is known and the batch itself does not help.
-
-        Raises:
-            MisconfigurationException: If there are none, or the module does not run on what is known.
-        """
-        own = getattr(pl_module, "example_input_array", None)
-        example = own if self.example_inputs is None else self.example_inputs
-        calls = self._calls or self._sanity_calls
-        guess = batch[0] if isinstance(batch, (list, tuple)) else batch
-        try:
-            with torch.compiler.set_stance("force_eager"):
-                if example is None and calls:
-                    return sites_of_calls(pl_module, calls)
-                return sites_of(pl_module, guess if example is None else example)
-        except (TypeError, ValueError) as error:
-            if example is None and not calls:
-                return None
-            raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
 
 
 def _notify(trainer: pl.Trainer, hook: str, pl_module: pl.LightningModule, argument: Any) -> None:

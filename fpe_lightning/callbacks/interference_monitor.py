@@ -29,8 +29,10 @@ class InterferenceMonitor(Callback):
 
     Scalars go to every logger: ``interference/<site>/feature_capacity`` (mean over the inputs),
     ``.../mean_cosine_similarity``, ``.../mean_absolute_cosine_similarity``, ``.../width``, ``.../mean_fan_in`` and
-    ``.../nonzeros``; and ``expansion/width/<site>``, which steps up at each split. TensorBoard also gets a histogram of
-    the capacities and, at each split, the figures of ``fpe_lightning.interference.figures``. Where the neurons that a
+    ``.../nonzeros``; and ``expansion/width/<site>``, which steps up at each split. Where the datamodule knows clauses
+    (``groups``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
+    ``.../clause_collisions`` and ``.../clause_coverage``. TensorBoard also gets a histogram of the capacities and, at
+    each split, the figures of ``fpe_lightning.interference.figures``. Where the neurons that a
     layer reads are split too, its columns are copied, and copies share their capacity until training parts them.
 
     It keeps no state: which layers have been split is read from the model's own structure, so a resumed run is watched
@@ -155,8 +157,11 @@ class InterferenceMonitor(Callback):
         if not trainer.is_global_zero or not states:
             return {}
         metrics: dict[str, float] = {}
+        reader = _reader_of_clauses(trainer, pl_module)
         for name, state in states.items():
             statistics = state.statistics()
+            if name == reader:
+                statistics |= state.clause_statistics(trainer.datamodule.groups)  # type: ignore[attr-defined]
             metrics |= {f"interference/{name}/{key}": value for key, value in statistics.items()}
             metrics[f"expansion/width/{name}"] = statistics["width"]
         for logger in trainer.loggers:
@@ -188,6 +193,20 @@ def _draw(boards: Iterable[Any], name: str, before: LayerState, after: LayerStat
 def _boards(trainer: Trainer) -> list[Any]:
     """The TensorBoard writers of the trainer."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """The layer whose inputs clauses are made of: deeper ones may have as many, so the first of the model counts."""
+    data = getattr(trainer, "datamodule", None)
+    if not getattr(data, "groups", None):
+        return None
+    inputs = getattr(data, "num_features", None)
+    linear = (
+        name
+        for name, module in pl_module.named_modules()
+        if has_weight(module) and module.weight.dim() == 2 and module.weight.shape[1] == inputs
+    )
+    return next(linear, None)
 
 
 def _names(sites: Iterable[Any]) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe_lightning.expansion.smallest import Piece, pieces_of, without_smallest
-from fpe_lightning.sparse.masked import masked_parameters
+from fpe_lightning.sparse.model_masks import masked_parameters
 
 STRUCTURED = ("columns", "blocks")
 BUDGETS = ("total", "incoming", "outgoing", *STRUCTURED)

@@ -72,11 +72,14 @@ def _threshold(pieces: Sequence[Piece], count: int, dtype: torch.dtype) -> tuple
         for piece in pieces:
             weight, mask = piece()
             code = weight.abs().to(dtype).view(integer)
-            code = code.reshape(-1) if mask is None else code[mask]
             if shift + DIGIT < torch.finfo(dtype).bits:
-                code = code[(code >> (shift + DIGIT)) == found]
-            if len(code):
-                histogram += ((code >> shift) & (2**DIGIT - 1)).bincount(minlength=2**DIGIT).cpu()
+                among = (code >> (shift + DIGIT)) == found
+                code = code[among if mask is None else among & mask]
+                digits = (code >> shift) & (2**DIGIT - 1)
+            else:  # of all weights, which are not gathered for it: those that do not count get a bin of their own
+                digits = code >> shift
+                digits = digits if mask is None else digits.masked_fill(~mask, 2**DIGIT)
+            histogram += digits.view(-1).bincount(minlength=2**DIGIT + 1)[:-1].cpu()
         cumulative = histogram.cumsum(0)
         digit = int(torch.searchsorted(cumulative, rest))
         rest -= int(cumulative[digit] - histogram[digit])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,8 @@ from fpe_lightning.sparse.grouped import cannot_group
 from fpe_lightning.sparse.semi_kernels import no_kernel
 from fpe_lightning.sparse.semi_structured import cannot_semi_structure
 
+log = logging.getLogger(__name__)
+
 SEMI_STRUCTURED = "semi_structured"
 
 
@@ -27,7 +30,7 @@ def choose_storage(draft: Draft, sites: Sequence[Site], layout: str, states: Sta
         sites: The sites that are split.
         layout: ``"grouped"`` asks for blocks in every producer and takes them elsewhere if it can,
             ``"semi_structured"`` does the same with the 2:4 form; ``"auto"`` takes both wherever they can be had, to be
-            timed; ``"masked"`` leaves every weight masked.
+            timed, and logs why a producer cannot be had so; ``"masked"`` leaves every weight masked.
         states: Optimizer state that follows its weights.
 
     Returns:
@@ -47,12 +50,12 @@ def choose_storage(draft: Draft, sites: Sequence[Site], layout: str, states: Sta
             storage, reason = _storage(draft, tensor, asked, states)
             if storage is not None:
                 found.setdefault(tensor.owner, []).append(storage)
-            elif name in producers and layout == asked:
+            elif name in producers:
                 what = "in blocks" if asked == "grouped" else "in 2:4 form"
-                raise ValueError(
-                    f'layout="{asked}" was asked for {producers[name].name}, but `{name}` cannot be stored {what}: '
-                    f"{reason}."
-                )
+                why = f"`{name}` cannot be stored {what}: {reason}."
+                if layout == asked:
+                    raise ValueError(f'layout="{asked}" was asked for {producers[name].name}, but {why}')
+                log.info('layout="auto" leaves out "%s" for %s: %s', asked, producers[name].name, why)
     return found
 
 

@@ -9,6 +9,7 @@ from fpe_lightning.interference.clauses import (
     whole_clauses,
 )
 from fpe_lightning.interference.layer import LayerState, has_weight, was_split
+from fpe_lightning.interference.selectivity import class_entropy, class_selectivity
 from fpe_lightning.interference.similarity import (
     MeanAbsoluteCosineSimilarity,
     MeanCosineSimilarity,
@@ -23,6 +24,8 @@ __all__ = [
     "LayerState",
     "MeanAbsoluteCosineSimilarity",
     "MeanCosineSimilarity",
+    "class_entropy",
+    "class_selectivity",
     "clause_collisions",
     "clause_coverage",
     "feature_capacity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fpe_lightning.interference.capacity import feature_capacity
+from fpe_lightning.interference.clauses import clause_collisions, clause_coverage
 from fpe_lightning.interference.similarity import mean_absolute_cosine_similarity, mean_cosine_similarity
 from fpe_lightning.sparse import dense_mask, dense_weight, parents_of, record_of
 
@@ -102,6 +104,29 @@ class LayerState:
             "mean_fan_in": self.nonzeros / self.width,
             "nonzeros": float(self.nonzeros),
         }
+
+    def clause_statistics(self, groups: Sequence[Sequence[int]]) -> dict[str, float]:
+        """How the structure treats clauses, where they are known.
+
+        Args:
+            groups: One list of input indices a clause.
+
+        Returns:
+            ``clause_coverage``, and for two clauses or more ``clause_collisions``.
+
+        Raises:
+            ValueError: If the layer has kernels, or a clause names an input that it does not have.
+
+        Example:
+            >>> from torch import nn
+            >>> from fpe_lightning.interference import LayerState
+            >>> LayerState.of(nn.Linear(4, 2)).clause_statistics([[0, 1], [2, 3]])
+            {'clause_coverage': 1.0, 'clause_collisions': 1.0}
+        """
+        statistics = {"clause_coverage": clause_coverage(self.mask, groups, self.parents).item()}
+        if len(groups) > 1:
+            statistics["clause_collisions"] = clause_collisions(self.mask, groups, self.parents).item()
+        return statistics
 
 
 def has_weight(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ from fpe_lightning.sparse.blocks import find_blocks
 from fpe_lightning.sparse.choices import Choice, ChoiceFile, decided_by_rank_0
 from fpe_lightning.sparse.grouped import GroupedLinear, GroupedModule, cannot_group, structure_of
 from fpe_lightning.sparse.masked import mask_of
-from fpe_lightning.sparse.semi_kernels import backend_of
+from fpe_lightning.sparse.semi_kernels import no_kernel
 from fpe_lightning.sparse.semi_structured import cannot_semi_structure, is_semi_structured, set_semi_structured
 from fpe_lightning.sparse.storage import group, ungroup
 from fpe_lightning.sparse.timing import measure
@@ -109,8 +109,11 @@ def choose_fastest(
         for name, options in storages.items():
             by_name = {name_of(storage): storage for storage in options}
             module = model.get_submodule(name)
-            known = name in reads
-            found[name] = _choose(module, by_name, reads[name], model.training, file) if known else Choice("masked", {})
+            if name in reads:
+                found[name] = _choose(module, by_name, reads[name], model.training, file)
+            else:
+                log.info("layout of %s stays masked: it is not known what the layer reads", name)
+                found[name] = Choice("masked", {})
         return found
 
     return decided_by_rank_0(decide)
@@ -193,7 +196,9 @@ def _candidates(module: nn.Module, by_name: Mapping[str, Storage]) -> dict[str, 
     """A copy of the layer in every layout whose kernels there are."""
     layers: dict[str, nn.Module] = {}
     for name, storage in {"masked": None, **by_name}.items():
-        if storage == "semi_structured" and backend_of(module.get_parameter("weight").device) is None:
+        reason = no_kernel(module.get_parameter("weight").device) if storage == "semi_structured" else None
+        if reason:
+            log.info("layout semi_structured of %s is left out: there are no 2:4 kernels, %s", _shape(module), reason)
             continue
         layers[name] = _without_hooks(module)
         store(layers[name], storage)

@@ -3,7 +3,7 @@
 From the command line, ``python -m fpe_lightning.studies boolean --config configs/studies/boolean.yaml`` runs a grid of
 arms x settings x seeds into one folder: a CSV row a run, a Markdown table with paired differences, and a figure. A run
 that is stopped goes on from its finished cells when the same command is given again; ``--dry-run`` prints the grid and
-an estimate.
+an estimate, ``--jobs`` takes several processes, and ``--ray`` a cluster.
 
 From Python, :func:`~fpe_lightning.studies.stacked.train_together` trains many small networks of one shape at once.
 """

@@ -17,9 +17,11 @@ from typing_extensions import override
 
 from fpe_lightning.cli import unknown_key
 from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.ray_runner import check_ray
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Results
 from fpe_lightning.studies.runner import run_study
+from fpe_lightning.studies.setting import Setting
 from fpe_lightning.studies.study import STUDIES, Study, on_grid, seconds_of
 
 
@@ -72,25 +74,48 @@ def _run(words: list[str], console: Console) -> None:
     )
     parser.add_class_arguments(Study, skip={"settings"})
     parser.add_argument("--output", type=str, default=f"results/{name}", help="Folder of results, table and figure.")
-    parser.add_argument("--jobs", type=int, default=1, help="Processes.")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes, of Ray too where it is local.")
+    parser.add_argument(
+        "--ray", type=str, default=None, help="Run on Ray: `local`, or the address of a cluster (`auto`, `host:6379`)."
+    )
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
     options: Any = parser.parse_args(words[1:])
     given = {key: STUDIES[name](**dict(values.items())) for key, values in (options.settings or {}).items()}
-    study = Study(on_grid(given, options.grid), options.arms, options.seeds, options.first_seed, options.block)
+    settings = on_grid(given, options.grid)
+    for label, setting in settings.items():
+        _check_types(label, setting)
+    study = Study(settings, options.arms, options.seeds, options.first_seed, options.block)
     study.check()
     if options.jobs < 1:
         raise StudyError(f"`--jobs` has to be at least 1, found {options.jobs}.")
+    if options.ray not in (None, "local") and options.jobs > 1:
+        raise StudyError(
+            f"A Ray cluster has workers of its own: drop `--jobs {options.jobs}`, or give `--ray local` to begin so "
+            "many here."
+        )
     torch.set_num_threads(1)  # products this small gain nothing from threads; processes do
     folder = Path(options.output)
     if options.dry_run:
         _print_grid(study, options.jobs, console)
         return
+    if options.ray is not None:
+        check_ray(options.ray)
     study.prepare()
-    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console)
+    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console, options.ray)
     written = write_report(rows, folder, f"Study {name}")
     failed = sum(row.status == "failed" for row in rows)
     console.print(written[0].read_text(), markup=False, soft_wrap=True)
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _check_types(label: str, setting: Setting) -> None:
+    """Check the values of a setting as those of the command line are; a grid may hold any."""
+    parser = Parser()
+    parser.add_argument("--setting", type=type(setting))
+    try:
+        parser.parse_object({"setting": asdict(setting)})
+    except StudyError as error:
+        raise StudyError(f"Setting {label!r} cannot be: {error}") from error
 
 
 def _print_grid(study: Study, jobs: int, console: Console) -> None:
@@ -102,12 +127,20 @@ def _print_grid(study: Study, jobs: int, console: Console) -> None:
         )
     console.print(table)
     try:
-        minutes = seconds_of(study.blocks(set())) / 60 / jobs
+        took = _in_words(seconds_of(study.blocks(set())) / jobs)
     except (ValueError, OSError, RuntimeError) as error:
         estimate = f"no estimate ({' '.join(str(error).split()).rstrip('.')})"
     else:
-        estimate = f"about {minutes:.1f} minutes on {jobs} process(es)"
+        estimate = f"about {took} on {jobs} process{'es' if jobs > 1 else ''}"
     console.print(f"{len(study.cells())} runs, {estimate}; nothing was run.", soft_wrap=True)
+
+
+def _in_words(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 if __name__ == "__main__":

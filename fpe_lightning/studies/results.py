@@ -33,6 +33,9 @@ class Row:
         test: On the test samples.
         seconds: Wall time, an even share of that of the networks that trained together.
         setting: Name of the setting.
+        version: Of this package, where the run was made.
+        torch: Version of torch, there.
+        config: The resolved setting and arm, as JSON.
     """
 
     arm: str
@@ -45,6 +48,9 @@ class Row:
     test: float
     seconds: float
     setting: str = ""
+    version: str = ""
+    torch: str = ""
+    config: str = ""
 
     @property
     def cell(self) -> tuple[str, str, int]:
@@ -78,7 +84,12 @@ class Results:
     def __init__(self, folder: Path, study: str, config: dict[str, Any]) -> None:
         self.folder, self.path = folder, folder / "results.csv"
         made_with = {"study": study, "version": __version__, "config": config}
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(
+                f"`{folder}` cannot be a folder of results: {error.strerror}; give another `--output`."
+            ) from error
         self._lock = FileLock(folder / ".lock")
         with self._lock:
             about = folder / "study.yaml"
@@ -90,7 +101,7 @@ class Results:
                     yaml.safe_dump({**made_with, "torch": str(torch.__version__)}, sort_keys=False)
                 )
                 os.replace(folder / "study.part", about)
-            found = yaml.safe_load(about.read_text())
+            found = _about(about)
         for key, wanted in made_with.items():
             if found.get(key) != wanted:
                 raise StudyError(
@@ -99,11 +110,21 @@ class Results:
                 )
 
     def rows(self) -> list[Row]:
-        """All finished rows; half a row that a kill left behind is not one."""
+        """All finished rows; half a row that a kill left behind is not one.
+
+        Raises:
+            StudyError: If a whole row cannot be read: it was written by something else.
+        """
         with self._lock:
             text = self.path.read_text() if self.path.exists() else ""
         complete = text[: text.rfind("\n") + 1]
-        return [_parsed(record) for record in csv.DictReader(io.StringIO(complete))]
+        try:
+            return [_parsed(record) for record in csv.DictReader(io.StringIO(complete))]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StudyError(
+                f"`{self.path}` holds a row that is no run of this version ({type(error).__name__}: {error}); mend it, "
+                "or give another `--output`."
+            ) from error
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows, each cell at most once, so that two processes at work on one folder do no harm."""
@@ -125,6 +146,17 @@ class Results:
                 file.write(buffer.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a folder was made with."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise StudyError(f"`{path}` is damaged, so its folder cannot go on; give another `--output`.")
+    return found
 
 
 def _parsed(record: dict[str, str]) -> Row:

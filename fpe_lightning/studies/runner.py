@@ -1,29 +1,30 @@
-"""Run what is left of a study, with a progress bar, on one process or several."""
+"""Run what is left of a study, with a progress bar."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from contextlib import closing
+from functools import partial
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fpe_lightning.studies.ray_runner import on_ray
 from fpe_lightning.studies.results import Results, Row
-from fpe_lightning.studies.study import Block, Study
-from fpe_lightning.studies.training import run_block
+from fpe_lightning.studies.study import Study
+from fpe_lightning.studies.workers import in_turn, on_processes
 
 
-def run_study(study: Study, results: Results, jobs: int = 1, console: Console | None = None) -> list[Row]:
+def run_study(
+    study: Study, results: Results, jobs: int = 1, console: Console | None = None, ray: str | None = None
+) -> list[Row]:
     """Run the cells that the folder lacks, and return the rows of the whole grid in its order.
 
     Args:
         study: What to run.
-        results: Where finished rows are and new ones go, block by block.
+        results: Where finished rows are and new ones go, block by block; this process alone writes them.
         jobs: Processes. The results do not depend on it.
         console: Where the progress bar is drawn.
+        ray: Run on Ray: see :func:`~fpe_lightning.studies.ray_runner.on_ray`.
 
     Returns:
         A row for each cell.
@@ -45,29 +46,14 @@ def run_study(study: Study, results: Results, jobs: int = 1, console: Console | 
         work = progress.add_task("training", total=max(total, 1), completed=0 if total else 1)
         # The bar's own count is of epochs; the column of runs reads this task.
         runs = progress.add_task("finished", total=len(cells), completed=done)
-
-        def finish(block: Block, rows: list[Row]) -> None:
-            results.append(rows)
-            progress.update(runs, advance=block.cells)
-
-        if jobs == 1:
-            for block in blocks:
-                progress.update(work, description=f"setting {block.name}")
-                finish(block, _rows(block, lambda count: progress.update(work, advance=count)))
+        tell = partial(progress.update, work)
+        if ray is not None and blocks:
+            finished = on_ray(blocks, tell, ray, jobs)
         else:
-            with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _single_threaded) as pool:
-                submitted = {pool.submit(_rows, block): block for block in blocks}
-                for future in as_completed(submitted):
-                    finish(submitted[future], future.result())
-                    progress.update(work, advance=submitted[future].work)
+            finished = in_turn(blocks, tell) if jobs == 1 else on_processes(blocks, tell, jobs)
+        with closing(finished):
+            for block, rows in finished:
+                results.append(rows)
+                progress.update(runs, advance=block.cells)
     by_cell = {row.cell: row for row in results.rows()}
     return [by_cell[cell] for cell in cells]
-
-
-def _single_threaded() -> None:
-    torch.set_num_threads(1)
-
-
-def _rows(block: Block, advance: Callable[[int], None] | None = None) -> list[Row]:
-    found = run_block(block.setting, block.arms, block.seeds, advance)
-    return [replace(row, setting=block.name) for row in found]

@@ -27,7 +27,7 @@ from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.studies.batches import Batches as Batches
 from fpe_lightning.studies.dropconnect import DropConnectMLP
-from fpe_lightning.studies.stacked_optimizer import stack_optimizers, unstack_optimizer
+from fpe_lightning.studies.stacked_optimizer import stack_optimizers, unstack_optimizer, update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs ``(networks, out, n)`` and their targets to the mean over everything, as torch's loss functions do."""
@@ -82,10 +82,7 @@ class Stack:
         drops = self._drops()
         weights = [weight if drop is None else weight * drop for weight, drop in zip(self.weights, drops, strict=True)]
         hidden = self._forward(transposed, weights, buffers)
-        outputs = hidden[-1].requires_grad_()
-        # The mean is over all networks; the sum of their own means has the gradient that each would have alone.
-        (gradient,) = torch.autograd.grad(loss(outputs, targets) * len(self.networks), outputs)
-        outputs.requires_grad_(False)
+        gradient = gradient_of(loss, hidden[-1], targets)
         for layer in reversed(range(len(weights))):
             weight, mask, drop = weights[layer], self.masks[layer], drops[layer]
             self.biases[layer].grad = gradient.sum(2, keepdim=True)
@@ -101,7 +98,7 @@ class Stack:
                 product = torch.mul if weight.shape[1] == 1 else torch.bmm
                 product(weight.transpose(1, 2), gradient, out=buffer)
                 gradient = relu_backward(buffer, hidden[layer - 1], 0, grad_input=buffer)
-        self.optimizer.step()
+        update(self.optimizer)
 
     def _drops(self) -> list[Tensor | None]:
         """What every weight of this step is multiplied by; None for a layer that drops nothing."""
@@ -194,6 +191,29 @@ def train_together(
             if advance and (epoch % often == 0 or epoch == epochs):
                 advance(len(stack.networks) * (epoch % often or often))
         stack.unstack()
+
+
+def gradient_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of each network's own mean loss.
+
+    Args:
+        loss: See :data:`Loss`; its mean is over all networks, so the sum of their own means is that many times it.
+        outputs: ``(networks, out, n)``.
+        targets: What ``loss`` takes.
+
+    Returns:
+        ``(networks, out, n)``.
+
+    Example:
+        >>> gradient_of(nn.functional.binary_cross_entropy_with_logits, torch.zeros(2, 1, 2), torch.ones(2, 1, 2))[0]
+        tensor([[-0.2500, -0.2500]])
+    """
+    if loss is nn.functional.binary_cross_entropy_with_logits:
+        # What automatic differentiation comes to, to the same bits, without working out the loss itself.
+        return outputs.sigmoid().sub_(targets).mul_(len(outputs)).div_(outputs.numel())
+    leaf = outputs.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf, targets) * len(outputs), leaf)
+    return gradient
 
 
 def _all_at_once(stack: Stack, inputs: Tensor, targets: Tensor, loss: Loss) -> Callable[[int], None]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.adam import adam
 
 ELEMENTWISE = (SGD, Adam, AdamW)
 """Optimizers that update each weight from its own history, so that stacking changes nothing."""
@@ -75,6 +76,45 @@ def _stack_states(states: Sequence[dict[str, Any]], value: Tensor) -> dict[str, 
         else:
             stacked[key] = first.clone() if isinstance(first, Tensor) else first
     return stacked
+
+
+def update(optimizer: Optimizer) -> None:
+    """Step an optimizer of tensors on the CPU, to the same bits as ``optimizer.step()``.
+
+    What torch does around a step, such as looking for a CUDA device, costs a build with CUDA a quarter of the step of a
+    stack; a fused Adam that has begun is called without it.
+
+    Args:
+        optimizer: With one parameter group and no hooks.
+
+    Example:
+        >>> value = torch.zeros(2)
+        >>> value.grad = torch.ones(2)
+        >>> optimizer = Adam([value], lr=0.1, fused=True)
+        >>> update(optimizer), update(optimizer), value
+        (None, None, tensor([-0.2000, -0.2000]))
+    """
+    (group,) = optimizer.param_groups
+    values: list[Tensor] = group["params"]
+    states = [optimizer.state.get(value) for value in values]
+    if type(optimizer) is not Adam or not group["fused"] or group["amsgrad"] or not all(states):
+        optimizer.step()
+        return
+    history = {key: [state[key] for state in states if state] for key in ("exp_avg", "exp_avg_sq", "step")}
+    beta1, beta2 = group["betas"]
+    adam(
+        values,
+        [value.grad for value in values if value.grad is not None],
+        history["exp_avg"],
+        history["exp_avg_sq"],
+        [],
+        history["step"],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        **{key: group[key] for key in ("lr", "weight_decay", "eps", "maximize")},
+    )
 
 
 def unstack_optimizer(

@@ -52,6 +52,8 @@ class Study:
                 f"The grid is empty: {len(self.settings)} settings x {len(self.arms)} arms x {self.seeds} seeds; "
                 "give at least one of each."
             )
+        if twice := sorted({arm for arm in self.arms if self.arms.count(arm) > 1}):
+            raise StudyError(f"Arm {twice[0]!r} is given twice; name each arm once.")
         if self.block < 1 or self.first_seed < 0:
             raise StudyError(
                 f"`block` has to be at least 1 and `first_seed` at least 0, found {self.block} and {self.first_seed}."

@@ -6,6 +6,7 @@ import csv
 import io
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,8 +207,6 @@ def test_a_wrong_site_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command must see it when find_sites returns nonsense."""
 
     def forged(model: nn.Module, inputs: Tensor, *, explain: bool) -> tuple[list[object], list[object]]:
-        from dataclasses import replace
-
         sites = find_sites(model, inputs)
         return [replace(site, consumers=tuple(replace(c, run=1) for c in site.consumers)) for site in sites], []
 
@@ -270,10 +269,13 @@ def test_the_report_counts_what_is_wrong(tmp_path: Path) -> None:
         note="not proven: 0",
     )
     rows = [coverage.append_row(path, row) for row in (good, bad)]
+    partly = coverage.append_row(tmp_path / "other.csv", replace(good, status="partly", expanded=1))
+    assert [totals([partly])[name] for name in ("widened", "complete", "wrong")] == [1, 0, 0]
     assert totals(rows) == {
         "models": 2,
         "run": 2,
         "with a site": 2,
+        "widened": 1,
         "complete": 1,
         "by hand": 2,
         "found there": 2,
@@ -290,8 +292,9 @@ def test_the_report_counts_what_is_wrong(tmp_path: Path) -> None:
     assert "4  it is an output" in out.getvalue()
     assert "a/y: failed, ? by hand, 3 found. not proven: 0" in out.getvalue()
     text = page(rows, ["b/z"])
-    assert "| a | 2 | 2 | 1 | 2 | 2 | 5 | 4 | 3 | 2 | 2 | 1 |" in text
-    assert "| all | 3 | 2 | 1 | 2 | 2 | 5 | 4 | 3 | 2 | 2 | 1 |" in text
+    assert "| a | 2 | 2 | 1 | 1 | 2 | 2 | 5 | 4 | 3 | 2 | 2 | 1 |" in text
+    assert "| all | 3 | 2 | 1 | 1 | 2 | 2 | 5 | 4 | 3 | 2 | 2 | 1 |" in text
     assert "- 4 x it is an output" in text
     assert "- a/y: not proven: 0" in text
-    assert "## Not run\n\n1 models on the list. b/z\n" in text
+    assert "## Not run\n\n1 models on the list: b/z\n" in text
+    assert "Not run" not in page(rows, [])

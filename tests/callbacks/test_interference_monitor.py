@@ -13,8 +13,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fpe_lightning.callbacks import InterferenceMonitor
-from fpe_lightning.interference import feature_capacity, mean_absolute_cosine_similarity, mean_cosine_similarity
+from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor
+from fpe_lightning.data import BooleanDataModule
+from fpe_lightning.interference import (
+    LayerState,
+    clause_collisions,
+    feature_capacity,
+    mean_absolute_cosine_similarity,
+    mean_cosine_similarity,
+)
+from fpe_lightning.modules import Classifier
+from fpe_lightning.networks import MLP
 
 KEYS = (
     "feature_capacity",
@@ -198,3 +207,31 @@ def test_a_diverged_run_is_logged_and_not_stopped(tmp_path: Path):
     values = [value for _, value in scalars(board(tmp_path), "interference/net.0/feature_capacity")]
     assert values[0] > 0
     assert all(value != value for value in values[1:])
+
+
+def test_clauses_that_the_data_knows_are_followed_in_the_layer_that_reads_them():
+    recorder = Recorder()
+    data = BooleanDataModule(clauses=4, literals=2, inputs=8, train_size=32, val_size=8, test_size=8, batch_size=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Classifier(MLP(8, [8, 8], 1), task="binary")
+    callbacks = [
+        ExpansionCallback(epoch=1, partition="clause", sites="*layers.0"),
+        InterferenceMonitor(sites="*layers.*"),
+    ]
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    Trainer(max_epochs=2, logger=recorder, callbacks=callbacks, accelerator="cpu", devices=1, **quiet).fit(model, data)
+    found = {key for _, row in recorder.monitored() for key in row if "clause" in key}
+    assert found == {f"interference/network.layers.0/clause_{kind}" for kind in ("collisions", "coverage")}
+    key = "interference/network.layers.0/clause_collisions"
+    collisions = [row[key] for _, row in recorder.monitored() if key in row]
+    state = LayerState.of(model.network.layers[0])
+    expected = clause_collisions(state.mask, data.groups, state.parents).item()
+    assert collisions[0] == 1.0  # a dense neuron holds every clause
+    assert collisions[-1] == expected < 1.0
+
+
+def test_data_that_know_no_clauses_are_logged_without():
+    recorder = Recorder()
+    fit([splits("net.0"), InterferenceMonitor()], logger=recorder)
+    assert not [key for _, row in recorder.monitored() for key in row if "clause" in key]

@@ -220,12 +220,46 @@ def refused(
     return str(error.value)
 
 
+def everything(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Generator) -> Tensor:
+    """Every child inherits all inputs, a partition that is none."""
+    return alive.unsqueeze(1).expand(-1, alpha, -1).clone()
+
+
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 def test_refusals_are_one_sentence_and_change_nothing() -> None:
     assert "use a partition that neurons share" in refused("random", torch.optim.AdamW)
     assert "Adafactor keeps state of rows and columns" in refused("shared", torch.optim.Adafactor, sites="3")
     assert "Cannot remove" in refused("shared", torch.optim.AdamW, budget="columns", alpha=8)
     assert "some would get none" in refused("shared", torch.optim.AdamW, budget="blocks", alpha=8)
+    assert "every block reads every input" in refused(everything, torch.optim.AdamW, sites="3")
+
+
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
+    model, x = cnn()
+
+    def lazy(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Generator) -> Tensor:
+        return torch.zeros(alive.shape, dtype=torch.int64)  # the first child reads everything
+
+    with pytest.raises(
+        ValueError, match=r"`0\.weight` cannot be stored in blocks: some block of channels reads no inp"
+    ):
+        fpe.expand(model, 2, lazy, budget="total", layout="grouped", example_inputs=x)
+
+
+def test_blocks_that_a_model_cannot_hold_are_named() -> None:
+    wide, x = mlp()
+    fpe.expand(wide, 2, "shared", budget="columns", layout="grouped", example_inputs=x, sites="0")
+
+    class OwnLinear(nn.Linear):
+        pass
+
+    narrow, _ = mlp()
+    narrow[0].__class__ = OwnLinear
+    with pytest.raises(
+        ValueError, match=r"`0\.weight` in blocks, which this model cannot: there is no grouped form of O"
+    ):
+        fpe.load_expanded_state_dict(narrow, wide.state_dict())
 
 
 def test_torchs_own_encoder_layer_stays_masked() -> None:

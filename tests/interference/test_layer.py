@@ -109,3 +109,10 @@ def test_refuses_a_module_without_inputs_and_neurons(layer: nn.Module):
     assert not has_weight(layer)
     with pytest.raises(ValueError, match=r"layer with a weight of shape \(neurons, inputs, \*kernel\) is needed"):
         LayerState.of(layer)
+
+
+def test_clauses_of_a_layer_with_one_clause_are_covered_and_cannot_collide():
+    state = LayerState.of(nn.Linear(4, 2))
+    assert state.clause_statistics([[0, 1]]) == {"clause_coverage": 1.0}
+    with pytest.raises(ValueError, match="names the inputs"):
+        state.clause_statistics([[0, 4]])

@@ -14,7 +14,7 @@ from fpe_lightning import count_nonzeros, load_expanded_state_dict
 from fpe_lightning.networks import FPEMLP, MLP, WideSparseMLP
 from fpe_lightning.networks.mlp import ACTIVATIONS
 from fpe_lightning.networks.sparse_init import ALLOCATIONS
-from fpe_lightning.sparse.masked import mask_of, masked_parameters
+from fpe_lightning.sparse import mask_of, masked_parameters
 
 SIZES = {
     "in_features": st.integers(96, 160),

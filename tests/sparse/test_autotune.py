@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -123,13 +124,17 @@ def test_evaluation_mode_times_forward_passes(clock: Clock) -> None:
     assert clock.calls[0][2] is False
 
 
-def test_semi_structured_is_a_candidate_where_there_are_kernels(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_semi_structured_is_a_candidate_where_there_are_kernels(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     clock(masked=2.0, semi_structured=1.0)
-    model, _ = split("auto", "semi_structured")
+    with caplog.at_level(logging.INFO):
+        model, _ = split("auto", "semi_structured")
     assert clock.calls == []  # a CPU has no kernels: nothing to choose from
+    assert "semi_structured of 128 x 128 weight is left out: there are no 2:4 kernels, a cpu has none" in caplog.text
     assert not is_semi_structured(model[0])
     with kernels_on_cpu("cutlass"):
-        monkeypatch.setattr(autotune, "backend_of", lambda device: "cutlass")
+        monkeypatch.setattr(autotune, "no_kernel", lambda device: None)
         model, _ = split("auto", "semi_structured")
         assert is_semi_structured(model[0])
 
@@ -163,6 +168,62 @@ def test_real_times_leave_the_layer_and_the_random_numbers_alone() -> None:
     assert all(seconds > 0 for seconds in times.values())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_layout_that_cannot_hold_the_structure_costs_a_line(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    clock()
+    with caplog.at_level(logging.INFO):
+        model, _ = split("auto", "random")
+    assert clock.calls == []
+    assert structure_of(model[0]) is None
+    assert 'leaves out "grouped" for 0: `0.weight` cannot be stored in blocks: its 128 neurons have' in caplog.text
+    assert 'leaves out "semi_structured" for 0: `0.weight` cannot be stored in 2:4 form: row' in caplog.text
+
+
+def test_a_gpu_without_kernels_costs_a_line(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    clock()
+    with (
+        caplog.at_level(logging.INFO),
+        patch("fpe_lightning.expansion.storage_choice.asks_a_gpu", lambda device: True),
+        patch("fpe_lightning.expansion.storage_choice.no_kernel", lambda device: "they need compute capability 8.0"),
+    ):
+        model, _ = split("auto", "semi_structured")
+    assert not is_semi_structured(model[0])
+    assert "cannot be stored in 2:4 form: this GPU cannot run the kernels: they need compute cap" in caplog.text
+
+
+def test_a_dtype_without_kernels_costs_a_line(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(autotune, "measure", measure)
+    monkeypatch.setattr(autotune, "no_kernel", lambda device: None)
+    with kernels_on_cpu("cutlass"), caplog.at_level(logging.INFO):
+        model, report = split("auto", "semi_structured")  # float32, and no autocast
+    assert not is_semi_structured(model[0])
+    assert report.layouts["0"].startswith("masked")
+    assert "left out: The 2:4 kernels multiply in float16 or bfloat16, found torch.float32" in caplog.text
+
+
+def test_a_layer_of_unknown_inputs_stays_masked_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = split("grouped")
+    with caplog.at_level(logging.INFO):
+        choices = autotune.choose_fastest(model, {"0": autotune.storages_of(model[0])}, {})
+    assert choices["0"].layout == "masked"
+    assert "layout of 0 stays masked: it is not known what the layer reads" in caplog.text
+
+
+def test_tune_takes_what_wins_in_the_precision_of_the_run(clock: Clock) -> None:
+    model, x = mlp()
+    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    model.eval()
+    clock(masked=1.0, grouped=2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tune(model, x)["0"].layout == "masked"
+    clock(masked=2.0, grouped=1.0)
+    assert tune(model, x)["0"].layout == "grouped"  # timed anew: the other choice was one for bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tune(model, x)["0"].layout == "masked"
+    assert len(clock.calls) == 2
 
 
 def test_with_the_clock_as_it_is_some_layout_is_chosen() -> None:

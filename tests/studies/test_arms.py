@@ -7,7 +7,7 @@ import torch
 
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP
-from fpe_lightning.sparse.masked import check_masks
+from fpe_lightning.sparse.model_masks import check_masks
 from fpe_lightning.studies.arms import ARMS, Arm, arm_named, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.errors import StudyError

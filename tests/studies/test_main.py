@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from fpe_lightning.studies import runner
+from fpe_lightning import __version__
+from fpe_lightning.studies import results, workers
 from fpe_lightning.studies.__main__ import main
 from fpe_lightning.studies.training import run_block
 
@@ -48,7 +51,7 @@ def test_a_killed_study_goes_on_from_its_finished_cells(
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run("boolean", "--config", tiny, "--output", whole)
-    monkeypatch.setattr(runner, "run_block", killed)
+    monkeypatch.setattr(workers, "run_block", killed)
     code, said = run("boolean", "--config", tiny, "--output", broken)
     assert code == 130
     assert "goes on from the runs that are finished" in said
@@ -93,6 +96,13 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
         (["boolean", "--seed", 3], "Unknown key `seed`. Did you mean `seeds`?"),
         (["boolean", "--grid", "[{width: [2]}]"], "Unknown key `width` of a grid. Known: hidden, alpha"),
         (["boolean", "--grid", "[{hidden: []}]"], "The grid is empty: 0 settings"),
+        (
+            ["boolean", "--grid", "[{lr: [fast]}]"],
+            "Setting 'S lr=fast' cannot be: Parser key \"setting.lr\": Expected a <class 'float'>. Got value: fast",
+        ),
+        (["boolean", "--arms", "[dense, random, dense]"], "Arm 'dense' is given twice; name each arm once."),
+        (["boolean", "--settings.S.inputs", 3], "Setting 'S' has no data: 8 disjoint clauses of 3 literals do not fit"),
+        (["boolean", "--ray", "auto", "--jobs", 4], "A Ray cluster has workers of its own: drop `--jobs 4`, or give "),
         (["boolean", "--arms", "[random_at_100]"], "Arm 'random_at_100' splits at epoch 100, but setting 'S' has 6"),
     ],
 )
@@ -113,11 +123,21 @@ def test_a_grid_makes_settings_of_their_own(tiny: Path, tmp_path: Path) -> None:
     assert "36 runs, about" in said
 
 
-def test_data_that_are_not_there_get_one_sentence_and_no_folder(tiny: Path, tmp_path: Path) -> None:
-    words = ["--settings", f"{{S: {{dataset: fashion_mnist, data_dir: {tmp_path}}}}}", "--arms", "[dense]"]
-    code, said = run("pixels", *words, "--output", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("study", "dataset", "sentence"),
+    [
+        ("pixels", "fashion_mnist", "FashionMNIST was not found or is damaged; put the four files "),
+        ("clip_probe", "cifar100", "CIFAR100 was not found or is damaged; put the files of "),
+        ("pixels", "fashion_mnits", "There is no data set 'fashion_mnits' (did you mean 'fashion_mnist'?)"),
+    ],
+)
+def test_data_that_are_not_there_get_one_sentence_and_no_folder(
+    study: str, dataset: str, sentence: str, tmp_path: Path
+) -> None:
+    words = ["--settings", f"{{S: {{dataset: {dataset}, data_dir: {tmp_path}}}}}", "--arms", "[dense]"]
+    code, said = run(study, *words, "--output", tmp_path / "out")
     assert code == 2
-    assert said.startswith("error: Setting 'S' has no data: ")
+    assert said.startswith(f"error: Setting 'S' has no data: {sentence}")
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -135,6 +155,65 @@ def test_a_folder_of_another_config_gets_one_sentence(tiny: Path, tmp_path: Path
     code, said = run("boolean", "--config", tiny, "--output", tmp_path / "out", "--settings.S.lr", 0.1)
     assert code == 2
     assert "holds results of another config at `settings.S.lr`: 0.003, asked for 0.1; give another `--output`" in said
+
+
+def test_a_folder_of_another_version_gets_one_sentence(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "__version__", "0.0.1")
+    results.Results(tmp_path / "out", "boolean", {})
+    monkeypatch.undo()
+    code, said = run("boolean", "--config", tiny, "--output", tmp_path / "out")
+    assert code == 2
+    assert "holds results of another version: '0.0.1', asked for " in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("study.yaml", "{", "study.yaml` is damaged, so its folder cannot go on; give another `--output`."),
+        ("study.yaml", "", "study.yaml` is damaged, so its folder cannot go on; give another `--output`."),
+        ("results.csv", "a,b\n1,2\n", "results.csv` holds a row that is no run of this version (KeyError: 'arm'); "),
+    ],
+)
+def test_a_damaged_folder_gets_one_sentence_and_is_left_alone(
+    name: str, text: str, sentence: str, tiny: Path, tmp_path: Path
+) -> None:
+    run("boolean", "--config", tiny, "--output", tmp_path / "out", "--seeds", 1)
+    (tmp_path / "out" / name).write_text(text)
+    code, said = run("boolean", "--config", tiny, "--output", tmp_path / "out", "--seeds", 1)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert sentence in said
+    assert (tmp_path / "out" / name).read_text() == text
+
+
+def test_an_output_that_is_a_file_gets_one_sentence(tiny: Path) -> None:
+    code, said = run("boolean", "--config", tiny, "--output", tiny)
+    assert code == 2
+    assert "tiny.yaml` cannot be a folder of results: File exists; give another `--output`." in said
+
+
+def test_a_cell_that_diverges_is_recorded_with_why_and_the_rest_goes_on(tiny: Path, tmp_path: Path) -> None:
+    code, said = run("boolean", "--config", tiny, "--output", tmp_path / "out", "--settings.T.lr", 1e38)
+    assert code == 0
+    assert "18 runs, 9 failed" in said
+    assert "Failed: dense, seeds 0, 1, 2: weights are no longer finite: the run has diverged" in said
+    found = records(tmp_path / "out")
+    assert {row["status"] for row in found if row["setting"] == "S"} == {"done"}
+    assert {row["status"] for row in found if row["setting"] == "T"} == {"failed"}
+    assert "Failed: dense, seeds 0, 1, 2" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_row_says_with_what_it_was_made(tiny: Path, tmp_path: Path) -> None:
+    run("boolean", "--config", tiny, "--output", tmp_path / "out", "--seeds", 1)
+    for row in records(tmp_path / "out"):
+        config = json.loads(row["config"])
+        kind = {"random": "split", "wide_sparse": "wide"}.get(row["arm"], row["arm"])
+        assert (row["seed"], row["version"], row["torch"]) == ("0", __version__, torch.__version__)
+        assert config["setting"]["split"] == {"S": 2, "T": 3}[row["setting"]]
+        assert config["setting"]["hidden"] == 8  # a default, resolved
+        assert config["arm"]["kind"] == kind
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/studies").glob("*.yaml")), ids=lambda path: path.stem)

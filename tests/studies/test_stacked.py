@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP, WideSparseMLP
-from fpe_lightning.sparse.masked import check_masks
+from fpe_lightning.sparse.model_masks import check_masks
 from fpe_lightning.studies.dropconnect import DropConnectMLP
-from fpe_lightning.studies.stacked import Batches, Stack, train_together
+from fpe_lightning.studies.stacked import Batches, Stack, gradient_of, train_together
+from fpe_lightning.studies.stacked_optimizer import update
 
 bce = nn.functional.binary_cross_entropy_with_logits
 
@@ -170,6 +172,27 @@ def test_progress_adds_up_to_epochs_times_networks() -> None:
     seen: list[int] = []
     train_together(networks, [adam(each) for each in networks], x, y, bce, 120, at_once=4, advance=seen.append)
     assert sum(seen) == 120 * 6
+
+
+def test_what_is_written_out_has_the_bits_of_torch() -> None:
+    torch.manual_seed(0)
+    outputs, targets = 3 * torch.randn(6, 1, 50), (torch.rand(6, 1, 50) < 0.5).float()
+    by_hand = gradient_of(bce, outputs, targets)
+    assert torch.equal(by_hand, gradient_of(lambda x, y: bce(x, y), outputs, targets))
+
+    values = [torch.randn(5, 7), torch.randn(5, 1)]
+    copies = [value.clone() for value in values]
+    kwargs: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    ours, torchs = torch.optim.Adam(values, fused=True, **kwargs), torch.optim.Adam(copies, fused=True, **kwargs)
+    for _ in range(5):
+        for value, copied in zip(values, copies, strict=True):
+            value.grad = torch.randn_like(value)
+            copied.grad = value.grad.clone()
+        update(ours)
+        torchs.step()
+    for value, copied in zip(values, copies, strict=True):
+        assert torch.equal(value, copied)
+        assert all(torch.equal(ours.state[value][key], torchs.state[copied][key]) for key in ours.state[value])
 
 
 def test_what_cannot_stand_in_one_stack_is_refused() -> None:

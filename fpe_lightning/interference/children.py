@@ -1,0 +1,113 @@
+"""What the children of a neuron stand for: the pictures that they and their parent like best, side by side."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor
+
+from fpe_lightning.interference.selectivity import NOTHING, class_entropy, top_samples
+
+_INCH_A_PICTURE = 0.36
+
+
+class Pictures(Protocol):
+    """Anything that gives a picture for a sample number: a list, an array ``(n, height, width)``, a mapping."""
+
+    def __getitem__(self, sample: int, /) -> Any:
+        """An array ``(height, width)`` or ``(height, width, 3)``, or a PIL image."""
+
+
+def children_figure(
+    pictures: Pictures, labels: Tensor, before: Tensor, after: Tensor, parents: Tensor, *, count: int = 6, title: str
+) -> Figure:
+    """Draw the top pictures of every neuron that was split beside those of each of its children.
+
+    Above each strip stands the entropy of the neuron's activation over the classes
+    (:func:`~fpe_lightning.interference.selectivity.class_entropy`).
+
+    Args:
+        pictures: All of one size; only those that are shown are asked for.
+        labels: ``(n,)`` int64 class numbers.
+        before: ``(n, neurons)`` activations of the neurons before the split, finite and not negative.
+        after: ``(n, children)`` activations of the children, now.
+        parents: ``(children,)`` int64, the neuron that each child descends from.
+        count: Pictures of each neuron, the strongest first.
+        title: Of the figure.
+
+    Returns:
+        A figure with a row for each neuron of ``before``: first itself, then its children in their order.
+
+    Raises:
+        TypeError: If a dtype is another one.
+        ValueError: If shapes do not fit, or a child descends from a neuron that is not there.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference.children import children_figure
+        >>> before, after = torch.rand(9, 1), torch.rand(9, 2)
+        >>> parents, labels = torch.tensor([0, 0]), torch.arange(9) % 3
+        >>> figure = children_figure(torch.rand(9, 4, 4), labels, before, after, parents, count=3, title="one neuron")
+        >>> [ax.get_title().split(":")[0] for ax in figure.axes]
+        ['neuron 0 before', 'child 1', 'child 2']
+    """
+    if parents.dtype != torch.int64 or parents.shape != after.shape[1:]:
+        raise ValueError(
+            f"`parents` have to be int64, one for each of the {after.shape[-1]} children, found {parents.dtype} of "
+            f"shape {tuple(parents.shape)}."
+        )
+    if len(before) != len(after):
+        raise ValueError(
+            f"Parents and children have to be shown the same samples, found {len(before)} and {len(after)}."
+        )
+    if parents.numel() and not 0 <= int(parents.min()) <= int(parents.max()) < before.shape[1]:
+        raise ValueError(
+            f"`parents` have to be neurons 0 to {before.shape[1] - 1}, found {int(parents.min())} to "
+            f"{int(parents.max())}."
+        )
+    own = [(parents == neuron).nonzero().flatten().tolist() for neuron in range(before.shape[1])]
+    across = 1 + max(map(len, own))
+    entropies = [class_entropy(activations, labels).tolist() for activations in (before, after)]
+    tops = [top_samples(activations, count).tolist() for activations in (before, after)]
+
+    size = (across * (count * _INCH_A_PICTURE + 0.15) + 0.2, len(own) * (_INCH_A_PICTURE + 0.3) + 0.7)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.02))
+    axes = figure.subplots(len(own), across, squeeze=False)
+    for neuron, (row, children) in enumerate(zip(axes, own, strict=True)):
+        _strip(row[0], pictures, tops[0][neuron], f"neuron {neuron} before", entropies[0][neuron])
+        for number, (ax, child) in enumerate(zip(row[1:], children, strict=False), start=1):
+            _strip(ax, pictures, tops[1][child], f"child {number}", entropies[1][child])
+        for ax in row[1 + len(children) :]:
+            ax.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _strip(ax: Axes, pictures: Pictures, samples: list[int], name: str, entropy: float) -> None:
+    """One neuron: its pictures from left to right, its name and entropy above."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    shown = [_grey(pictures[sample]) for sample in samples if sample != NOTHING]
+    if not shown:
+        ax.set_title(f"{name}: silent", fontsize=8)
+        return
+    ax.set_title(f"{name}: {entropy:.1f} bits", fontsize=8)
+    height, width = shown[0].shape
+    gap = np.ones((height, max(1, width // 16)))
+    blank = np.ones((height, width))
+    tiles = [*shown, *[blank] * (len(samples) - len(shown))]
+    strip = np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
+    ax.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _grey(picture: Any) -> np.ndarray:
+    """A picture as ``(height, width)`` in [0, 1]; whole numbers count up to 255."""
+    values = np.asarray(picture)
+    scaled = values / 255 if values.dtype.kind in "iu" else values.astype(float)
+    return scaled.mean(2) if scaled.ndim == 3 else scaled
