@@ -149,6 +149,11 @@ class GlyphDataset(Dataset[tuple[Any, int]]):
         return f"{STYLES[font]} {self.classes[label]}"
 
     @property
+    def labels(self) -> np.ndarray:
+        """``(size,)`` int64 class numbers, without drawing a picture."""
+        return np.arange(self.size) % len(CHARACTERS)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 in hex over all that decides the pictures: rule, renderer, font files, split, size and seed."""
         recipe = {

@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.expansion.budget import count_nonzeros
 from fpe_lightning.expansion.expand import expand
-from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, constant_fan_in_mask, random_mask, scaled_uniform_
-from fpe_lightning.sparse.masked import set_mask
+from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, sparsify_
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -138,12 +137,7 @@ class WideSparseMLP(MLP):
         excess = count_nonzeros(self) - budget
         linears = self.linear_layers()
         counts = allocate([layer.weight.numel() for layer in linears], excess, allocation)
-        generator = Generator().manual_seed(seed)
-        draw = constant_fan_in_mask if allocation == "fan_in" else random_mask
-        for layer, count in zip(linears, counts, strict=True):
-            if count < layer.weight.numel():
-                scaled_uniform_(layer, count / layer.weight.numel())
-                set_mask(layer, "weight", draw(layer.weight.shape[0], layer.weight.shape[1], count, generator))
+        sparsify_(linears, counts, allocation, seed)
         if zero_bias and bias:
             for layer in linears[:-1]:
                 nn.init.zeros_(layer.bias)

@@ -8,6 +8,8 @@ from fractions import Fraction
 import torch
 from torch import Generator, Tensor, nn
 
+from fpe_lightning.sparse.masked import set_mask
+
 ALLOCATIONS = ("hidden", "even", "fan_in")
 
 
@@ -71,8 +73,8 @@ def constant_fan_in_mask(rows: int, columns: int, count: int, generator: Generat
     return rank < fan_in
 
 
-def scaled_uniform_(layer: nn.Linear, connectivity: float) -> None:
-    """Initialise weight and bias from U(-s, s) with ``s = 1 / sqrt(in_features * connectivity)``, in place.
+def scaled_uniform_(layer: nn.Linear | nn.Conv2d, connectivity: float) -> None:
+    """Initialise weight and bias from U(-s, s) with ``s = 1 / sqrt(fan_in * connectivity)``, in place.
 
     Example:
         >>> layer = nn.Linear(100, 10)
@@ -80,7 +82,31 @@ def scaled_uniform_(layer: nn.Linear, connectivity: float) -> None:
         >>> 0.1 < float(layer.weight.detach().abs().max()) <= 0.2
         True
     """
-    bound = (layer.in_features * connectivity) ** -0.5
+    bound = (layer.weight[0].numel() * connectivity) ** -0.5
     nn.init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
         nn.init.uniform_(layer.bias, -bound, bound)
+
+
+def sparsify_(layers: Sequence[nn.Linear | nn.Conv2d], counts: Sequence[int], allocation: str, seed: int) -> None:
+    """Give layers static random masks, and draw their weights anew to suit; layers that stay dense are left alone.
+
+    Args:
+        layers: Changed in place. A kernel entry of a convolution counts as an input of its own.
+        counts: Non-zeros that each keeps, as from :func:`allocate`.
+        allocation: ``"fan_in"`` gives every neuron or output channel equally many; see :func:`allocate`.
+        seed: Of the masks; initial weights come from torch's global source.
+
+    Example:
+        >>> layer = nn.Conv2d(4, 6, 3)
+        >>> sparsify_([layer], [60], "fan_in", seed=0)
+        >>> layer.weight_mask.sum((1, 2, 3))
+        tensor([10, 10, 10, 10, 10, 10])
+    """
+    generator = Generator().manual_seed(seed)
+    draw = constant_fan_in_mask if allocation == "fan_in" else random_mask
+    for layer, count in zip(layers, counts, strict=True):
+        if count < layer.weight.numel():
+            scaled_uniform_(layer, count / layer.weight.numel())
+            mask = draw(len(layer.weight), layer.weight[0].numel(), count, generator)
+            set_mask(layer, "weight", mask.view(layer.weight.shape))

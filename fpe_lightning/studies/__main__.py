@@ -101,8 +101,9 @@ def _run(words: list[str], console: Console) -> None:
     if options.ray is not None:
         check_ray(options.ray)
     study.prepare()
-    rows = run_study(study, Results(folder, name, asdict(study)), options.jobs, console, options.ray)
-    written = write_report(rows, folder, f"Study {name}")
+    results = Results(folder, name, asdict(study), study.measures())
+    rows = run_study(study, results, options.jobs, console, options.ray)
+    written = write_report(rows, folder, f"Study {name}", STUDIES[name].findings(rows))
     failed = sum(row.status == "failed" for row in rows)
     console.print(written[0].read_text(), markup=False, soft_wrap=True)
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)

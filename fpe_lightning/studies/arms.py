@@ -76,6 +76,8 @@ ARMS: dict[str, Arm] = {
 
 SUFFIXES: dict[str, dict[str, Any]] = {
     "incoming": {"budget": "incoming"},
+    "outgoing": {"budget": "outgoing"},
+    "blocks": {"budget": "blocks"},
     "redraw": {"redraw": True},
     "reset": {"optimizer_state": "reset"},
 }

@@ -132,7 +132,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure | None:
     for ax, ((key, others), panel) in zip(axes, chosen.items(), strict=False):
         for arm in still if over_time else arms:
             points = {value: by_seed(rows, setting, arm) for value, setting in sorted(panel.items())}
-            _curve(ax, points, _family(arm), lines[_family(arm)])
+            curve(ax, points, _family(arm), lines[_family(arm)])
         ax.set_title(others, fontsize=9)
         ax.set_xlabel(key.replace("_", " "))
     for ax, setting in zip(axes[len(chosen) :], over_time, strict=False):
@@ -140,7 +140,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure | None:
             own = {moved[arm]: arm for arm in arms if moved[arm] is not None and _family(arm) == family}
             points = {float(epoch or 0): by_seed(rows, setting, arm) for epoch, arm in own.items()}
             if len(points) > 1:
-                _curve(ax, points, family, lines[family])
+                curve(ax, points, family, lines[family])
         for baseline, style in STYLES.items():
             if values := by_seed(rows, setting, baseline):
                 ax.axhline(estimate(values).mean, color="0.45", linestyle=style, linewidth=1)
@@ -174,7 +174,7 @@ def _family(arm: str) -> str:
     return re.sub(r"_at_\d+", "", arm)
 
 
-def _curve(ax: Axes, points: dict[float, dict[int, float]], label: str, style: int) -> None:
+def curve(ax: Axes, points: dict[float, dict[int, float]], label: str, style: int) -> None:
     """Means with intervals, told apart by colour and mark alike."""
     found = {value: estimate(seeds) for value, seeds in points.items() if seeds}
     means = np.array([each.mean for each in found.values()])

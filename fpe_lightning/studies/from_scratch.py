@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fpe_lightning.expansion.partition import resolve_partition
-from fpe_lightning.networks import MLP, WideSparseMLP
+from fpe_lightning.networks import MLP
+from fpe_lightning.networks.sparse_init import allocate, sparsify_
 from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.studies.arms import Arm
-from fpe_lightning.studies.dropconnect import DropConnectMLP
+from fpe_lightning.studies.dropconnect import DropConnect, DropConnectMLP
 from fpe_lightning.studies.setting import Setting
 from fpe_lightning.studies.splitting import alive_of, partition_of
 from fpe_lightning.studies.task import Task
 
 
-def begin(arm: Arm, setting: Setting, task: Task, seed: int) -> MLP:
+def begin(arm: Arm, setting: Setting, task: Task, seed: int) -> nn.Module:
     """Draw a network; arms of one seed and shape begin with the same weights.
 
     Args:
@@ -38,50 +39,85 @@ def begin(arm: Arm, setting: Setting, task: Task, seed: int) -> MLP:
         >>> begin(Arm("wide"), Setting(hidden=4), task, 0).layers[0].out_features
         8
     """
-    hidden = [setting.hidden] if isinstance(setting.hidden, int) else setting.hidden
+    widths = setting.widths()
+    if arm.kind == "larger":
+        widths = larger(widths, arm.factor, lambda wider: parameters(outline(setting, task, wider)))
     # Layers draw their weights from the global source; it is put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _drawn(arm, hidden, setting.alpha, task, seed)
+        network = _wide(arm, setting, task, seed) if arm.kind in ("wide", "drop") else setting.build(task, widths)
     if arm.placed is not None:
+        assert isinstance(network, MLP)
         _place_(network, arm.placed, setting.alpha, task, seed)
     if setting.zero_biases:
-        for layer in network.linear_layers()[:-1]:
-            torch.nn.init.zeros_(layer.bias)
+        for layer in list(layers_of(network).values())[:-1]:
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return network
 
 
-def _drawn(arm: Arm, hidden: list[int], alpha: int, task: Task, seed: int) -> MLP:
-    if arm.kind == "dense":
-        return MLP(task.inputs, hidden, task.outputs)
-    if arm.kind == "larger":
-        return MLP(task.inputs, larger(task.inputs, hidden, task.outputs, arm.factor), task.outputs)
-    wide = WideSparseMLP(task.inputs, hidden, task.outputs, alpha, arm.allocation, seed=seed)
-    if arm.kind != "drop":
-        return wide
-    layers = wide.linear_layers()[:-1]
-    keep = sum(int(alive_of(layer).sum()) for layer in layers) / sum(layer.weight.numel() for layer in layers)
-    return DropConnectMLP(task.inputs, [alpha * width for width in hidden], task.outputs, keep, seed)
-
-
-def larger(inputs: int, hidden: list[int], outputs: int, factor: float) -> list[int]:
-    """The smallest widths, in proportion, that give at least ``factor`` times the parameters.
+def layers_of(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Its linear layers and convolutions by name, in the network's order; the classifier is the last.
 
     Example:
-        >>> larger(512, [32], 94, 1.2)
+        >>> list(layers_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 2))))
+        ['0', '2']
+    """
+    return {name: each for name, each in network.named_modules() if isinstance(each, (nn.Linear, nn.Conv2d))}
+
+
+def outline(setting: Setting, task: Task, widths: Sequence[int]) -> nn.Module:
+    """A network of these widths that has shapes, but no values."""
+    with torch.device("meta"):
+        return setting.build(task, widths)
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of parameters of a dense network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _wide(arm: Arm, setting: Setting, task: Task, seed: int) -> nn.Module:
+    """A network as wide as after a split.
+
+    Where the zeros are: in all layers alike (``"even"``), or in those that a split widens, but for the classifier.
+    """
+    narrow = outline(setting, task, setting.widths())
+    widths = [setting.alpha * width for width in setting.widths()]
+    network = setting.build(task, widths)
+    layers, before = layers_of(network), layers_of(narrow)
+    last = list(layers)[-1]
+    grown = [name for name in layers if layers[name].weight.shape != before[name].weight.shape and name != last]
+    chosen = list(layers) if arm.allocation == "even" else [*grown, last]
+    sizes = [layers[name].weight.numel() for name in chosen]
+    counts = allocate(sizes, parameters(network) - parameters(narrow), arm.allocation)
+    sparsify_([layers[name] for name in chosen], counts, arm.allocation, seed)
+    if arm.kind == "wide":
+        return network
+    keep = sum(counts[:-1]) / sum(sizes[:-1])
+    if isinstance(network, MLP):
+        return DropConnectMLP(task.inputs, widths, task.outputs, keep, seed)
+    return DropConnect(setting.build(task, widths), grown, keep, seed)
+
+
+def larger(widths: list[int], factor: float, parameters: Callable[[list[int]], int]) -> list[int]:
+    """The smallest widths, in proportion, that give at least ``factor`` times the parameters.
+
+    Args:
+        widths: Hidden widths.
+        factor: How many times as many parameters.
+        parameters: The number of parameters at given widths.
+
+    Example:
+        >>> larger([32], 1.2, lambda widths: 513 * widths[0] + 94 * (widths[0] + 1))
         [39]
     """
-
-    def parameters(widths: list[int]) -> int:
-        sizes = [inputs, *widths, outputs]
-        return sum((before + 1) * after for before, after in itertools.pairwise(sizes))
-
-    smallest, step = min(hidden), 0
-    widths = hidden
-    while parameters(widths) < factor * parameters(hidden):
+    largest, step = max(widths), 0
+    wider = widths
+    while parameters(wider) < factor * parameters(widths):
         step += 1
-        widths = [width + -(-step * width // smallest) for width in hidden]
-    return widths
+        wider = [width + -(-step * width // largest) for width in widths]
+    return wider
 
 
 @torch.no_grad()

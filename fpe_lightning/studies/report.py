@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fpe_lightning.studies.figures import arms_figure, curves_figure
+from fpe_lightning.studies.findings import Findings
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.tables import MARK, NOTE, as_html, as_markdown, tables
 
@@ -37,7 +38,7 @@ $tables
 """)
 
 
-def write_report(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
+def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findings | None = None) -> list[Path]:
     """Write ``table.md``, figures as PNG and SVG, and ``report.html`` into a study's folder.
 
     The page holds its figures, so that it can be read anywhere, without a network.
@@ -46,16 +47,20 @@ def write_report(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
         rows: Runs of one study.
         folder: Where its results are.
         title: Of the study.
+        findings: What it measured beside accuracy; stands after the accuracies.
 
     Returns:
         The paths of what was written, the table first.
     """
-    found = tables(rows)
-    note = f"{NOTE} {MARK}" if any("*" in line[0] for table in found for line in table.lines) else NOTE
+    found, findings = tables(rows), findings or Findings()
+    marked = any("*" in line[0] for table in found for line in table.lines)
+    note = " ".join([NOTE, *([MARK] if marked else []), *findings.notes])
+    found += findings.tables
     table, page, about = folder / "table.md", folder / "report.html", folder / "study.yaml"
     table.write_text(f"# {title}\n\n{note}\n\n{as_markdown(found)}")
-    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows)}
+    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), **findings.figures}
     captions = {"figure": "mean and 95 % interval over seeds", "curves": "means over seeds with 95 % intervals"}
+    captions |= findings.captions
     written: list[Path] = []
     for name, figure in drawn.items():
         if figure is not None:

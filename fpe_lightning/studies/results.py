@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Row:
         version: Of this package, where the run was made.
         torch: Version of torch, there.
         config: The resolved setting and arm, as JSON.
+        measures: Whatever else its setting measures, by name; a column each.
     """
 
     arm: str
@@ -51,6 +52,7 @@ class Row:
     version: str = ""
     torch: str = ""
     config: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cell(self) -> tuple[str, str, int]:
@@ -58,7 +60,8 @@ class Row:
         return self.setting, self.arm, self.seed
 
 
-COLUMNS = [field.name for field in fields(Row)]
+PLAIN = [field for field in fields(Row) if field.name != "measures"]
+COLUMNS = [field.name for field in PLAIN]
 
 
 class Results:
@@ -68,6 +71,7 @@ class Results:
         folder: Made where it is missing.
         study: Name of the study.
         config: The resolved config, of plain values; a folder of another config is refused.
+        measures: Names of what rows may hold besides accuracy.
 
     Raises:
         StudyError: If the folder holds another study, config or version.
@@ -81,8 +85,8 @@ class Results:
         [('A', 'dense', 0)]
     """
 
-    def __init__(self, folder: Path, study: str, config: dict[str, Any]) -> None:
-        self.folder, self.path = folder, folder / "results.csv"
+    def __init__(self, folder: Path, study: str, config: dict[str, Any], measures: Sequence[str] = ()) -> None:
+        self.folder, self.path, self.measures = folder, folder / "results.csv", list(measures)
         made_with = {"study": study, "version": __version__, "config": config}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +131,13 @@ class Results:
             ) from error
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows, each cell at most once, so that two processes at work on one folder do no harm."""
+        """Add rows, each cell at most once, so that two processes at work on one folder do no harm.
+
+        Raises:
+            ValueError: If a row holds a measure that has no column.
+        """
+        if unknown := sorted({name for row in rows for name in row.measures} - set(self.measures)):
+            raise ValueError(f"The measure {unknown[0]!r} has no column in `{self.path}`; declare it in the setting.")
         with self._lock:
             text = self.path.read_text() if self.path.exists() else ""
             complete = text[: text.rfind("\n") + 1]
@@ -135,10 +145,15 @@ class Results:
             buffer = io.StringIO()
             writer = csv.writer(buffer, lineterminator="\n")
             if not complete:
-                writer.writerow(COLUMNS)
+                writer.writerow([*COLUMNS, *self.measures])
             # One line a row, whatever a message holds.
             writer.writerows(
-                [str(getattr(row, name)).replace("\n", " ") for name in COLUMNS] for row in rows if row.cell not in done
+                [
+                    *(str(getattr(row, name)).replace("\n", " ") for name in COLUMNS),
+                    *(str(row.measures.get(name, "")) for name in self.measures),
+                ]
+                for row in rows
+                if row.cell not in done
             )
             with self.path.open("r+" if self.path.exists() else "w") as file:
                 file.truncate(len(complete.encode()))
@@ -161,7 +176,8 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _parsed(record: dict[str, str]) -> Row:
     kinds = {"str": str, "int": int, "float": float}
-    return Row(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(Row)})
+    plain = {field.name: kinds[str(field.type)](record[field.name]) for field in PLAIN}
+    return Row(**plain, measures={key: float(value) for key, value in record.items() if key not in COLUMNS and value})
 
 
 def _difference(found: object, wanted: object, path: str = "") -> str:

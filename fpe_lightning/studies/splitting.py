@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
@@ -20,6 +20,8 @@ from fpe_lightning.studies.task import Task
 
 SAMPLES = 4096
 """At most as many training samples tell which inputs belong together."""
+FROM_ROWS = ("interaction", "coactivation")
+"""Partitions that are worked out from the rows of numbers that the first layer reads."""
 
 
 def grouped_partition(groups: int) -> Partition:
@@ -39,7 +41,7 @@ def grouped_partition(groups: int) -> Partition:
     return partition
 
 
-def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | Partition:
+def partition_of(name: str, task: Task, network: nn.Module, inputs: Tensor) -> str | Partition:
     """A partition that is worked out from data where its name says so, else the name.
 
     Args:
@@ -52,7 +54,7 @@ def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | P
     """
     if name == "grouped":
         return grouped_partition(4)
-    if name in ("interaction", "coactivation"):
+    if name in FROM_ROWS:
         every = -(-len(inputs) // SAMPLES)
         weights = task.residuals(network) if name == "interaction" else torch.ones(len(inputs), 1)
         affinity = input_affinity(inputs[::every], weights[::every])
@@ -62,7 +64,7 @@ def partition_of(name: str, task: Task, network: MLP, inputs: Tensor) -> str | P
 
 def split(
     arm: Arm,
-    network: MLP,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     task: Task,
     sites: list[fpe.Site],
@@ -94,10 +96,12 @@ def split(
                 optimizer_state="reset" if arm.redraw else arm.optimizer_state,
             )
     if arm.redraw:
-        redraw_(network.linear_layers()[0], Generator().manual_seed(seed))
+        generator = Generator().manual_seed(seed)
+        for name in dict.fromkeys(producer.parameter for site in sites for producer in site.producers):
+            redraw_(network.get_submodule(name.rpartition(".")[0]), generator)
 
 
-def sites_to_split(network: MLP, inputs: Tensor) -> list[fpe.Site]:
+def sites_to_split(network: nn.Module, inputs: Tensor) -> list[fpe.Site]:
     """The sites of a network, one for each hidden layer.
 
     Tracing tells axes apart by what repeats along them and finds none of length one, so the site of a single hidden
@@ -108,8 +112,8 @@ def sites_to_split(network: MLP, inputs: Tensor) -> list[fpe.Site]:
         >>> site.width, site.fan_in, site.producers[0].length
         (1, 4, 1)
     """
-    first, *others = network.linear_layers()
-    if first.out_features > 1 or len(others) > 1:
+    layers = network.linear_layers() if isinstance(network, MLP) else []
+    if not isinstance(network, MLP) or len(layers) != 2 or layers[0].out_features > 1:
         return fpe.find_sites(network, inputs)
     [site] = fpe.find_sites(MLP(network.in_features, 2, network.out_features), inputs)
     producers = tuple(replace(axis, length=1, units=None) for axis in site.producers)
@@ -120,7 +124,7 @@ def sites_to_split(network: MLP, inputs: Tensor) -> list[fpe.Site]:
 
 
 def split_again(
-    arm: Arm, network: MLP, optimizer: torch.optim.Optimizer, task: Task, sites: list[fpe.Site], seed: int
+    arm: Arm, network: nn.Module, optimizer: torch.optim.Optimizer, task: Task, sites: list[fpe.Site], seed: int
 ) -> None:
     """Split the neurons of a network of one hidden layer once more, each in two, and refit what reads them, in place.
 
@@ -142,19 +146,20 @@ def split_again(
 
 
 @torch.no_grad()
-def redraw_(layer: torch.nn.Linear, generator: Generator) -> None:
+def redraw_(layer: nn.Module, generator: Generator) -> None:
     """Draw the weights of a masked layer anew from U(-s, s) with ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
     alive = alive_of(layer)
-    bound = alive.sum(1, keepdim=True).clamp_min(1).rsqrt()
-    layer.weight.copy_((torch.rand(alive.shape, generator=generator) * 2 - 1) * bound * alive)
+    fan_in = alive.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (alive.dim() - 1))
+    weight = layer.get_parameter("weight")
+    weight.copy_((torch.rand(alive.shape, generator=generator) * 2 - 1) * fan_in.rsqrt() * alive)
 
 
-def alive_of(layer: torch.nn.Linear) -> Tensor:
-    """Which weights of a layer may be other than zero, bool ``(out, in)``.
+def alive_of(layer: nn.Module) -> Tensor:
+    """Which weights of a layer may be other than zero, bool, of the shape of its ``weight``.
 
     Example:
         >>> int(alive_of(torch.nn.Linear(3, 2)).sum())
         6
     """
     mask = mask_of(layer)
-    return torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+    return torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool) if mask is None else mask

@@ -12,11 +12,24 @@ from fpe_lightning.studies.arms import Arm, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.clip_probe import Probe
 from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.from_scratch import outline
+from fpe_lightning.studies.interference import Interference
+from fpe_lightning.studies.pictures import CNN, ViT
 from fpe_lightning.studies.pixels import Pixels
+from fpe_lightning.studies.robustness import Robustness
 from fpe_lightning.studies.setting import Setting
 from fpe_lightning.studies.training import run_block
 
-STUDIES: dict[str, type[Setting]] = {"boolean": Regime, "clip_probe": Probe, "deep": Probe, "pixels": Pixels}
+STUDIES: dict[str, type[Setting]] = {
+    "boolean": Regime,
+    "clip_probe": Probe,
+    "cnn": CNN,
+    "deep": Probe,
+    "interference": Interference,
+    "pixels": Pixels,
+    "robustness": Robustness,
+    "transformer": ViT,
+}
 """The kind of setting that each study has: where its data come from. Arms and values are in its config."""
 
 
@@ -63,8 +76,17 @@ class Study:
                 setting.check()
             except ValueError as error:
                 raise StudyError(f"Setting {name!r} cannot be: {error}") from error
+            if strangers := [arm for arm in setting.rates if arm not in self.arms]:
+                raise StudyError(
+                    f"Setting {name!r} has a rate for {strangers[0]!r}, which is no arm of the study; its arms are "
+                    f"{', '.join(self.arms)}."
+                )
         for name, arm in arms_named(self.arms).items():
             for label, setting in self.settings.items():
+                try:
+                    setting.check_arm(arm)
+                except ValueError as error:
+                    raise StudyError(f"Arm {name!r} cannot be in setting {label!r}: {error}") from error
                 if not 0 <= setting.starts(arm) <= setting.epochs:
                     raise StudyError(
                         f"Arm {name!r} splits at epoch {setting.starts(arm)}, but setting {label!r} has "
@@ -79,16 +101,24 @@ class Study:
                     raise StudyError(f"Arm {name!r} refits one hidden layer, but setting {label!r} has several.")
 
     def prepare(self) -> None:
-        """Find the data of every setting.
+        """Find the data of every setting, and check that its networks fit them.
 
         Raises:
-            StudyError: If they cannot be had.
+            StudyError: If they cannot be had, or do not fit.
         """
         for name, setting in self.settings.items():
             try:
-                setting.task(self.first_seed)
+                task = setting.task(self.first_seed)
             except (ValueError, OSError, RuntimeError) as error:
                 raise StudyError(f"Setting {name!r} has no data: {' '.join(str(error).split())}") from error
+            try:
+                outline(setting, task, setting.widths())
+            except ValueError as error:
+                raise StudyError(f"Setting {name!r} cannot be: {error}") from error
+
+    def measures(self) -> list[str]:
+        """Names of all that the settings measure beside accuracy."""
+        return list(dict.fromkeys(name for setting in self.settings.values() for name in setting.measures))
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Setting, arm and seed of every run.
@@ -101,15 +131,19 @@ class Study:
         return [(setting, arm, seed) for setting in self.settings for seed in seeds for arm in self.arms]
 
     def blocks(self, done: set[tuple[str, str, int]]) -> list[Block]:
-        """What is left to run, in blocks of seeds that lack the same arms."""
-        missing: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-        for setting in self.settings:
+        """What is left to run, in blocks of seeds that lack the same arms, which train at one rate."""
+        missing: dict[tuple[str, float, tuple[str, ...]], list[int]] = {}
+        for name, setting in self.settings.items():
             for seed in range(self.first_seed, self.first_seed + self.seeds):
-                if lacking := tuple(arm for arm in self.arms if (setting, arm, seed) not in done):
-                    missing.setdefault((setting, lacking), []).append(seed)
+                lacking: dict[float, list[str]] = {}
+                for arm in self.arms:
+                    if (name, arm, seed) not in done:
+                        lacking.setdefault(setting.rates.get(arm, setting.lr), []).append(arm)
+                for rate, arms in lacking.items():
+                    missing.setdefault((name, rate, tuple(arms)), []).append(seed)
         blocks = [
-            Block(setting, self.settings[setting], arms_named(list(arms)), tuple(seeds[i : i + self.block]))
-            for (setting, arms), seeds in missing.items()
+            Block(name, replace(self.settings[name], lr=rate), arms_named(list(arms)), tuple(seeds[i : i + self.block]))
+            for (name, rate, arms), seeds in missing.items()
             for i in range(0, len(seeds), self.block)
         ]
         # All settings take turns, so that a study that is stopped early holds some seeds of each.
@@ -184,7 +218,7 @@ def seconds_of(blocks: list[Block]) -> float:
 def _seconds_an_epoch(setting: Setting, networks: int = 8) -> float:
     """Of one wide network among several, without what comes before the first epoch."""
     arms = {str(i): Arm("wide") for i in range(networks)}
-    offline = {"download": False} if "download" in setting.__dataclass_fields__ else {}
+    offline: dict[str, Any] = {"download": False} if "download" in setting.__dataclass_fields__ else {}
     took = []
     epochs = (1, 31) if setting.batch_size is None else (1, 3)
     for count in epochs:

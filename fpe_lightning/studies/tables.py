@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fpe_lightning.studies.arms import BASELINES, arm_named
-from fpe_lightning.studies.results import Row
+from fpe_lightning.studies.results import COLUMNS, Row
 from fpe_lightning.studies.statistics import Estimate, estimate, paired
 
 NOTE = (
@@ -40,12 +40,11 @@ def names(rows: Sequence[Row], key: str) -> list[str]:
 
 
 def by_seed(rows: Sequence[Row], setting: str, arm: str, part: str = "test") -> dict[int, float]:
-    """Accuracies in percent of the runs that did not fail."""
-    return {
-        row.seed: 100 * getattr(row, part)
-        for row in rows
-        if row.setting == setting and row.arm == arm and row.status == "done"
-    }
+    """Accuracies in percent of the runs that did not fail; or 100 times a measure, of those that have it."""
+    own = [row for row in rows if row.setting == setting and row.arm == arm and row.status == "done"]
+    if part in COLUMNS:
+        return {row.seed: 100 * getattr(row, part) for row in own}
+    return {row.seed: 100 * row.measures[part] for row in own if part in row.measures}
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -68,9 +67,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
                 (
                     arm + "*" * arm_named(arm).marked,
                     "/".join(map(str, counts)) or "-",
-                    _plus_minus(estimate(by_seed(own, setting, arm, "val"))),
-                    _plus_minus(test),
-                    *(_difference(own, setting, arm, baseline) for baseline in BASELINES),
+                    plus_minus(estimate(by_seed(own, setting, arm, "val"))),
+                    plus_minus(test),
+                    *(difference(own, setting, arm, baseline) for baseline in BASELINES),
                     str(test.count),
                 )
             )
@@ -91,13 +90,15 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _plus_minus(found: Estimate) -> str:
+def plus_minus(found: Estimate) -> str:
+    """A mean and its standard error, as ``80.0 ± 0.5``."""
     return f"{found.mean:.1f} ± {found.error:.1f}" if found.count else "-"
 
 
-def _difference(rows: Sequence[Row], setting: str, arm: str, baseline: str) -> str:
-    base = by_seed(rows, setting, baseline)
-    found = paired(by_seed(rows, setting, arm), base)
+def difference(rows: Sequence[Row], setting: str, arm: str, baseline: str, part: str = "test") -> str:
+    """A difference paired by seed: its mean, 95 % interval, and the mean relative to the baseline's."""
+    base = by_seed(rows, setting, baseline, part)
+    found = paired(by_seed(rows, setting, arm, part), base)
     if arm == baseline or found.count < 2:
         return "-"
     relative = 100 * found.mean / estimate(base).mean

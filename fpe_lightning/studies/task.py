@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from fpe_lightning.studies.stacked import Loss
 
 Part = tuple[Tensor, Tensor]
-"""Inputs ``(n, inputs)`` float32 and class numbers ``(n,)`` int64."""
+"""Inputs ``(n, inputs)`` or ``(n, channels, height, width)`` float32, and class numbers ``(n,)`` int64."""
+AT_ONCE = 4096
+"""Samples whose outputs are worked out together; pictures at more would take much memory."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Task:
         test: Test samples.
         classes: Number of classes; two are told apart by the sign of one output.
         groups: The inputs of each clause, where they are known.
+        others: Further test samples, by name.
 
     Example:
         >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
@@ -38,10 +42,11 @@ class Task:
     test: Part
     classes: int
     groups: Sequence[Sequence[int]] | None = None
+    others: Mapping[str, Part] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
-        """Numbers in a row."""
+        """Numbers in a row, or channels of a picture."""
         return self.train[0].shape[1]
 
     @property
@@ -64,13 +69,38 @@ class Task:
         """Of the outputs ``(n, outputs)``."""
         return logits.sigmoid() if self.outputs == 1 else logits.softmax(1)
 
+    def loss_of(self, network: nn.Module, rows: Tensor) -> Tensor:
+        """The loss of one network on some of the training samples, a scalar."""
+        outputs = network(self.train[0][rows])
+        return self.loss(outputs.T if self.outputs == 1 else outputs, self.targets[..., rows])
+
     @torch.no_grad()
     def accuracy(self, networks: Sequence[nn.Module], part: Part) -> float:
-        """Share of samples that the mean of the networks' probabilities gets right."""
-        x, y = part
-        mean = torch.stack([self.probabilities(network(x)) for network in networks]).mean(0)
+        """Share of samples that the mean of the networks' probabilities gets right, in evaluation mode."""
+        mean = self._mean(networks, part[0])
         guess = mean.squeeze(1) > 0.5 if self.outputs == 1 else mean.argmax(1)
-        return float((guess == y).float().mean())
+        return float((guess == part[1]).float().mean())
+
+    @torch.no_grad()
+    def calibration_error(self, networks: Sequence[nn.Module], part: Part, bins: int = 15) -> float:
+        """How far the confidence of a guess is from its accuracy, in [0, 1]: the expected calibration error.
+
+        Args:
+            networks: Their probabilities are averaged.
+            part: Inputs and class numbers.
+            bins: Of equal width, into which confidences are sorted.
+        """
+        mean = self._mean(networks, part[0])
+        if self.outputs == 1:
+            return float(binary_calibration_error(mean.squeeze(1), part[1], bins))
+        return float(multiclass_calibration_error(mean, part[1], self.classes, bins))
+
+    def _mean(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """The mean of the networks' probabilities in evaluation mode, ``(n, outputs)``."""
+        of_each = [
+            torch.cat([self.probabilities(network.eval()(rows)) for rows in x.split(AT_ONCE)]) for network in networks
+        ]
+        return torch.stack(of_each).mean(0)
 
     @torch.no_grad()
     def residuals(self, network: nn.Module) -> Tensor:

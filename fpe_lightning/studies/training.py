@@ -1,4 +1,4 @@
-"""Every arm on every seed of a block, many networks at a time."""
+"""Every arm on every seed of a block: MLPs many at a time, other networks one by one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 import fpe_lightning as fpe
+from fpe_lightning.expansion.select import select_sites
 from fpe_lightning.networks import MLP
 from fpe_lightning.studies.arms import Arm
 from fpe_lightning.studies.dropconnect import DropConnectMLP
@@ -30,15 +32,16 @@ class _Run:
 
     arm: str
     index: int  # of the seed within the block
-    network: MLP
+    network: nn.Module
     optimizer: Optimizer
     why: str = ""  # it failed
+    seen: dict[str, float] = field(default_factory=dict)  # what its setting measured at the split
 
 
 def run_block(
     setting: Setting, arms: dict[str, Arm], seeds: Sequence[int], advance: Callable[[int], None] | None = None
 ) -> list[Row]:
-    """Train every arm on every seed, many networks at a time.
+    """Train every arm on every seed.
 
     Arms of a seed share data, initial weights and the order of samples, and the dense network up to the first split is
     the parent of all that are split: the comparison is paired.
@@ -62,7 +65,10 @@ def run_block(
     began = time.perf_counter()
     block = _Block(setting, list(seeds), [setting.task(seed) for seed in seeds], advance)
     parents = [block.new("dense", Arm("dense"), index) for index in range(len(seeds))]
-    sites = sites_to_split(parents[0].network, block.tasks[0].train[0][:2])
+    sites: list[fpe.Site] = []
+    if any(arm.kind == "split" for arm in arms.values()):
+        found = sites_to_split(parents[0].network, block.tasks[0].train[0][:2])
+        sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
     scratch = [
         block.new(name, arm, index)
         for index in range(len(seeds))
@@ -91,7 +97,7 @@ def run_block(
     cells: dict[tuple[int, str], list[_Run]] = {(i, name): [] for i in range(len(seeds)) for name in arms}
     for run in finished:
         cells[run.index, run.arm].append(run)
-    return [_row(runs, block.tasks[index], seeds[index], seconds) for (index, _), runs in cells.items()]
+    return [_row(runs, setting, block.tasks[index], seeds[index], seconds) for (index, _), runs in cells.items()]
 
 
 @dataclass
@@ -116,14 +122,14 @@ class _Block:
         """The parent as it is now, split."""
         network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
         run = _Run(name, parent.index, network, optimizer)
-        seed = self.seeds[parent.index] + 1_000_000 * member
+        seed, task = self.seeds[parent.index] + 1_000_000 * member, self.tasks[parent.index]
+        run.seen |= self.setting.observe("before", [network], task)
         try:
-            split(
-                arm, run.network, run.optimizer, self.tasks[parent.index], sites, arm.alpha or self.setting.alpha, seed
-            )
+            split(arm, run.network, run.optimizer, task, sites, arm.alpha or self.setting.alpha, seed)
         except ValueError as error:
             run.why = str(error)
             return run
+        run.seen |= self.setting.observe("after", [network], task)
         if arm.redraw or arm.optimizer_state == "reset":
             # The parameters that were not split begin anew too, so that all count the same steps.
             run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
@@ -157,12 +163,15 @@ class _Block:
             if first == setting.switch:
                 for run in runs:
                     run.optimizer = _adam(run.network, setting.lr_after or setting.lr)
-            for alike in _alike(runs) if last > first else []:
+            for run in runs if last > first else []:
+                if not isinstance(run.network, MLP):
+                    self.train_alone(run, first, last)
+            for alike in _alike([run for run in runs if isinstance(run.network, MLP)]) if last > first else []:
                 # Groups of data have to be as many as seeds that all have equally many networks.
                 chosen = sorted({run.index for run in alike})
                 seeds = [self.seeds[index] for index in chosen]
                 train_together(
-                    [run.network for run in alike],
+                    [cast("MLP", run.network) for run in alike],
                     [run.optimizer for run in alike],
                     _stacked([self.tasks[index].train[0] for index in chosen]),
                     _stacked([self.tasks[index].targets for index in chosen]),
@@ -172,8 +181,22 @@ class _Block:
                     batches=None if setting.batch_size is None else Batches(setting.batch_size, seeds, first),
                 )
 
+    def train_alone(self, run: _Run, start: int, stop: int) -> None:
+        """Train one network of any kind from one epoch to another; batch norms see what they would see anywhere."""
+        task, seed = self.tasks[run.index], self.seeds[run.index]
+        samples = len(task.train[1])
+        batches = Batches(self.setting.batch_size or samples, [seed], start)
+        run.network.train()
+        for epoch in range(stop - start):
+            for rows in batches.order(0, epoch, samples).split(batches.size):
+                run.optimizer.zero_grad()
+                task.loss_of(run.network, rows).backward()
+                run.optimizer.step()
+            if self.advance is not None:
+                self.advance(1)
 
-def _adam(network: MLP, lr: float) -> Optimizer:
+
+def _adam(network: nn.Module, lr: float) -> Optimizer:
     return Adam(network.parameters(), lr=lr, fused=True)
 
 
@@ -200,12 +223,13 @@ def _alike(runs: list[_Run]) -> list[list[_Run]]:
     return even
 
 
-def _row(runs: list[_Run], task: Task, seed: int, seconds: float) -> Row:
+def _row(runs: list[_Run], setting: Setting, task: Task, seed: int, seconds: float) -> Row:
     networks = [run.network for run in runs]
     why = next((run.why for run in runs if run.why), "")
     if not why and not all(bool(torch.isfinite(p).all()) for network in networks for p in network.parameters()):
         why = "weights are no longer finite: the run has diverged"
     accuracy = [float("nan") if why else task.accuracy(networks, part) for part in (task.train, task.val, task.test)]
+    seen = {name: sum(run.seen[name] for run in runs) / len(runs) for name in ({} if why else runs[0].seen)}
     return Row(
         arm=runs[0].arm,
         seed=seed,
@@ -216,4 +240,5 @@ def _row(runs: list[_Run], task: Task, seed: int, seconds: float) -> Row:
         val=accuracy[1],
         test=accuracy[2],
         seconds=seconds * len(runs),
+        measures=seen if why else seen | setting.observe("end", networks, task),
     )

@@ -86,7 +86,7 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["bolean"], "Unknown study 'bolean'. Did you mean 'boolean'? Known: boolean, clip_probe, deep, pixels."),
+        (["bolean"], "Unknown study 'bolean'. Did you mean 'boolean'? Known: boolean, "),
         (["boolean", "--arms", "[dense, randum]"], "Unknown arm 'randum'. Did you mean 'random'?"),
         (["boolean", "--seeds", 0], "The grid is empty: 2 settings x 3 arms x 0 seeds; give at least one of each."),
         (["boolean", "--arms", "[]"], "The grid is empty: 2 settings x 0 arms x 3 seeds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(StudyError, match="holds files that are no study's"):
         Results(tmp_path / "b", "boolean", CONFIG)
     assert [path.name for path in (tmp_path / "b").glob("[!.]*")] == ["thesis.txt"]
+
+
+def test_measures_are_further_columns_and_one_that_was_not_taken_stays_empty(tmp_path: Path) -> None:
+    results = Results(tmp_path, "boolean", CONFIG, ["capacity", "cosine"])
+    rows = [
+        replace(row(0), measures={"cosine": -0.25}),
+        replace(row(1), measures={"capacity": 0.1, "cosine": 0.5}),
+        row(2),
+    ]
+    results.append(rows)
+    assert results.path.read_text().splitlines()[0].endswith(",config,capacity,cosine")
+    assert results.path.read_text().splitlines()[1].endswith(",A,,,,,-0.25")
+    assert Results(tmp_path, "boolean", CONFIG).rows() == rows
+    whole = results.path.read_text()
+    with pytest.raises(ValueError, match=r"^The measure 'capacty' has no column in `.*results\.csv`; declare it"):
+        results.append([replace(row(3), measures={"capacty": 0.1})])
+    assert results.path.read_text() == whole

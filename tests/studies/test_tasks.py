@@ -15,7 +15,7 @@ from fpe_lightning.studies.arms import ARMS, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.clip_probe import Probe
 from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.from_scratch import begin, larger
+from fpe_lightning.studies.from_scratch import begin, larger, outline, parameters
 from fpe_lightning.studies.pixels import Pixels, digits
 from fpe_lightning.studies.study import Study, on_grid
 from fpe_lightning.studies.task import Task
@@ -101,9 +101,12 @@ def test_placed_masks_hold_the_pairs_that_matter_together() -> None:
 
 def test_a_larger_network_is_the_smallest_that_is_large_enough() -> None:
     # 21 * 30 + 31 * 5 = 785 parameters; 21 * 37 + 38 * 5 are 1.23 times as many, 21 * 36 + 37 * 5 are 1.199 times.
-    assert larger(20, [30], 5, 1.2) == [37]
-    assert larger(20, [30], 5, 1.19) == [36]
-    assert larger(512, [32, 32, 32], 94, 1.2) == [38, 38, 38]
+    assert larger([30], 1.2, lambda widths: 21 * widths[0] + 5 * (widths[0] + 1)) == [37]
+    assert larger([30], 1.19, lambda widths: 21 * widths[0] + 5 * (widths[0] + 1)) == [36]
+    setting, task = Probe(hidden=[32, 32, 32]), classes()
+    wider = larger([32, 32, 32], 1.2, lambda widths: parameters(outline(setting, task, widths)))
+    assert wider == [36, 36, 36]
+    assert larger([8, 4], 1.2, lambda widths: widths[0] * widths[1]) == [9, 5]
 
 
 def test_digits_are_split_by_class_and_standardised() -> None:

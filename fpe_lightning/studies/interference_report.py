@@ -1,0 +1,235 @@
+"""What the study of interference reports: measures, their fold changes, and fits of the gain on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fpe_lightning.studies.arms import arm_named
+from fpe_lightning.studies.figures import COLORS, values_of
+from fpe_lightning.studies.findings import Findings
+from fpe_lightning.studies.fits import Fit, fit
+from fpe_lightning.studies.results import Row
+from fpe_lightning.studies.statistics import estimate
+from fpe_lightning.studies.tables import Table, by_seed, names
+
+LABELS = {
+    "capacity": "feature capacity",
+    "cosine": "mean cosine similarity",
+    "absolute_cosine": "mean absolute cosine similarity",
+    "collisions": "clause collisions",
+    "coverage": "clause coverage",
+}
+"""Measures by the name of their columns, in the order of the tables."""
+WHEN = {"split": "just after / just before the split", "end": "split network / dense one, at the end"}
+"""What fold changes compare."""
+CAPTION = "relative gain in test accuracy over dense, against the fold change of each measure"
+NOTES = (
+    "Measures are of the first hidden layer, means over seeds; a fold change is a ratio of such means, and the gain is "
+    "relative: mean test accuracy over that of the dense network, minus one.",
+    "Each point of a fit is an arm in a setting. R^2 has a 95 % bootstrap interval over settings; as they share "
+    "seeds, it is rather too narrow. The rank correlation is Spearman's.",
+    "A dense layer has collisions and coverage of 1, so those after the split are their own fold changes.",
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm in a setting.
+
+    Attributes:
+        setting: Name of the setting.
+        arm: Name of the arm.
+        fold: Fold change of a measure.
+        gain: Relative gain in test accuracy, in percent.
+    """
+
+    setting: str
+    arm: str
+    fold: float
+    gain: float
+
+
+def fold(rows: Sequence[Row], setting: str, arm: str, measure: str, when: str) -> float | None:
+    """The fold change of a measure in a setting.
+
+    Args:
+        rows: Runs of a study.
+        setting: Name of the setting.
+        arm: One that splits.
+        measure: A key of :data:`LABELS`.
+        when: A key of :data:`WHEN`.
+
+    Returns:
+        A ratio of means over seeds; None where something was not measured, or the denominator is zero.
+    """
+
+    def mean(moment: str, of: str = arm) -> float | None:
+        values = by_seed(rows, setting, of, f"{measure}_{moment}")
+        return estimate(values).mean / 100 if values else None
+
+    above = mean("after") if when == "split" else mean("end")
+    below = mean("before") if when == "split" else mean("end", "dense")
+    if when == "split" and below is None and measure in ("collisions", "coverage"):
+        below = 1.0  # that of every dense layer
+    return above / below if above is not None and below else None
+
+
+def gain(rows: Sequence[Row], setting: str, arm: str) -> float | None:
+    """Mean test accuracy over that of the dense network, minus one, in percent; over the seeds that both have."""
+    own, dense = by_seed(rows, setting, arm), by_seed(rows, setting, "dense")
+    both = own.keys() & dense.keys()
+    if not both:
+        return None
+    means = [estimate({seed: values[seed] for seed in both}).mean for values in (own, dense)]
+    return 100 * (means[0] / means[1] - 1) if means[1] else None
+
+
+def points(rows: Sequence[Row], measure: str, when: str) -> list[Point]:
+    """Every arm that splits in every setting, where both numbers are known."""
+    found = []
+    for setting in names(rows, "setting"):
+        for arm in names(rows, "arm"):
+            if arm_named(arm).kind == "split":
+                x, y = fold(rows, setting, arm, measure, when), gain(rows, setting, arm)
+                if x is not None and y is not None:
+                    found.append(Point(setting, arm, x, y))
+    return found
+
+
+def findings(rows: Sequence[Row]) -> Findings:
+    """Tables of the fits and of the measures, apart for each name that a grid began with, and the figure."""
+    bases: dict[str, list[Row]] = {}
+    for row in rows:
+        bases.setdefault(values_of(row.setting)[0], []).append(row)
+    fits = [fits_table(base, own) for base, own in bases.items()]
+    measures = [measures_table(base, own) for base, own in bases.items()]
+    figure = scatter(bases)
+    drawn = {} if figure is None else {"interference": figure}
+    return Findings(NOTES, [*fits, *measures], drawn, {"interference": CAPTION})
+
+
+def fitted(found: Sequence[Point]) -> Fit | None:
+    """The line through points, which are clustered by setting."""
+    return fit([p.fold for p in found], [p.gain for p in found], [p.setting for p in found])
+
+
+def fits_table(base: str, rows: Sequence[Row]) -> Table:
+    """One line for each measure and kind of fold change, over all arms and for each alone."""
+    arms = [arm for arm in names(rows, "arm") if arm_named(arm).kind == "split"]
+    plain = ("measure", "fold change", "points", "slope", "R^2 [95 %]", "rank correlation")
+    header = (*plain, *(f"R^2, {arm}" for arm in arms))
+    lines = []
+    for measure, label in LABELS.items():
+        for when, meaning in WHEN.items():
+            found = points(rows, measure, when)
+            if not found:
+                continue
+            line = fitted(found)
+            alone = [fitted([point for point in found if point.arm == arm]) for arm in arms]
+            lines.append(
+                (
+                    label,
+                    meaning,
+                    str(len(found)),
+                    "-" if line is None else f"{line.slope:+.3g}",
+                    _interval(line),
+                    "-" if line is None else f"{line.rank:+.2f}",
+                    *map(_interval, alone),
+                )
+            )
+    title = f"{base}: relative gain in % fitted on fold changes, all arms that split and each alone"
+    return Table(title, header, lines, [])
+
+
+def _interval(line: Fit | None) -> str:
+    return "-" if line is None else f"{line.r2:.2f} [{line.low:.2f}, {line.high:.2f}]"
+
+
+def measures_table(base: str, rows: Sequence[Row]) -> Table:
+    """One line for each setting and arm that splits: every measure around the split, and at the end beside dense."""
+    shown = [m for m in LABELS if any(f"{m}_after" in row.measures for row in rows)]
+    header = ("setting", "arm", "gain", *(f"{LABELS[measure]}" for measure in shown))
+    lines = []
+    for setting in names(rows, "setting"):
+        for arm in names(rows, "arm"):
+            if arm_named(arm).kind == "split":
+                won = gain(rows, setting, arm)
+                cells = [_cell(rows, setting, arm, measure) for measure in shown]
+                lines.append((setting, arm, "-" if won is None else f"{won:+.1f} %", *cells))
+    title = f"{base}: measures before -> after the split (fold change); dense -> split network at the end (fold change)"
+    return Table(title, header, lines, [])
+
+
+def _cell(rows: Sequence[Row], setting: str, arm: str, measure: str) -> str:
+    """Both pairs of a measure, as ``0.21 -> 0.43 (2.0); 0.20 -> 0.40 (2.0)``."""
+
+    def mean(of: str, moment: str) -> str:
+        values = by_seed(rows, setting, of, f"{measure}_{moment}")
+        return f"{estimate(values).mean / 100:.3f}" if values else "-"
+
+    if measure in ("collisions", "coverage"):
+        return f"1 -> {mean(arm, 'after')}"
+    ratios = [fold(rows, setting, arm, measure, when) for when in WHEN]
+    said = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+    around = f"{mean(arm, 'before')} -> {mean(arm, 'after')} ({said[0]})"
+    return f"{around}; {mean('dense', 'end')} -> {mean(arm, 'end')} ({said[1]})"
+
+
+def scatter(bases: dict[str, list[Row]]) -> Figure | None:
+    """Draw gains against fold changes with the fitted lines: a row for each base and kind of fold change.
+
+    Returns:
+        A panel for each measure; None where nothing was measured.
+    """
+    panels = {
+        (base, when): {measure: found for measure in LABELS if (found := points(rows, measure, when))}
+        for base, rows in bases.items()
+        for when in WHEN
+    }
+    panels = {key: row for key, row in panels.items() if row}
+    if not panels:
+        return None
+    shown = [measure for measure in LABELS if any(measure in row for row in panels.values())]
+    drawn = Figure(figsize=(2.7 * len(shown) + 0.4, 2.5 * len(panels) + 0.9), layout="constrained")
+    axes = drawn.subplots(len(panels), len(shown), squeeze=False)
+    every = dict.fromkeys(point.arm for row in panels.values() for found in row.values() for point in found)
+    styles = {arm: (COLORS[1 + i % (len(COLORS) - 1)], "o^sDvP*"[i % 7]) for i, arm in enumerate(every)}
+    for own, ((base, when), row) in zip(axes, panels.items(), strict=True):
+        for ax, measure in zip(own, shown, strict=True):
+            if measure in row:
+                _panel(ax, row[measure], styles)
+                ax.set_xlabel(f"fold change of\n{LABELS[measure]}", fontsize=8)
+            else:
+                ax.set_visible(False)
+        what = "at the split" if when == "split" else "at the end,\nover dense"
+        own[0].set_ylabel(f"{base}, {what}\nrelative gain (%)", fontsize=8)
+    entries = [
+        Line2D([], [], color=color, marker=marker, linestyle="", label=arm.replace("_", " "))
+        for arm, (color, marker) in styles.items()
+    ]
+    entries.append(Line2D([], [], color="black", label="least-squares line, all arms"))
+    drawn.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return drawn
+
+
+def _panel(ax: Axes, found: Sequence[Point], styles: dict[str, tuple[str, str]]) -> None:
+    for arm, (color, marker) in styles.items():
+        own = [(point.fold, point.gain) for point in found if point.arm == arm]
+        if own:
+            xs, ys = zip(*own, strict=True)
+            ax.plot(xs, ys, marker, color=color, markersize=4, alpha=0.8, markeredgewidth=0)
+    if line := fitted(found):
+        ends = np.array([min(p.fold for p in found), max(p.fold for p in found)])
+        ax.plot(ends, line.intercept + line.slope * ends, color="black", linewidth=1)
+        ax.set_title(f"R² = {line.r2:.2f} [{line.low:.2f}, {line.high:.2f}]", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.grid(color="0.92")
+    ax.set_axisbelow(True)

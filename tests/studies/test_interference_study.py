@@ -1,0 +1,198 @@
+"""Measures around a split are those of the networks, and the report says what the rows say."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import fpe_lightning as fpe
+from fpe_lightning.interference import (
+    clause_collisions,
+    feature_capacity,
+    mean_absolute_cosine_similarity,
+    mean_cosine_similarity,
+)
+from fpe_lightning.networks import MLP
+from fpe_lightning.studies.__main__ import main
+from fpe_lightning.studies.arms import arms_named
+from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.interference import Interference
+from fpe_lightning.studies.interference_report import findings, fold, gain, points
+from fpe_lightning.studies.results import Row
+from fpe_lightning.studies.study import Study
+from fpe_lightning.studies.tables import as_markdown
+from fpe_lightning.studies.training import run_block
+
+SMALL = Interference(epochs=20, when=0.5, data={"samples": 128})
+
+
+def test_measures_are_those_of_the_network_at_the_split_and_at_the_end() -> None:
+    rows = {row.arm: row for row in run_block(SMALL, arms_named(["dense", "random", "wide_sparse"]), [4])}
+    task = SMALL.task(4)
+    x, y = task.train[0], task.train[1].float()
+    torch.manual_seed(4)
+    network = MLP(24, 8, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=SMALL.lr)
+    seen: dict[str, float] = {}
+
+    def look(moment: str) -> None:
+        weight = network.layers[0].weight.detach()
+        seen[f"capacity_{moment}"] = float(feature_capacity(weight).mean())
+        seen[f"cosine_{moment}"] = float(mean_cosine_similarity(weight))
+        seen[f"absolute_cosine_{moment}"] = float(mean_absolute_cosine_similarity(weight))
+
+    for epoch in range(20):
+        if epoch == 10:
+            look("before")
+            fpe.expand(network, seed=4, optimizer=optimizer, example_inputs=x[:2])
+            look("after")
+            mask = network.layers[0].weight_mask
+            assert task.groups is not None
+            parents = torch.arange(16) // 2
+            seen["collisions_after"] = float(clause_collisions(mask, task.groups, parents))
+            seen["coverage_after"] = sum(bool(mask[:, list(g)].all(1).any()) for g in task.groups) / len(task.groups)
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(network(x).squeeze(1), y).backward()
+        optimizer.step()
+    look("end")
+    assert rows["random"].measures == pytest.approx(seen, abs=1e-4)
+    assert set(seen) == set(SMALL.measures)
+    for arm in ("dense", "wide_sparse"):  # neither was split
+        assert set(rows[arm].measures) == {"capacity_end", "cosine_end", "absolute_cosine_end"}
+
+
+def test_members_of_an_ensemble_are_averaged_and_a_failed_run_measures_nothing() -> None:
+    (row,) = run_block(SMALL, arms_named(["ensemble"]), [0])
+    assert set(row.measures) == set(SMALL.measures)
+    (alone,) = run_block(SMALL, arms_named(["random"]), [0])
+    assert row.measures["capacity_before"] == pytest.approx(alone.measures["capacity_before"], abs=1e-4)
+    assert row.measures["capacity_after"] != pytest.approx(alone.measures["capacity_after"], abs=1e-6)
+    (failed,) = run_block(Interference(alpha=40, epochs=2, when=0.0, data={"samples": 32}), arms_named(["random"]), [0])
+    assert (failed.status, failed.measures) == ("failed", {})
+
+
+def test_the_split_is_a_share_of_the_epochs_unless_the_arm_says_an_epoch() -> None:
+    arms = arms_named(["dense", "random", "random_at_3", "wide_sparse"])
+    assert [SMALL.starts(arm) for arm in arms.values()] == [20, 10, 3, 0]
+    assert Interference(split=7).starts(arms["random"]) == 7
+
+
+def row(setting: str, arm: str, seed: int, test: float, measures: Mapping[str, float]) -> Row:
+    return Row(arm, seed, "done", "", 209, test, test, test, 1.0, setting, measures=measures)
+
+
+def made(gains: Mapping[str, float], folds: Mapping[str, float]) -> list[Row]:
+    """Rows of given relative gains and fold changes of the capacity, two seeds each."""
+    rows = []
+    for setting, factor in gains.items():
+        for seed, wobble in enumerate((-0.1, 0.1)):
+            rows.append(row(setting, "dense", seed, 0.5 + wobble, {"capacity_end": 0.2 + wobble}))
+            split = {
+                "capacity_before": 0.3 + wobble,
+                "capacity_after": (0.3 + wobble) * folds[setting],
+                "capacity_end": 0.2 * folds[setting] ** 2,
+                "collisions_after": 0.1,
+            }
+            rows.append(row(setting, "random", seed, (0.5 + wobble) * (1 + factor), split))
+    return rows
+
+
+FOLDS = {"A hidden=2": 1.5, "A hidden=4": 2.0, "A hidden=8": 3.0, "A hidden=16": 2.5}
+EXACT = made({setting: 0.1 * value for setting, value in FOLDS.items()}, FOLDS)
+
+
+def test_fold_changes_and_gains_are_ratios_of_means() -> None:
+    setting = "A hidden=2"
+    assert fold(EXACT, setting, "random", "capacity", "split") == pytest.approx(1.5)
+    assert fold(EXACT, setting, "random", "capacity", "end") == pytest.approx(1.5**2)
+    assert fold(EXACT, setting, "random", "collisions", "split") == pytest.approx(0.1)  # a dense layer has 1
+    assert fold(EXACT, setting, "random", "cosine", "split") is None
+    assert gain(EXACT, setting, "random") == pytest.approx(15)
+    assert [point.arm for point in points(EXACT, "capacity", "split")] == ["random"] * 4
+
+
+def test_the_report_holds_fits_and_a_panel_for_each_measure() -> None:
+    other = [Row(**{**vars(each), "setting": each.setting.replace("A", "B")}) for each in EXACT]
+    found = findings([*EXACT, *other])
+    text = as_markdown(found.tables)
+    line = next(line for line in text.splitlines() if line.startswith("| feature capacity"))
+    assert line == (
+        "| feature capacity | just after / just before the split | 4 | +10 | 1.00 [1.00, 1.00] | +1.00 | "
+        "1.00 [1.00, 1.00] |"
+    )
+    assert "| clause collisions | just after / just before the split | 4 | - | - | - | - |" in text  # it never varies
+    assert "| A hidden=2 | random | +15.0 % | 0.300 -> 0.450 (1.50); 0.200 -> 0.450 (2.25) | 1 -> 0.100 |" in text
+    drawn = found.figures["interference"]
+    shown = [ax for ax in drawn.axes if ax.get_visible()]
+    assert len(shown) == 6  # two bases: capacity at the split and at the end, collisions at the split
+    assert shown[0].get_title() == "R² = 1.00 [1.00, 1.00]"
+    assert shown[0].get_ylabel() == "A, at the split\nrelative gain (%)"
+    assert all("fold change of" in ax.get_xlabel() for ax in shown)
+
+
+def test_rows_without_measures_make_no_figure() -> None:
+    assert not findings([row("A", "dense", 0, 0.5, {})]).figures
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"of": "bolean"}, "`of` has to be one of boolean, clip_probe, pixels, found 'bolean'"),
+        ({"when": 1.0}, "`when` has to be at least 0 and below 1, found 1.0"),
+        (
+            {"data": {"clause": 2}},
+            "`data` of 'boolean' has no 'clause'. Did you mean 'clauses'? Known: clauses, literals, inputs, samples, "
+            "coding, positives",
+        ),
+        ({"of": "pixels", "data": {"clauses": 2}}, "`data` of 'pixels' has no 'clauses'. Known: dataset, data_dir"),
+        ({"data": {"lr": 0.1}}, "`data` of 'boolean' has no 'lr'"),
+        ({"data": {"samples": "many"}}, "`data` of 'boolean' cannot be: "),
+        ({"alpha": 1}, "`alpha` has to be at least 2, found 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_gets_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        Study({"S": Interference(**values)}, ["dense"]).check()
+    assert str(caught.value).startswith(f"Setting 'S' cannot be: {sentence}")
+    assert "\n" not in str(caught.value)
+
+
+TINY = """
+settings:
+  boolean: {of: boolean, epochs: 8, data: {samples: 32}}
+  digits: {of: pixels, epochs: 2, batch_size: 512}
+grid:
+  - {hidden: [2, 4], when: [0.5]}
+arms: [dense, random]
+seeds: 1
+"""
+
+
+def test_the_command_measures_and_fits_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = ["interference", "--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "out")]
+    console = Console(file=io.StringIO(), width=300)
+    assert main(words, console) == 0
+    with (tmp_path / "out" / "results.csv").open() as file:
+        records = list(csv.DictReader(file))
+    assert len(records) == 8
+    split = next(each for each in records if each["arm"] == "random" and each["setting"].startswith("digits"))
+    assert 0 < float(split["capacity_before"]) < float(split["capacity_after"]) <= 1
+    assert split["collisions_after"] == ""  # only formulas have clauses
+    for name in ("interference.png", "interference.svg", "figure.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 2  # accuracies and fits
+    lines = (tmp_path / "out" / "results.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "out" / "results.csv").write_text("".join(lines[:5]))
+    before = (tmp_path / "out" / "table.md").read_text()
+    assert main(words, console) == 0
+    assert (tmp_path / "out" / "table.md").read_text() == before
