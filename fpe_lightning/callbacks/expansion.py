@@ -25,6 +25,7 @@ from fpe_lightning.expansion.checkpoint import restore_structure_on_load
 from fpe_lightning.expansion.expand import LAYOUTS, expand
 from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.partition import Partition, resolve_partition
+from fpe_lightning.expansion.refit import BudgetRule
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import check_alpha, select_sites
 from fpe_lightning.expansion.sites import Site
@@ -77,7 +78,7 @@ class ExpansionCallback(pl.Callback):
         trigger: ExpansionTrigger | None = None,
         partition: str | Partition = "random",
         sites: str | Sequence[str] | None = None,
-        budget: str = "total",
+        budget: str | BudgetRule = "total",
         seed: int = 0,
         groups: Sequence[Sequence[int]] | None = None,
         layout: str = "masked",
@@ -93,12 +94,10 @@ class ExpansionCallback(pl.Callback):
                 resolve_partition(partition, groups)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        for name, value, known in (
-            ("budget", budget, BUDGETS),
-            ("layout", layout, LAYOUTS),
-            ("optimizer_state", optimizer_state, ("follow", "reset")),
-        ):
-            if value not in known:
+        states = ("follow", "reset")
+        asked = (("budget", budget, BUDGETS), ("layout", layout, LAYOUTS), ("optimizer_state", optimizer_state, states))
+        for name, value, known in asked:
+            if not isinstance(value, BudgetRule) and value not in known:
                 raise MisconfigurationException(f"Unknown `{name}` {value!r}; known: {', '.join(known)}.")
         self.alpha, self.partition, self.sites, self.budget, self.seed = alpha, partition, sites, budget, seed
         self.groups, self.layout, self.optimizer_state = groups, layout, optimizer_state

@@ -92,7 +92,9 @@ def interaction_partition(inputs: Tensor, targets: Tensor) -> Partition:
 
 
 def affinity_partition(affinity: Tensor, restarts: int = 8) -> Partition:
-    """One balanced partition for all neurons that keeps inputs of high affinity in the same child.
+    """A balanced partition of what neurons read that keeps inputs of high affinity in the same child.
+
+    Neurons that read the same inputs share it.
 
     From a random deal, the exchange of two inputs that raises the affinity within children most is made until none
     does (Kernighan and Lin's local search); the best of several deals stays.
@@ -126,16 +128,28 @@ def affinity_partition(affinity: Tensor, restarts: int = 8) -> Partition:
         inputs = alive.shape[1]
         if len(matrix) != inputs:
             raise ValueError(f"The affinity is of {len(matrix)} inputs, but the layer has {inputs}.")
-        best, highest = np.zeros(inputs, dtype=np.int64), -np.inf
-        for _ in range(restarts):
-            child = np.empty(inputs, dtype=np.int64)
-            child[torch.randperm(inputs, generator=generator).numpy()] = np.arange(inputs) % alpha
-            within = _exchange(child, matrix, alpha)
-            if within > highest:
-                best, highest = child, within
-        return torch.from_numpy(best).expand(alive.shape).clone()
+        sets, of_neuron = alive.unique(dim=0, return_inverse=True)  # the first split of a dense layer has one
+        children = torch.zeros(sets.shape, dtype=torch.int64)
+        for own, child in zip(sets, children, strict=True):
+            read = own.nonzero().squeeze(1)
+            within = matrix[np.ix_(read.numpy(), read.numpy())]
+            child[read] = torch.from_numpy(_best_deal(within, alpha, restarts, generator))
+        return children[of_neuron]
 
     return partition
+
+
+def _best_deal(affinity: np.ndarray, alpha: int, restarts: int, generator: Generator) -> np.ndarray:
+    """The best of several random deals after exchanges."""
+    count = len(affinity)
+    best, highest = np.zeros(count, dtype=np.int64), -np.inf
+    for _ in range(restarts):
+        child = np.empty(count, dtype=np.int64)
+        child[torch.randperm(count, generator=generator).numpy()] = np.arange(count) % alpha
+        within = _exchange(child, affinity, alpha)
+        if within > highest:
+            best, highest = child, within
+    return best
 
 
 def _exchange(child: np.ndarray, affinity: np.ndarray, alpha: int) -> float:

@@ -29,6 +29,7 @@ from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, repl
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
 from fpe_lightning.expansion.partition_shared import SharedPartition
+from fpe_lightning.expansion.refit import BudgetRule, make_ruled_room, settle
 from fpe_lightning.expansion.report import ExpansionReport, SiteReport
 from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
 from fpe_lightning.expansion.single import make_single_room
@@ -51,7 +52,7 @@ def expand(
     partition: str | Partition = "random",
     groups: Groups | None = None,
     sites: Sites = None,
-    budget: str = "total",
+    budget: str | BudgetRule = "total",
     seed: int = 0,
     layout: str = "masked",
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
@@ -75,7 +76,8 @@ def expand(
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
         budget: Which weights make room: ``"total"``, ``"incoming"`` or ``"outgoing"`` (single weights; see
             :mod:`fpe_lightning.expansion.budget`), ``"columns"`` or ``"blocks"`` (whole ones; see
-            :mod:`fpe_lightning.expansion.room`).
+            :mod:`fpe_lightning.expansion.room`), or a rule such as
+            :class:`~fpe_lightning.expansion.refit.DiscriminantRefit`.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
         layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
             non-zeros, for partitions that neurons share; children that share one then stand together, see
@@ -107,7 +109,7 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     rule = resolve_partition(partition, groups)
-    if budget not in BUDGETS:
+    if not isinstance(budget, BudgetRule) and budget not in BUDGETS:
         raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
@@ -145,6 +147,9 @@ def expand(
         for storage in found:
             store(each.get_submodule(module), storage, optimizers)
     put_in_place(apart, models, optimizers, optimizer_state)
+    if isinstance(budget, BudgetRule):
+        for each, (site, _) in itertools.product(models, chosen):
+            settle(each, site, budget)
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
     return ExpansionReport(before, after, reports, {name: str(choice) for name, choice in choices.items()})
@@ -171,7 +176,14 @@ def _check_layout(layout: str, chosen: list[tuple[Site, int]]) -> None:
 
 
 def _split(
-    draft: Draft, site: Site, alpha: int, partition: Partition, budget: str, seed: int, layout: str, compact: bool
+    draft: Draft,
+    site: Site,
+    alpha: int,
+    partition: Partition,
+    budget: str | BudgetRule,
+    seed: int,
+    layout: str,
+    compact: bool,
 ) -> SiteReport:
     """Work out the split of one site."""
     producers = list(dict.fromkeys(producer.parameter for producer in site.producers))
@@ -202,7 +214,9 @@ def _split(
     excess = sum(draft.count(parameter) for parameter in everything) - before
     if budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
         _warn_if_costly(site, alpha, excess, incoming_before)
-    if budget in STRUCTURED:
+    if isinstance(budget, BudgetRule):
+        make_ruled_room(draft, site, budget, excess)
+    elif budget in STRUCTURED:
         make_structured_room(draft, site, alpha, together, together if site is asked else 1, budget, before)
     else:
         make_single_room(draft, site, alpha, budget, excess)

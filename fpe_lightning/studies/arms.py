@@ -22,6 +22,10 @@ class Arm:
             :mod:`fpe_lightning.studies.splitting`.
         budget: For ``"split"``: as for ``expand``.
         split: For ``"split"``: the epoch of the split; None is the setting's.
+        alpha: For ``"split"``: children of each neuron; None is the setting's.
+        again: For ``"split"``: the epoch at which every child is split once more, in two, at random or by what its
+            inputs have to do with each other as before, with a refit of the classifier
+            (:class:`~fpe_lightning.expansion.refit.DiscriminantRefit`); None for never.
         redraw: For ``"split"``: draw the incoming weights of the children anew under their masks.
         optimizer_state: For ``"split"``: as for ``expand``.
         allocation: For ``"wide"``: as for ``WideSparseMLP``.
@@ -35,6 +39,8 @@ class Arm:
     partition: str = "random"
     budget: str = "total"
     split: int | None = None
+    alpha: int | None = None
+    again: int | None = None
     redraw: bool = False
     optimizer_state: str = "follow"
     allocation: str = "hidden"
@@ -75,7 +81,10 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "redraw": {"redraw": True},
     "reset": {"optimizer_state": "reset"},
 }
-"""Endings that change an arm which splits; ``_at_<epoch>`` does too."""
+"""Endings that change an arm which splits; those of :data:`NUMBERED` do too."""
+
+NUMBERED: dict[str, str] = {"at_": "split", "x": "alpha", "then_": "again"}
+"""Endings with a number: ``_at_<epoch>``, ``_x<children>`` and ``_then_<epoch>``, for a second split."""
 
 BASELINES = ("dense", "wide_sparse")
 """The arms that every other one is compared with."""
@@ -92,13 +101,14 @@ def arm_named(name: str) -> Arm:
         (2, 'total')
     """
     base, changes = name, dict[str, Any]()
-    while base not in ARMS and (found := re.fullmatch(rf"(.+)_(?:({'|'.join(SUFFIXES)})|at_(\d+))", base)):
-        base, suffix, epoch = found.groups()
-        changes |= SUFFIXES[suffix] if suffix else {"split": int(epoch)}
+    plain, numbered = "|".join(SUFFIXES), "|".join(NUMBERED)
+    while base not in ARMS and (found := re.fullmatch(rf"(.+)_(?:({plain})|({numbered})(\d+))", base)):
+        base, suffix, kind, number = found.groups()
+        changes |= SUFFIXES[suffix] if suffix else {NUMBERED[kind]: int(number)}
     if base not in ARMS:
         nearest = difflib.get_close_matches(base, ARMS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        endings = ", ".join(f"_{suffix}" for suffix in [*SUFFIXES, "at_<epoch>"])
+        endings = ", ".join(f"_{suffix}" for suffix in [*SUFFIXES, *(f"{kind}<n>" for kind in NUMBERED)])
         raise StudyError(
             f"Unknown arm {name!r}.{hint} Known: {', '.join(ARMS)}; those that split may end in {endings}."
         )

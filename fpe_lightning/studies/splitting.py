@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,6 +12,8 @@ import fpe_lightning as fpe
 from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
 from fpe_lightning.expansion.expand import ExpansionWarning
 from fpe_lightning.expansion.partition import Partition, random_partition
+from fpe_lightning.expansion.refit import DiscriminantRefit
+from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.studies.arms import Arm
 from fpe_lightning.studies.task import Task
@@ -96,6 +99,50 @@ def split(
         generator = Generator().manual_seed(seed)
         for name in dict.fromkeys(producer.parameter for site in sites for producer in site.producers):
             redraw_(network.get_submodule(name.rpartition(".")[0]), generator)
+
+
+def sites_to_split(network: nn.Module, inputs: Tensor) -> list[fpe.Site]:
+    """The sites of a network, one for each hidden layer.
+
+    Tracing tells axes apart by what repeats along them and finds none of length one, so the site of a single hidden
+    neuron is that of two such neurons, but for its sizes.
+
+    Example:
+        >>> [site] = sites_to_split(MLP(4, 1, 3), torch.zeros(2, 4))
+        >>> site.width, site.fan_in, site.producers[0].length
+        (1, 4, 1)
+    """
+    layers = network.linear_layers() if isinstance(network, MLP) else []
+    if not isinstance(network, MLP) or len(layers) != 2 or layers[0].out_features > 1:
+        return fpe.find_sites(network, inputs)
+    [site] = fpe.find_sites(MLP(network.in_features, 2, network.out_features), inputs)
+    producers = tuple(replace(axis, length=1, units=None) for axis in site.producers)
+    values = tuple(replace(axis, length=1, units=None) for axis in site.values)
+    consumers = tuple(replace(axis, length=1, units=None) for axis in site.consumers)
+    grown = tuple(replace(attribute, growth=1) for attribute in site.attributes)
+    return [replace(site, width=1, producers=producers, values=values, consumers=consumers, attributes=grown)]
+
+
+def split_again(
+    arm: Arm, network: nn.Module, optimizer: torch.optim.Optimizer, task: Task, sites: list[fpe.Site], seed: int
+) -> None:
+    """Split the neurons of a network of one hidden layer once more, each in two, and refit what reads them, in place.
+
+    Raises:
+        ValueError: If the network has diverged, or too little is left to make room for the copies.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExpansionWarning)  # a study shows what a split costs in its table
+        fpe.expand(
+            network,
+            alpha=2,
+            partition=partition_of(arm.partition, task, network, task.train[0]),
+            sites=sites,
+            budget=DiscriminantRefit(*task.train),
+            seed=seed,
+            optimizer=optimizer,
+            optimizer_state="reset",
+        )
 
 
 @torch.no_grad()

@@ -92,6 +92,13 @@ class Study:
                         f"Arm {name!r} splits at epoch {setting.starts(arm)}, but setting {label!r} has "
                         f"{setting.epochs} epochs; drop one of them."
                     )
+                if arm.again is not None and not setting.starts(arm) < arm.again <= setting.epochs:
+                    raise StudyError(
+                        f"Arm {name!r} splits again at epoch {arm.again}, but in setting {label!r} it splits first at "
+                        f"{setting.starts(arm)} of {setting.epochs} epochs; drop one of them."
+                    )
+                if arm.again is not None and not isinstance(setting.hidden, int):
+                    raise StudyError(f"Arm {name!r} refits one hidden layer, but setting {label!r} has several.")
 
     def prepare(self) -> None:
         """Find the data of every setting, and check that its networks fit them.

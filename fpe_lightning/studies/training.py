@@ -21,7 +21,7 @@ from fpe_lightning.studies.dropconnect import DropConnectMLP
 from fpe_lightning.studies.from_scratch import begin
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.setting import Setting
-from fpe_lightning.studies.splitting import split
+from fpe_lightning.studies.splitting import sites_to_split, split, split_again
 from fpe_lightning.studies.stacked import Batches, train_together
 from fpe_lightning.studies.task import Task
 
@@ -67,7 +67,7 @@ def run_block(
     parents = [block.new("dense", Arm("dense"), index) for index in range(len(seeds))]
     sites: list[fpe.Site] = []
     if any(arm.kind == "split" for arm in arms.values()):
-        found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
+        found = sites_to_split(parents[0].network, block.tasks[0].train[0][:2])
         sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
     scratch = [
         block.new(name, arm, index)
@@ -90,7 +90,7 @@ def run_block(
         ]
         # Networks of equal shape train together: those that begin wide join those that are split at once.
         together = [run for run in [*children, *(scratch if start == 0 else [])] if not run.why]
-        block.train(sorted(together, key=lambda run: run.index), start, setting.epochs)
+        block.train_on(sorted(together, key=lambda run: run.index), arms, start)
         finished += children
     finished += scratch + (parents if "dense" in arms else [])
     seconds = (time.perf_counter() - began) / max(len(finished), 1)
@@ -125,7 +125,7 @@ class _Block:
         seed, task = self.seeds[parent.index] + 1_000_000 * member, self.tasks[parent.index]
         run.seen |= self.setting.observe("before", [network], task)
         try:
-            split(arm, run.network, run.optimizer, task, sites, self.setting.alpha, seed)
+            split(arm, run.network, run.optimizer, task, sites, arm.alpha or self.setting.alpha, seed)
         except ValueError as error:
             run.why = str(error)
             return run
@@ -134,6 +134,26 @@ class _Block:
             # The parameters that were not split begin anew too, so that all count the same steps.
             run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
         return run
+
+    def train_on(self, runs: list[_Run], arms: dict[str, Arm], start: int) -> None:
+        """Train to the end, and split once more those whose arm says so."""
+        for epoch in sorted({again for run in runs if (again := arms[run.arm].again) is not None}):
+            due = [run for run in runs if arms[run.arm].again == epoch]
+            self.train(due, start, epoch)
+            for run in due:
+                self.split_again(arms[run.arm], run)
+            self.train([run for run in due if not run.why], epoch, self.setting.epochs)
+        self.train([run for run in runs if arms[run.arm].again is None], start, self.setting.epochs)
+
+    def split_again(self, arm: Arm, run: _Run) -> None:
+        """Split the children once more."""
+        task = self.tasks[run.index]
+        try:
+            sites = sites_to_split(run.network, task.train[0][:2])
+            split_again(arm, run.network, run.optimizer, task, sites, self.seeds[run.index])
+        except ValueError as error:
+            run.why = str(error)
+        run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
 
     def train(self, runs: list[_Run], start: int, stop: int) -> None:
         """Train from one epoch to another, with the setting's change of learning rate where it lies between."""

@@ -12,6 +12,8 @@ from fpe_lightning.studies.arms import ARMS, Arm, arm_named, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.errors import StudyError
 from fpe_lightning.studies.splitting import redraw_, split
+from fpe_lightning.studies.study import Study
+from fpe_lightning.studies.training import run_block
 
 TASK = Regime().task(0)
 
@@ -57,7 +59,20 @@ def test_an_unknown_arm_is_refused_with_the_one_meant() -> None:
 
 def test_a_name_of_an_arm_can_say_how_it_splits() -> None:
     assert arm_named("shared_incoming_redraw_at_12") == Arm("split", "shared", "incoming", split=12, redraw=True)
+    twice = arm_named("random_incoming_x3_at_1_then_5")
+    assert twice == Arm("split", "random", "incoming", split=1, alpha=3, again=5)
     with pytest.raises(StudyError, match="Arm 'dense_at_3' cannot be: 'dense' does not split"):
         arm_named("dense_at_3")
     with pytest.raises(StudyError, match=r"Did you mean 'random'\? Known: .*; those that split may end in _incoming, "):
         arm_named("randon_at_3")
+
+
+def test_an_arm_that_splits_twice_keeps_the_budget_and_ends_wider() -> None:
+    regime = Regime(epochs=6, samples=64, hidden=1)
+    rows = run_block(regime, arms_named(["dense", "random_x2_at_1_then_3"]), [0])
+    assert [row.status for row in rows] == ["done", "done"]
+    assert rows[0].nonzeros == rows[1].nonzeros
+    with pytest.raises(StudyError, match="splits again at epoch 3, but in setting 'A' it splits first at 4 of 6"):
+        Study({"A": regime}, ["random_x2_at_4_then_3"]).check()
+    with pytest.raises(StudyError, match="refits one hidden layer, but setting 'A' has several"):
+        Study({"A": Regime(hidden=[4, 4])}, ["random_x2_at_1_then_3"]).check()
