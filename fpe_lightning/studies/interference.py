@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
 from typing_extensions import override
 
 from fpe_lightning.interference import (
@@ -106,9 +107,9 @@ class Interference(Setting):
         return *weights, *(f"{name}_after" for name in CLAUSES if self.of == "boolean")
 
     @override
-    def observe(self, moment: Moment, networks: Sequence[MLP], task: Task) -> dict[str, float]:
+    def observe(self, moment: Moment, networks: Sequence[nn.Module], task: Task) -> dict[str, float]:
         """Measure the first hidden layer; several networks are averaged."""
-        layers = [network.linear_layers()[0] for network in networks]
+        layers = [cast("MLP", network).linear_layers()[0] for network in networks]
         found = {
             f"{name}_{moment}": sum(float(measure(layer.weight.detach()).mean()) for layer in layers) / len(layers)
             for name, measure in WEIGHTS.items()

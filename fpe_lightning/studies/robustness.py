@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.data.cache import open_cache
@@ -16,7 +16,6 @@ from fpe_lightning.data.encode import cache_embeddings, embedding_key
 from fpe_lightning.data.encoder import load_encoder
 from fpe_lightning.data.sources import LabelledImages, load_images
 from fpe_lightning.data.split import stratified_choice
-from fpe_lightning.networks import MLP
 from fpe_lightning.paths import default_cache_dir
 from fpe_lightning.studies.clip_probe import Probe
 from fpe_lightning.studies.findings import Findings
@@ -91,7 +90,7 @@ class Robustness(Probe):
         return *names, *(ERROR + name for name in names)
 
     @override
-    def observe(self, moment: Moment, networks: Sequence[MLP], task: Task) -> dict[str, float]:
+    def observe(self, moment: Moment, networks: Sequence[nn.Module], task: Task) -> dict[str, float]:
         """Accuracy and expected calibration error on every set of test pictures."""
         if moment != "end":
             return {}

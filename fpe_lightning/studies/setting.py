@@ -75,7 +75,7 @@ class Setting:
         """Names of all that :meth:`observe` may find, in the order of the columns."""
         return ()
 
-    def observe(self, moment: Moment, networks: Sequence[MLP], task: Task) -> dict[str, float]:
+    def observe(self, moment: Moment, networks: Sequence[nn.Module], task: Task) -> dict[str, float]:
         """Measure networks, beside their accuracy at the end.
 
         Args:
