@@ -88,7 +88,7 @@ RULES: dict[str, Callable[[nn.Module], int]] = {
     "segmentation/fcn_resnet*": lambda model: _resnet(model) + blocks(model, "FCNHead"),
     **{f"timm/{glob}": rule for glob, rule in coverage_counts_timm.RULES.items()},
     "open_clip/RN*/image": _open_clip_resnet,
-    "open_clip/ViT*/*": lambda model: (
+    "open_clip/ViT-*/*": lambda model: (
         blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock") + mlps(model)
     ),
     "open_clip/*/text": lambda model: blocks(model, "ResidualAttentionBlock", "CustomResidualAttentionBlock"),
