@@ -41,7 +41,7 @@ from benchmarks.logging_ways import (
     make_network,
     means,
 )
-from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor, RunSummary
+from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor, RunSummary, TensorBoardReport
 from fpe_lightning.data.loader import BatchLoader
 from fpe_lightning.modules import Classifier
 
@@ -114,6 +114,7 @@ def our_callbacks(epochs: int) -> list[L.Callback]:
         ExpansionCallback(alpha=4, epoch=epochs - 1),
         InterferenceMonitor(every_n_epochs=BLOCK, sites="network.layers.0"),
         RunSummary(),
+        TensorBoardReport(),
     ]
 
 
@@ -127,7 +128,7 @@ def around(comforts: Comforts, folder: str, epochs: int) -> dict[str, Any]:
         ]
     return {
         "callbacks": extra,
-        "logger": TensorBoardLogger(folder) if comforts != "none" else False,
+        "logger": TensorBoardLogger(folder, default_hp_metric=False) if comforts != "none" else False,
         "log_every_n_steps": 10,
         "enable_checkpointing": comforts == "all",
         "enable_progress_bar": comforts == "all",
