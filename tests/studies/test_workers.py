@@ -56,7 +56,10 @@ def test_a_study_that_is_killed_leaves_no_process_and_goes_on(how: signal.Signal
     assert main(words(long, whole)) == 0
 
     command = [sys.executable, "-m", "fpe_lightning.studies", *words(long, broken), "--jobs", "2"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # What a shell starts in the background ignores interrupts, and so would its children.
+    first = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     wait_for(lambda: (broken / "results.csv").exists())
     workers = children(first.pid)
     first.send_signal(how)
