@@ -16,7 +16,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from fpe_lightning.cli import unknown_key
-from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.errors import StudyError, exit_code
 from fpe_lightning.studies.ray_runner import check_ray
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Results
@@ -45,14 +45,10 @@ def main(words: Sequence[str] | None = None, console: Console | None = None) -> 
     """
     console = console or Console()
     try:
-        _run(list(sys.argv[1:] if words is None else words), console)
-    except StudyError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+        return exit_code(lambda: _run(list(sys.argv[1:] if words is None else words), console), console)
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from the runs that are finished.")
         return 130
-    return 0
 
 
 def _run(words: list[str], console: Console) -> None:

@@ -32,7 +32,7 @@ from fpe_lightning.studies.arms import Arm, arms_named
 from fpe_lightning.studies.batches import Batches
 from fpe_lightning.studies.children_report import Neurons, entropy_figure, table
 from fpe_lightning.studies.clip_probe import Probe
-from fpe_lightning.studies.errors import StudyError
+from fpe_lightning.studies.errors import StudyError, exit_code
 from fpe_lightning.studies.from_scratch import begin
 from fpe_lightning.studies.splitting import split
 from fpe_lightning.studies.stacked import train_together
@@ -277,14 +277,13 @@ def main(words: Sequence[str] | None = None, console: Console | None = None) -> 
     """
     console = console or Console()
     torch.set_num_threads(1)  # products this small gain nothing from threads
-    try:
+
+    def run() -> None:
         written = auto_cli(study, args=list(sys.argv[1:] if words is None else words), as_positional=False)
-    except StudyError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
-    console.print(written[0].read_text(), markup=False, soft_wrap=True)
-    console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
-    return 0
+        console.print(written[0].read_text(), markup=False, soft_wrap=True)
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+
+    return exit_code(run, console)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,33 @@
-"""What a study says when it cannot run."""
+"""What a study says when it cannot run, and how its commands say it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
 
 
 class StudyError(ValueError):
     """A study, arm, grid or folder that cannot be used; the message is one sentence for the command line."""
+
+
+def exit_code(command: Callable[[], object], console: Console) -> int:
+    """Run a command; bad input is answered with its sentence.
+
+    Args:
+        command: What to run.
+        console: Where to print.
+
+    Returns:
+        0, or 2 after bad input.
+
+    Example:
+        >>> exit_code(lambda: None, Console())
+        0
+    """
+    try:
+        command()
+    except StudyError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    return 0
