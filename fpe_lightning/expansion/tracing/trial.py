@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -30,6 +31,7 @@ class Bench:
         attempts: Trials so far.
         learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
             given their value), which are tried at once for later candidates.
+        hopeless: What failed candidates look like: blocks repeat, and one of each kind is enough to try every guess on.
     """
 
     model: nn.Module
@@ -38,9 +40,12 @@ class Bench:
     refusals: list[Refusal] = field(default_factory=list)
     attempts: int = 0
     learned: set[tuple[type[nn.Module], str, int | None, bool]] = field(default_factory=set)
+    hopeless: set[Hashable] = field(default_factory=set)
 
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Try candidates together and, where that fails, halves of them, down to single ones.
+
+        Candidates of one kind stand together, so that one bad kind does not break up all the others.
 
         Args:
             candidates: Candidates in the order of the forward.
@@ -48,7 +53,10 @@ class Bench:
         Returns:
             Those that are sites, with their runs and all the attributes that they need.
         """
-        good = self._accept(candidates)
+        kinds = [self._kind_of(candidate) for candidate in candidates]
+        found = self._accept([candidates[i] for i in sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))])
+        place = {candidate.group: i for i, candidate in enumerate(candidates)}
+        good = sorted(found, key=lambda candidate: place[candidate.group])
         if self.attempts == 1 or self._fit_together(good):
             return good
         kept: list[Candidate] = []
@@ -110,6 +118,10 @@ class Bench:
     def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
         """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
         written, met = (self._guesses(candidate, written=flag) for flag in (True, False))
+        kind = (self._kind_of(candidate, met), re.sub(r"\d+", "#", reason))
+        if kind in self.hopeless:
+            self._refuse(candidate, reason)
+            return []
         options = list(dict.fromkeys([(), written, met, *((guess,) for guess in met)]))
         for variant, option in itertools.product(dict.fromkeys((candidate, candidate.split())), options):
             runs = self._runs_with(variant, option)
@@ -123,8 +135,18 @@ class Bench:
             modules = modules_by_name(self.model)
             self.learned |= {(type(modules[a.module]), a.name, a.index, a in written) for a in needed}
             return [variant.with_attributes((*variant.site.attributes, *needed)).with_runs(runs)]
+        self.hopeless.add(kind)
         self._refuse(candidate, reason)
         return []
+
+    def _kind_of(self, candidate: Candidate, guesses: Sequence[Attribute] = ()) -> Hashable:
+        """What is the same for a candidate in each of several equal blocks: classes and names, but no sizes."""
+        modules = modules_by_name(self.model)
+        owners = (axis.parameter.rpartition(".") for axis in candidate.axes)
+        axes = tuple((type(modules[owner]), name) for owner, _, name in owners)
+        dims = tuple(axis.dim for axis in candidate.axes)
+        attributes = tuple((type(modules[a.module]), a.name, a.index) for a in guesses)
+        return axes, dims, attributes
 
     def _guesses(self, candidate: Candidate, *, written: bool) -> tuple[Attribute, ...]:
         return patch_attributes(candidate, self.units, modules_by_name(self.model), written=written)
