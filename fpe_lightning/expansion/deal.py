@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+TOGETHER = 2**21
+"""Inputs that are sorted at a time, which bounds the memory in use."""
 
 
 def deal(keys: Tensor, alive: Tensor, alpha: int) -> Tensor:
     """Deal the alive inputs of each row to ``alpha`` children in the order of ``keys``, one after the other.
 
     Args:
-        keys: ``(rows, inputs)``; ties go by position.
+        keys: float32 ``(rows, inputs)``, not negative; ties go by position.
         alive: Bool ``(rows, inputs)``; what is not alive comes last.
         alpha: Number of children.
 
@@ -21,6 +25,14 @@ def deal(keys: Tensor, alive: Tensor, alpha: int) -> Tensor:
         >>> deal(torch.tensor([[0.3, 0.1, 0.2, 0.4]]), torch.ones(1, 4, dtype=torch.bool), 2)
         tensor([[0, 0, 1, 1]])
     """
-    order = keys.masked_fill(~alive, torch.inf).argsort(dim=-1, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(keys.shape[-1]).expand_as(order))
-    return rank % alpha
+    rows, inputs = keys.shape
+    place = torch.arange(inputs)
+    child = torch.empty(rows, inputs, dtype=torch.int64)
+    chunk = max(1, TOGETHER // max(1, inputs))
+    for some, living, dealt in zip(keys.split(chunk), alive.split(chunk), child.split(chunk), strict=True):
+        # The bits of floats that are not negative order as integers do. With the position below them a single sort of
+        # integers, several times faster than a stable argsort, gives the order and breaks ties.
+        bits = some.masked_fill(~living, torch.inf).view(torch.int32).long()
+        order = torch.from_numpy(np.sort(((bits << 32) | place).numpy(), axis=-1)) & (2**32 - 1)
+        dealt.scatter_(-1, order, (place % alpha).expand_as(order))
+    return child

@@ -98,7 +98,7 @@ def semi_structured_partition(weight: Tensor, alive: Tensor, alpha: int, generat
             'The partition "semi_structured" splits each run of 4 inputs 2 + 2: it needs alpha=2 and a multiple of 4 '
             f'inputs, found alpha={alpha} and {inputs} inputs; use "random" or "shared" here.'
         )
-    keys = torch.rand(neurons, inputs // 4, 4, generator=generator)
+    keys = torch.rand(neurons * inputs // 4, 4, generator=generator)
     return deal(keys, torch.ones_like(keys, dtype=torch.bool), 2).view(neurons, inputs)
 
 

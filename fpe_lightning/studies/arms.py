@@ -23,6 +23,8 @@ class Arm:
         budget: For ``"split"``: as for ``expand``.
         split: For ``"split"``: the epoch of the split; None is the setting's.
         alpha: For ``"split"``: children of each neuron; None is the setting's.
+        groups: For ``"split"`` with the partition ``"shared"`` or ``"contiguous"``: how many groups of neurons draw one
+            each; None for one partition that serves all.
         again: For ``"split"``: the epoch at which every child is split once more, in two, at random or by what its
             inputs have to do with each other as before, with a refit of the classifier
             (:class:`~fpe_lightning.expansion.refit.DiscriminantRefit`); None for never.
@@ -40,6 +42,7 @@ class Arm:
     budget: str = "total"
     split: int | None = None
     alpha: int | None = None
+    groups: int | None = None
     again: int | None = None
     redraw: bool = False
     optimizer_state: str = "follow"
@@ -61,7 +64,6 @@ ARMS: dict[str, Arm] = {
     "feature": Arm("split", "feature"),
     "clause": Arm("split", "clause"),
     "overlapping": Arm("split", "overlapping"),
-    "grouped": Arm("split", "grouped"),
     "coactivation": Arm("split", "coactivation"),
     "interaction": Arm("split", "interaction"),
     "wide_sparse": Arm("wide"),
@@ -77,14 +79,17 @@ ARMS: dict[str, Arm] = {
 SUFFIXES: dict[str, dict[str, Any]] = {
     "incoming": {"budget": "incoming"},
     "outgoing": {"budget": "outgoing"},
+    "columns": {"budget": "columns"},
     "blocks": {"budget": "blocks"},
     "redraw": {"redraw": True},
     "reset": {"optimizer_state": "reset"},
 }
 """Endings that change an arm which splits; those of :data:`NUMBERED` do too."""
 
-NUMBERED: dict[str, str] = {"at_": "split", "x": "alpha", "then_": "again"}
-"""Endings with a number: ``_at_<epoch>``, ``_x<children>`` and ``_then_<epoch>``, for a second split."""
+NUMBERED: dict[str, str] = {"at_": "split", "x": "alpha", "of_": "groups", "then_": "again"}
+"""Endings with a number: ``_at_<epoch>``, ``_x<children>``, ``_of_<groups of neurons>`` and ``_then_<epoch>``, for a
+second split.
+"""
 
 BASELINES = ("dense", "wide_sparse")
 """The arms that every other one is compared with."""

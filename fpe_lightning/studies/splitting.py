@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 import fpe_lightning as fpe
 from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
 from fpe_lightning.expansion.expand import ExpansionWarning
-from fpe_lightning.expansion.partition import Partition, random_partition
+from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.expansion.refit import DiscriminantRefit
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
@@ -24,36 +24,17 @@ FROM_ROWS = ("interaction", "coactivation")
 """Partitions that are worked out from the rows of numbers that the first layer reads."""
 
 
-def grouped_partition(groups: int) -> Partition:
-    """Neurons are dealt to groups, and each group shares one random balanced partition.
-
-    Example:
-        >>> weight, generator = torch.randn(4, 8, 1), torch.Generator().manual_seed(0)
-        >>> child = grouped_partition(2)(weight, torch.ones(4, 8, dtype=torch.bool), 2, generator)
-        >>> torch.equal(child[0], child[2]), torch.equal(child[0], child[1])
-        (True, False)
-    """
-
-    def partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
-        several = random_partition(weight[:groups], alive[:groups], alpha, generator)
-        return several[torch.arange(len(alive)) % groups]
-
-    return partition
-
-
 def partition_of(name: str, task: Task, network: nn.Module, inputs: Tensor) -> str | Partition:
     """A partition that is worked out from data where its name says so, else the name.
 
     Args:
-        name: ``"grouped"`` (each of four groups of neurons shares a random one), ``"interaction"`` or
-            ``"coactivation"`` (see :mod:`fpe_lightning.expansion.affinity`), or what ``expand`` takes.
+        name: ``"interaction"`` or ``"coactivation"`` (see :mod:`fpe_lightning.expansion.affinity`), or what ``expand``
+            takes.
         task: The data.
         network: Its residuals weigh the products of inputs for ``"interaction"``; ones do for ``"coactivation"``,
             which looks at no targets.
         inputs: ``(n, inputs)`` that the layer in question sees of the training samples.
     """
-    if name == "grouped":
-        return grouped_partition(4)
     if name in FROM_ROWS:
         every = -(-len(inputs) // SAMPLES)
         weights = task.residuals(network) if name == "interaction" else torch.ones(len(inputs), 1)
@@ -78,7 +59,8 @@ def split(
     Raises:
         ValueError: If the network has diverged, or too little is left to make room for the copies.
     """
-    found = partition_of(arm.partition, task, network, task.train[0])
+    rule = arm.partition if arm.groups is None else f"{arm.partition}:{arm.groups}"
+    found = partition_of(rule, task, network, task.train[0])
     rules = [found, *(["random"] * (len(sites) - 1) if callable(found) and len(sites) > 1 else [])]
     stages = [sites] if len(rules) == 1 else [[site] for site in sites]
     with warnings.catch_warnings():

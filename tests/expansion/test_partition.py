@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from fpe_lightning.expansion.deal import deal
 from fpe_lightning.expansion.partition import (
     PARTITIONS,
     children_masks,
@@ -178,3 +179,12 @@ def test_a_callable_of_ones_own_is_followed() -> None:
     masks = children_masks(lambda w, a, alpha, g: torch.arange(8).expand(3, 8) // 4, weight, alive, 2, generator())
     assert torch.equal(masks[:, 0], alive & (torch.arange(8) < 4))
     assert torch.equal(masks[:, 1], alive & (torch.arange(8) >= 4))
+
+
+def test_deals_as_a_stable_argsort_would() -> None:
+    rng = generator()
+    for rows, inputs in ((0, 3), (3, 0), (1, 1), (7, 40), (5, 2**19)):  # the last one is dealt in two parts
+        keys = (torch.rand(rows, inputs, generator=rng) * 16).floor() / 16  # many ties
+        alive = torch.rand(rows, inputs, generator=rng) > 0.3
+        order = keys.masked_fill(~alive, torch.inf).argsort(dim=-1, stable=True)
+        assert torch.equal(deal(keys, alive, 3).gather(-1, order), (torch.arange(inputs) % 3).expand(rows, inputs))

@@ -35,11 +35,11 @@ def test_interaction_keeps_clauses_together_and_coactivation_uses_no_targets() -
     assert not torch.equal(mask, child(ARMS["coactivation"]).layers[0].weight_mask)
 
 
-def test_a_grouped_partition_serves_neurons_four_apart() -> None:
-    mask = child(Arm("split", "grouped")).layers[0].weight_mask.view(8, 2, 24)
+def test_groups_of_neurons_share_a_partition() -> None:
+    mask = child(arm_named("shared_of_4")).layers[0].weight_mask.view(8, 2, 24)
     # The budget takes single weights away, so equal partitions show as halves that never cross.
-    assert not bool((mask[0, 0] & mask[4, 1]).any() or (mask[0, 1] & mask[4, 0]).any())
-    assert bool((mask[0, 0] & mask[1, 1]).any())
+    assert not bool((mask[0, 0] & mask[1, 1]).any() or (mask[0, 1] & mask[1, 0]).any())
+    assert bool((mask[0, 0] & mask[2, 1]).any())
 
 
 def test_redrawn_weights_stand_under_the_same_masks() -> None:
