@@ -74,6 +74,7 @@ WAYS = (
     Way("random", "total", "masked"),
     Way("shared:4", "total", "grouped"),
     Way("shared:4", "columns", "grouped"),
+    Way("shared:8", "columns", "grouped"),
     Way("shared", "columns", "grouped"),
     Way("contiguous:4", "columns", "grouped"),
     Way("shared:4", "blocks", "grouped"),
