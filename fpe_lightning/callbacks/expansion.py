@@ -20,15 +20,15 @@ from fpe_lightning.callbacks.fsdp2 import check_fsdp2
 from fpe_lightning.callbacks.module_sites import sites_of_module
 from fpe_lightning.callbacks.recorder import Call, CallRecorder
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
-from fpe_lightning.expansion.budget import BUDGETS
 from fpe_lightning.expansion.checkpoint import restore_structure_on_load
-from fpe_lightning.expansion.expand import LAYOUTS, expand
+from fpe_lightning.expansion.expand import expand
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.expansion.partition import Partition, resolve_partition
+from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.expansion.refit import BudgetRule
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import check_alpha, select_sites
 from fpe_lightning.expansion.sites import Site
+from fpe_lightning.expansion.ways import BY_SHAPE, way_of
 from fpe_lightning.sparse.model_masks import check_masks
 
 
@@ -90,15 +90,12 @@ class ExpansionCallback(pl.Callback):
         self.schedule = Schedule(epoch, step, fraction, trigger, max_splits)
         try:
             check_alpha(alpha)
-            if partition != "clause" or groups is not None:
-                resolve_partition(partition, groups)
+            later = partition == "clause" and groups is None  # the datamodule knows the clauses
+            way_of("random" if later else partition, groups, budget, layout)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        states = ("follow", "reset")
-        asked = (("budget", budget, BUDGETS), ("layout", layout, LAYOUTS), ("optimizer_state", optimizer_state, states))
-        for name, value, known in asked:
-            if not isinstance(value, BudgetRule) and value not in known:
-                raise MisconfigurationException(f"Unknown `{name}` {value!r}; known: {', '.join(known)}.")
+        if optimizer_state not in ("follow", "reset"):
+            raise MisconfigurationException(f"Unknown `optimizer_state` {optimizer_state!r}; known: follow, reset.")
         self.alpha, self.partition, self.sites, self.budget, self.seed = alpha, partition, sites, budget, seed
         self.groups, self.layout, self.optimizer_state = groups, layout, optimizer_state
         self.example_inputs = example_inputs
@@ -158,7 +155,7 @@ class ExpansionCallback(pl.Callback):
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(trainer.optimizers, self._at_setup, pl_module)
         self._at_setup = {}
-        check_fsdp2(trainer, pl_module, self.layout)
+        check_fsdp2(trainer, pl_module, "grouped" if self.partition == BY_SHAPE else self.layout)
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

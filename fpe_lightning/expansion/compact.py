@@ -8,7 +8,7 @@ gone, so that a split takes little more memory than the layer itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 from fpe_lightning.expansion.draft import Draft, DraftTensor, parameter_like
 from fpe_lightning.expansion.hand_out import common_group
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.expansion.partition_shared import SharedPartition
 from fpe_lightning.expansion.room import summed_in
 from fpe_lightning.expansion.sites import Producer, Site
 from fpe_lightning.expansion.smallest import Piece
+from fpe_lightning.expansion.ways import Way
 from fpe_lightning.sparse.autotune import MOST_BLOCKS
 from fpe_lightning.sparse.blocks import join_blocks
 from fpe_lightning.sparse.grouped import cannot_group, set_structure
@@ -111,31 +111,30 @@ class CompactTensor(DraftTensor):
 
 
 def fits_compact(
-    model: nn.Module,
-    chosen: Sequence[tuple[Site, int]],
-    partition: Partition,
-    layout: str,
-    optimizers: Sequence[Optimizer],
+    model: nn.Module, chosen: Sequence[tuple[Site, int]], ways: Mapping[str, Way], optimizers: Sequence[Optimizer]
 ) -> set[str]:
     """The names of the sites that can be split straight into blocks: dense linear producers that nothing else touches.
 
     All others are split by way of the wide weight, with equal results.
     """
-    if layout != "grouped" or not isinstance(partition, SharedPartition):
-        return set()
     axes = [axis for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers)]
     used = Counter(axis.parameter for axis in axes)
-    return {
-        site.name
-        for site, alpha in chosen
-        if site.width % partition.neuron_groups == 0
-        and alpha * partition.neuron_groups <= min(MOST_BLOCKS, alpha * site.width // 2)
-        and block_order(model, site, site.width // partition.neuron_groups) is not site
-        and all(
-            used[producer.parameter] == 1 and _fits(model, site, producer, alpha, optimizers)
-            for producer in site.producers
+
+    def fits(site: Site, alpha: int) -> bool:
+        partition = ways[site.name].partition
+        if ways[site.name].layout != "grouped" or not isinstance(partition, SharedPartition):
+            return False
+        return (
+            site.width % partition.neuron_groups == 0
+            and alpha * partition.neuron_groups <= min(MOST_BLOCKS, alpha * site.width // 2)
+            and block_order(model, site, site.width // partition.neuron_groups) is not site
+            and all(
+                used[producer.parameter] == 1 and _fits(model, site, producer, alpha, optimizers)
+                for producer in site.producers
+            )
         )
-    }
+
+    return {site.name for site, alpha in chosen if fits(site, alpha)}
 
 
 def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimizers: Sequence[Optimizer]) -> bool:

@@ -32,7 +32,7 @@ def deal(keys: Tensor, alive: Tensor, alpha: int) -> Tensor:
     for some, living, dealt in zip(keys.split(chunk), alive.split(chunk), child.split(chunk), strict=True):
         # The bits of floats that are not negative order as integers do. With the position below them a single sort of
         # integers, several times faster than a stable argsort, gives the order and breaks ties.
-        bits = some.masked_fill(~living, torch.inf).view(torch.int32).long()
+        bits = (some if bool(living.all()) else some.masked_fill(~living, torch.inf)).view(torch.int32).long()
         order = torch.from_numpy(np.sort(((bits << 32) | place).numpy(), axis=-1)) & (2**32 - 1)
         dealt.scatter_(-1, order, (place % alpha).expand_as(order))
     return child

@@ -14,20 +14,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.budget import BUDGETS, STRUCTURED, count_nonzeros
+from fpe_lightning.expansion.budget import STRUCTURED, count_nonzeros
 from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
+from fpe_lightning.expansion.partition import Groups, Partition
 from fpe_lightning.expansion.partition_shared import SharedPartition
 from fpe_lightning.expansion.refit import BudgetRule, make_ruled_room, settle
 from fpe_lightning.expansion.report import ExpansionReport, SiteReport
@@ -36,10 +36,9 @@ from fpe_lightning.expansion.single import make_single_room
 from fpe_lightning.expansion.sites import Site
 from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_storage
 from fpe_lightning.expansion.structured import make_structured_room
+from fpe_lightning.expansion.ways import Way, way_of, ways_of
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
 from fpe_lightning.sparse.storage import stored_masked
-
-LAYOUTS = ("auto", "masked", "grouped", SEMI_STRUCTURED)
 
 
 class ExpansionWarning(UserWarning):
@@ -72,6 +71,9 @@ def expand(
         partition: Which child inherits which input: ``"random"``, ``"shared"``, ``"shared:<groups of neurons>"``,
             ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``, ``"clause"``,
             ``"semi_structured"``, ``"overlapping"``, or a callable (see :mod:`fpe_lightning.expansion.partition`).
+            ``"by_shape"`` splits large linear layers into blocks that are stored and computed at the size of their
+            non-zeros, and all others by the paper's rule; it decides on budget and layout too (see
+            :mod:`fpe_lightning.expansion.ways`).
         groups: For ``"clause"``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
         budget: Which weights make room: ``"total"``, ``"incoming"`` or ``"outgoing"`` (single weights; see
@@ -108,11 +110,7 @@ def expand(
         >>> model[0].weight.shape, report.nonzeros_before, report.nonzeros_after
         (torch.Size([16, 64]), 547, 547)
     """
-    rule = resolve_partition(partition, groups)
-    if not isinstance(budget, BudgetRule) and budget not in BUDGETS:
-        raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
-    if layout not in LAYOUTS:
-        raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
+    asked = way_of(partition, groups, budget, layout)
     optimizers = as_optimizers(optimizer)
     models = [model, *copies]
     before = count_nonzeros(model)
@@ -120,11 +118,12 @@ def expand(
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
-        _check_layout(layout, chosen)
+        ways = ways_of(model, chosen, asked)
+        _check_layout(ways, chosen)
         draft = Draft(model)
-        compact = fits_compact(model, chosen, rule, layout, optimizers)
+        compact = fits_compact(model, chosen, ways, optimizers)
         reports = tuple(
-            _split(draft, site, factor, rule, budget, seed, layout, site.name in compact) for site, factor in chosen
+            _split(draft, site, factor, ways[site.name], seed, site.name in compact) for site, factor in chosen
         )
         if change := draft.change():
             raise ValueError(
@@ -132,7 +131,7 @@ def expand(
                 f"by {change}, as two of them share a weight in a way that is not handled; leave one of them out."
             )
         states = follow_states(draft, optimizers, optimizer_state)
-        storages = choose_storage(draft, [site for site, _ in chosen], layout, states)
+        storages = choose_storage(draft, [site for site, _ in chosen], ways, states)
         replace_parameters(optimizers, draft.commit(models[1:]), states)
     apart = [tensor for tensor in draft.tensors.values() if tensor.apart]
     del draft, states  # and with them all that was widened, before the largest tensors are made
@@ -165,9 +164,9 @@ def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -
     return select_sites(sites_of(model, example_inputs), alpha, names)
 
 
-def _check_layout(layout: str, chosen: list[tuple[Site, int]]) -> None:
+def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> None:
     for site, alpha in chosen:
-        if layout == SEMI_STRUCTURED and alpha > 2:
+        if ways[site.name].layout == SEMI_STRUCTURED and alpha > 2:
             raise ValueError(
                 f'layout="semi_structured" was asked for {site.name} with alpha={alpha}, whose children read 1 of '
                 f"{alpha} inputs: that is sparser than 2:4, and a 2:4 kernel would multiply zeros. Use alpha=2, or "
@@ -179,10 +178,8 @@ def _split(
     draft: Draft,
     site: Site,
     alpha: int,
-    partition: Partition,
-    budget: str | BudgetRule,
+    way: Way,
     seed: int,
-    layout: str,
     compact: bool,
 ) -> SiteReport:
     """Work out the split of one site."""
@@ -196,12 +193,12 @@ def _split(
     incoming_before = sum(draft.count(parameter) for parameter in producers)
 
     asked, generator = site, site_generator(seed, site)
-    if compact and isinstance(partition, SharedPartition):
-        site, together = hand_out_blocks(draft, site, alpha, partition, generator)
+    if compact and isinstance(way.partition, SharedPartition):
+        site, together = hand_out_blocks(draft, site, alpha, way.partition, generator)
     else:
-        shares = draw_shares(draft, site, alpha, partition, generator)
+        shares = draw_shares(draft, site, alpha, way.partition, generator)
         together = common_group(shares)
-        if layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
+        if way.layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
             site = block_order(draft.model, site, together)
         hand_out(draft, site, alpha, shares)
     for axis in (*site.consumers, *site.values):
@@ -212,14 +209,14 @@ def _split(
     incoming_copied = sum(draft.count(parameter) for parameter in producers)
     outgoing_copied = sum(draft.count(parameter) for parameter in consumers)
     excess = sum(draft.count(parameter) for parameter in everything) - before
-    if budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
+    if way.budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
         _warn_if_costly(site, alpha, excess, incoming_before)
-    if isinstance(budget, BudgetRule):
-        make_ruled_room(draft, site, budget, excess)
-    elif budget in STRUCTURED:
-        make_structured_room(draft, site, alpha, together, together if site is asked else 1, budget, before)
+    if isinstance(way.budget, BudgetRule):
+        make_ruled_room(draft, site, way.budget, excess)
+    elif way.budget in STRUCTURED:
+        make_structured_room(draft, site, alpha, together, together if site is asked else 1, way.budget, before)
     else:
-        make_single_room(draft, site, alpha, budget, excess)
+        make_single_room(draft, site, alpha, way.budget, excess)
     incoming_after = sum(draft.count(parameter) for parameter in producers)
     outgoing_after = sum(draft.count(parameter) for parameter in consumers)
     return SiteReport(

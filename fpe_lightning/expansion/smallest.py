@@ -76,10 +76,10 @@ def _threshold(pieces: Sequence[Piece], count: int, dtype: torch.dtype) -> tuple
                 among = (code >> (shift + DIGIT)) == found
                 code = code[among if mask is None else among & mask]
                 digits = (code >> shift) & (2**DIGIT - 1)
-            else:  # of all weights, which are not gathered for it: those that do not count get a bin of their own
+            else:  # of all weights, which are not gathered for it: those that do not count get bins of their own
                 digits = code >> shift
-                digits = digits if mask is None else digits.masked_fill(~mask, 2**DIGIT)
-            histogram += digits.view(-1).bincount(minlength=2**DIGIT + 1)[:-1].cpu()
+                digits = digits if mask is None else digits | ((~mask).to(integer) << DIGIT)
+            histogram += digits.view(-1).bincount(minlength=2**DIGIT)[: 2**DIGIT].cpu()
         cumulative = histogram.cumsum(0)
         digit = int(torch.searchsorted(cumulative, rest))
         rest -= int(cumulative[digit] - histogram[digit])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.optimizer import States
 from fpe_lightning.expansion.sites import Site
+from fpe_lightning.expansion.ways import Way
 from fpe_lightning.sparse.autotune import MOST_BLOCKS, Storage
 from fpe_lightning.sparse.blocks import count_blocks, find_blocks
 from fpe_lightning.sparse.grouped import cannot_group
@@ -22,15 +23,17 @@ log = logging.getLogger(__name__)
 SEMI_STRUCTURED = "semi_structured"
 
 
-def choose_storage(draft: Draft, sites: Sequence[Site], layout: str, states: States) -> dict[str, list[Storage]]:
+def choose_storage(
+    draft: Draft, sites: Sequence[Site], ways: Mapping[str, Way], states: States
+) -> dict[str, list[Storage]]:
     """Decide how each widened weight is stored, before anything is put in place.
 
     Args:
         draft: The expansion, worked out and not yet committed.
         sites: The sites that are split.
-        layout: ``"grouped"`` asks for blocks in every producer and takes them elsewhere if it can,
-            ``"semi_structured"`` does the same with the 2:4 form; ``"auto"`` takes both wherever they can be had, to be
-            timed, and logs why a producer cannot be had so; ``"masked"`` leaves every weight masked.
+        ways: How, by their names. ``"grouped"`` asks for blocks in every producer and takes them elsewhere
+            if it can, ``"semi_structured"`` does the same with the 2:4 form; ``"auto"`` takes both wherever they can be
+            had, to be timed; ``"masked"`` leaves every weight masked.
         states: Optimizer state that follows its weights.
 
     Returns:
@@ -44,18 +47,21 @@ def choose_storage(draft: Draft, sites: Sequence[Site], layout: str, states: Sta
     for name, tensor in draft.tensors.items():
         if tensor.apart:  # it is in blocks already
             continue
-        for asked in ("grouped", SEMI_STRUCTURED):
-            if layout not in (asked, "auto"):
+        site = producers.get(name)
+        way = None if site is None else ways[site.name]
+        layouts = {each.layout for each in (ways.values() if way is None else [way])}
+        for form in ("grouped", SEMI_STRUCTURED):
+            if not layouts & {form, "auto"}:
                 continue
-            storage, reason = _storage(draft, tensor, asked, states)
+            storage, reason = _storage(draft, tensor, form, states)
             if storage is not None:
                 found.setdefault(tensor.owner, []).append(storage)
-            elif name in producers:
-                what = "in blocks" if asked == "grouped" else "in 2:4 form"
+            elif site is not None and way is not None:
+                what = "in blocks" if form == "grouped" else "in 2:4 form"
                 why = f"`{name}` cannot be stored {what}: {reason}."
-                if layout == asked:
-                    raise ValueError(f'layout="{asked}" was asked for {producers[name].name}, but {why}')
-                log.info('layout="auto" leaves out "%s" for %s: %s', asked, producers[name].name, why)
+                if way.layout == form and way.asked:
+                    raise ValueError(f'layout="{form}" was asked for {site.name}, but {why}')
+                log.info('layout="%s" leaves out "%s" for %s: %s', way.layout, form, site.name, why)
     return found
 
 

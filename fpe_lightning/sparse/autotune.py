@@ -248,5 +248,5 @@ def _key(layers: Mapping[str, nn.Module], reads: tuple[int, ...], training: bool
 def _description(layer: nn.Module) -> str:
     text = f"{layer} {tuple(layer.get_parameter('weight').shape)}"
     if isinstance(layer, GroupedLinear):
-        text += " in place" if layer.plan.gather is None else " gathered"
+        text += " in place" if layer.plan.in_place else " gathered"
     return text if mask_of(layer) is None else f"{text} masked"

@@ -1,4 +1,4 @@
-"""How a block structured product reads its inputs: in place where they are consecutive, else from one gathered copy."""
+"""How a block structured product reads its inputs: in place where they are consecutive, else from gathered copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Run:
     """Consecutive inputs of one block.
 
     Attributes:
-        source: First input, counted in the tensor that is read (the layer's input, or the gathered copy).
+        source: First input.
         column: First column of the block that they meet.
         length: How many.
     """
@@ -52,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks of one shape, one after the other: what one batched product computes for a single row of inputs.
+    """Blocks of one shape, one after the other: what one batched product computes.
 
     Attributes:
         count: Number of blocks.
@@ -79,17 +79,15 @@ class Plan:
         rows: Outputs.
         width: Inputs.
         blocks: The dense blocks, in the order of rows.
-        gather: int64, the inputs that the blocks read, in their order; None where they are read in place.
-        scatter: Stretches ``(start, length)`` of ``gather`` without duplicates: what may be added back at once.
-        every: int64, the inputs of each block, one block after the other; for a single row of inputs.
-        batches: The blocks again, joined into batched products; for a single row of inputs.
+        in_place: Whether inputs are read where they are; else those of a few blocks at a time are gathered.
+        every: int64, the inputs of each block, one block after the other.
+        batches: The blocks again, joined into batched products.
     """
 
     rows: int
     width: int
     blocks: tuple[Block, ...]
-    gather: Tensor | None
-    scatter: tuple[tuple[int, int], ...]
+    in_place: bool
     every: Tensor
     batches: tuple[Batch, ...]
 
@@ -110,17 +108,12 @@ def make_plan(inputs: Tensor, rows: int) -> Plan:
     runs = [_runs(block) for block in inputs.cpu()]
     count = sum(map(len, runs))
     in_place = count <= len(runs) or (count <= MOST_RUNS * len(runs) and sum(fan_in) >= SHORTEST_RUN * count)
-    gather: Tensor | None = None
-    scatter: tuple[tuple[int, int], ...] = ()
-    if not in_place:
-        starts, gather, scatter = _gathered(inputs)
-        runs = [[Run(start, 0, fan)] if fan else [] for start, fan in zip(starts, fan_in, strict=True)]
     blocks, offset = [], 0
     for (row, height), fan, read in zip(block_rows(rows, len(inputs)), fan_in, runs, strict=True):
         blocks.append(Block(row, height, offset, fan, tuple(read)))
         offset += height * fan
     every = torch.cat([block.nonzero().squeeze(1) for block in inputs])
-    return Plan(rows, inputs.shape[1], tuple(blocks), gather, scatter, every, _batches(blocks))
+    return Plan(rows, inputs.shape[1], tuple(blocks), in_place, every, _batches(blocks))
 
 
 def _batches(blocks: list[Block]) -> tuple[Batch, ...]:
@@ -148,30 +141,3 @@ def _runs(block: Tensor) -> list[Run]:
         found.append(Run(start, column, end - start))
         column += end - start
     return found
-
-
-def _gathered(inputs: Tensor) -> tuple[list[int], Tensor, tuple[tuple[int, int], ...]]:
-    """Where each block begins in the gathered copy, what is gathered, and which stretches of it hold nothing twice.
-
-    Blocks that read the same inputs share one place.
-    """
-    places: dict[bytes, int] = {}
-    starts: list[int] = []
-    parts: list[Tensor] = []
-    scatter: list[tuple[int, int]] = []
-    taken = torch.zeros(inputs.shape[1], dtype=torch.bool, device=inputs.device)
-    length, begin = 0, 0
-    for block in inputs:
-        key = block.cpu().numpy().tobytes()
-        if key not in places:
-            if bool((taken & block).any()):
-                scatter.append((begin, length - begin))
-                begin = length
-                taken = torch.zeros_like(taken)
-            taken = taken | block
-            places[key] = length
-            parts.append(block.nonzero().squeeze(1))
-            length += len(parts[-1])
-        starts.append(places[key])
-    scatter.append((begin, length - begin))
-    return starts, torch.cat(parts), tuple(scatter)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fpe_lightning.sparse.plan import Block, Plan
+from fpe_lightning.sparse.plan import Batch, Block, Plan
+
+TOGETHER = 2**21
+"""Entries that are gathered at a time, at most (but for the inputs of a single block)."""
 
 
 def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """``F.linear`` with a packed, block structured weight.
 
-    Products write into slices of the result, and read slices of ``x``: no activation is copied, unless the inputs of
-    the blocks are scattered, in which case they are gathered once.
+    No activation is copied, unless the inputs of the blocks are scattered, in which case those of a few blocks at a
+    time are gathered.
 
     Args:
         x: ``(..., inputs)``.
@@ -49,17 +54,27 @@ def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> 
 
 def _compose(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """The same out of differentiable operators, for compilers and function transforms, which see through them."""
-    source = x if plan.gather is None else x.index_select(1, plan.gather)
-    outputs = []
-    for block in plan.blocks:
-        weight = _weight(packed, block)
-        products = [
-            source.narrow(1, run.source, run.length) @ weight.narrow(1, run.column, run.length).t()
-            for run in block.runs
-        ]
-        outputs.append(functools.reduce(torch.add, products) if products else x.new_zeros(len(x), block.rows))
+    length = x.shape[0]  # an exported graph keeps it open, where len() would not
+    outputs = [_compose_in_place(x, packed, block) for block in plan.blocks] if plan.in_place else []
+    row = 0
+    for batch in () if plan.in_place else plan.batches:
+        outputs.append(x.new_zeros(length, batch.row - row))  # blocks without inputs are in no batch
+        source = x.index_select(1, _inputs(plan, batch)).view(length, batch.count, batch.fan_in)
+        product = torch.einsum("nbf,brf->nbr", source, _weights(packed, batch))
+        outputs.append(product.reshape(length, -1))
+        row = batch.row + batch.count * batch.rows
+    if not plan.in_place:
+        outputs.append(x.new_zeros(length, plan.rows - row))
     result = torch.cat(outputs, dim=1)
     return result if bias is None else result + bias
+
+
+def _compose_in_place(x: Tensor, packed: Tensor, block: Block) -> Tensor:
+    weight = _weight(packed, block)
+    products = [
+        x.narrow(1, run.source, run.length) @ weight.narrow(1, run.column, run.length).t() for run in block.runs
+    ]
+    return functools.reduce(torch.add, products) if products else x.new_zeros(x.shape[0], block.rows)
 
 
 def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -83,27 +98,23 @@ def _weight(packed: Tensor, block: Block) -> Tensor:
     return packed.narrow(0, block.offset, block.rows * block.fan_in).view(block.rows, block.fan_in)
 
 
+def _weights(packed: Tensor, batch: Batch) -> Tensor:
+    """The weights of a batch, ``(blocks, rows, fan_in)``."""
+    size = batch.count * batch.rows * batch.fan_in
+    return packed.narrow(0, batch.offset, size).view(batch.count, batch.rows, batch.fan_in)
+
+
+def _inputs(plan: Plan, batch: Batch) -> Tensor:
+    """Which inputs the blocks of a batch read, one block after the other."""
+    return plan.every.narrow(0, batch.source, batch.count * batch.fan_in)
+
+
 class _BlockLinear(torch.autograd.Function):
-    """Dense products on slices; every result is written in place, so that nothing is joined by a copy."""
+    """Dense products, whose results are written in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        source = x if plan.gather is None else x.index_select(1, plan.gather)
-        result = x.new_empty(len(x), plan.rows)
-        for block in plan.blocks:
-            out = result.narrow(1, block.row, block.rows)
-            weight = _weight(packed, block)
-            if not block.runs:
-                out.zero_() if bias is None else out.copy_(bias.narrow(0, block.row, block.rows))
-            for position, run in enumerate(block.runs):
-                read = source.narrow(1, run.source, run.length)
-                part = weight.narrow(1, run.column, run.length).t()
-                if position:
-                    out.addmm_(read, part)
-                elif bias is None:
-                    torch.mm(read, part, out=out)
-                else:
-                    torch.addmm(bias.narrow(0, block.row, block.rows), read, part, out=out)
+        result = (_in_place if plan.in_place else _gathered)(x, packed, bias, plan)
         ctx.save_for_backward(x, packed, bias)
         ctx.plan = plan
         return result
@@ -116,28 +127,109 @@ class _BlockLinear(torch.autograd.Function):
             grads = iter(torch.autograd.grad(_compose(x, packed, bias, ctx.plan), wanted, grad, create_graph=True))
             dx, dw, db = (next(grads) if needed else None for needed in ctx.needs_input_grad[:3])
             return dx, dw, db, None
-        return *_gradients(x, packed, grad.contiguous(), ctx.plan, ctx.needs_input_grad), None
+        grad = grad.contiguous()
+        gradients = _gradients_in_place if ctx.plan.in_place else _gradients_gathered
+        dx, dw = gradients(x, packed, grad, ctx.plan, *ctx.needs_input_grad[:2])
+        return dx, dw, grad.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
-def _gradients(
-    x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    source = x if plan.gather is None else x.index_select(1, plan.gather)
-    dsource = source.new_zeros(source.shape) if needed[0] else None
-    dpacked = torch.empty_like(packed) if needed[1] else None
+def _in_place(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """Products on slices of ``x``: no activation is copied."""
+    result = x.new_empty(len(x), plan.rows)
+    for block in plan.blocks:
+        out = result.narrow(1, block.row, block.rows)
+        weight = _weight(packed, block)
+        if not block.runs:
+            out.zero_() if bias is None else out.copy_(bias.narrow(0, block.row, block.rows))
+        for position, run in enumerate(block.runs):
+            read = x.narrow(1, run.source, run.length)
+            part = weight.narrow(1, run.column, run.length).t()
+            if position:
+                out.addmm_(read, part)
+            elif bias is None:
+                torch.mm(read, part, out=out)
+            else:
+                torch.addmm(bias.narrow(0, block.row, block.rows), read, part, out=out)
+    return result
+
+
+def _gradients_in_place(
+    x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    dx = x.new_zeros(x.shape) if for_x else None
+    dpacked = torch.empty_like(packed) if for_weight else None
     for block in plan.blocks:
         dout = grad.narrow(1, block.row, block.rows)
         weight = _weight(packed, block)
         for run in block.runs:
-            if dsource is not None:
-                dsource.narrow(1, run.source, run.length).addmm_(dout, weight.narrow(1, run.column, run.length))
+            if dx is not None:
+                dx.narrow(1, run.source, run.length).addmm_(dout, weight.narrow(1, run.column, run.length))
             if dpacked is not None:
-                read = source.narrow(1, run.source, run.length)
+                read = x.narrow(1, run.source, run.length)
                 torch.mm(dout.t(), read, out=_weight(dpacked, block).narrow(1, run.column, run.length))
-    dx = dsource
-    if dsource is not None and plan.gather is not None:
-        dx = torch.zeros_like(x)
-        # One stretch at a time: no input twice in one call, so that the sum has one order on every device.
-        for start, length in plan.scatter:
-            dx.index_add_(1, plan.gather.narrow(0, start, length), dsource.narrow(1, start, length))
-    return dx, dpacked, grad.sum(0) if needed[2] else None
+    return dx, dpacked
+
+
+def _gathered(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """Batched products of gathered inputs.
+
+    Inputs are gathered as rows of the transposed ``x``, which copies whole rows; and a few blocks at a time, so that
+    the copies stay in the cache.
+    """
+    inputs_first = x.t().contiguous()
+    result = x.new_empty(len(x), plan.rows)
+    if sum(batch.count * batch.rows for batch in plan.batches) < plan.rows:  # blocks without inputs are in no batch
+        result.copy_(torch.zeros_like(result) if bias is None else bias.expand_as(result))
+    for batch in _portions(plan, len(x)):
+        product = torch.bmm(_read(inputs_first, plan, batch).transpose(1, 2), _weights(packed, batch).transpose(1, 2))
+        out = _of_batch(result, batch)
+        if bias is None:
+            out.copy_(product)
+        else:
+            own = bias.narrow(0, batch.row, batch.count * batch.rows).view(batch.count, 1, batch.rows)
+            torch.add(product, own, out=out)
+    return result
+
+
+def _gradients_gathered(
+    x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    inputs_first = x.t().contiguous()
+    dinputs = torch.zeros_like(inputs_first) if for_x else None
+    dpacked = torch.empty_like(packed) if for_weight else None
+    for batch in _portions(plan, len(x)):
+        dout = _of_batch(grad, batch).transpose(1, 2)
+        if dinputs is not None:
+            dsource = torch.bmm(_weights(packed, batch).transpose(1, 2), dout)
+            # One block at a time: no input twice in one call, so that the sum has one order on every device.
+            for index, part in zip(_inputs(plan, batch).view(batch.count, -1), dsource, strict=True):
+                dinputs.index_add_(0, index, part)
+        if dpacked is not None:
+            source = _read(inputs_first, plan, batch).transpose(1, 2)
+            torch.bmm(dout, source, out=_weights(dpacked, batch))
+    return None if dinputs is None else dinputs.t(), dpacked
+
+
+def _portions(plan: Plan, rows: int) -> Iterator[Batch]:
+    """The batches, cut into those whose inputs have at most ``TOGETHER`` entries."""
+    for batch in plan.batches:
+        count = max(1, TOGETHER // max(1, batch.fan_in * rows))
+        for first in range(0, batch.count, count):
+            yield replace(
+                batch,
+                count=min(count, batch.count - first),
+                row=batch.row + first * batch.rows,
+                offset=batch.offset + first * batch.rows * batch.fan_in,
+                source=batch.source + first * batch.fan_in,
+            )
+
+
+def _read(inputs_first: Tensor, plan: Plan, batch: Batch) -> Tensor:
+    """The inputs of each block, ``(blocks, fan_in, rows of x)``."""
+    return inputs_first.index_select(0, _inputs(plan, batch)).view(batch.count, batch.fan_in, -1)
+
+
+def _of_batch(result: Tensor, batch: Batch) -> Tensor:
+    """The part of ``(rows of x, outputs)`` that the blocks of a batch compute, as ``(blocks, rows of x, outputs)``."""
+    part = result.narrow(1, batch.row, batch.count * batch.rows)
+    return part.view(len(result), batch.count, batch.rows).transpose(0, 1)

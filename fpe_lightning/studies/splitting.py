@@ -59,8 +59,8 @@ def split(
     Raises:
         ValueError: If the network has diverged, or too little is left to make room for the copies.
     """
-    rule = arm.partition if arm.groups is None else f"{arm.partition}:{arm.groups}"
-    found = partition_of(rule, task, network, task.train[0])
+    name = arm.partition if arm.groups is None else f"{arm.partition}:{arm.groups}"
+    found = partition_of(name, task, network, task.train[0])
     rules = [found, *(["random"] * (len(sites) - 1) if callable(found) and len(sites) > 1 else [])]
     stages = [sites] if len(rules) == 1 else [[site] for site in sites]
     with warnings.catch_warnings():

@@ -54,5 +54,5 @@ def test_the_callback_splits_by_a_rule_and_the_budget_holds_through_training() -
 
 
 def test_what_is_neither_a_name_nor_a_rule_is_refused() -> None:
-    with pytest.raises(MisconfigurationException, match="Unknown `budget` 3; known: total, incoming"):
+    with pytest.raises(MisconfigurationException, match="Unknown budget 3; known: total, incoming"):
         ExpansionCallback(alpha=2, epoch=1, budget=3)

@@ -145,8 +145,8 @@ def test_a_metric_that_nobody_logs_is_named() -> None:
         ({"epoch": 1, "alpha": 1}, "integer of at least 2; found 1"),
         ({"epoch": 1, "partition": "radnom"}, "Did you mean 'random'"),
         ({"epoch": 1, "groups": [[1]]}, "`groups` are used by"),
-        ({"epoch": 1, "budget": "all"}, "Unknown `budget` 'all'; known: total, incoming, outgoing"),
-        ({"epoch": 1, "layout": "csr"}, "Unknown `layout` 'csr'"),
+        ({"epoch": 1, "budget": "all"}, "Unknown budget 'all'; known: total, incoming, outgoing"),
+        ({"epoch": 1, "layout": "csr"}, "Unknown layout 'csr'"),
         ({"epoch": 1, "optimizer_state": "x"}, "Unknown `optimizer_state` 'x'; known: follow, reset"),
     ],
 )

@@ -1,0 +1,169 @@
+"""How each site is split by ``partition="by_shape"``: large layers into blocks, small ones by the paper's rule.
+
+The paper lets every neuron draw a partition of its own. No fast layout holds that, but a few partitions, each for a
+group of neurons, can do as well: on embeddings any number of groups does, on Boolean formulas sixteen
+(``docs/results/layouts_accuracy.md``, ``docs/results/boolean.md``). A wide layer then is a few dense products, stored
+at the size of its non-zeros (``benchmarks/layouts.py``). Narrow layers are split by the paper's rule, as products of a
+few rows take longer than what they save. The choice looks at shapes alone, never at a clock or a device.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from fpe_lightning.expansion.budget import BUDGETS
+from fpe_lightning.expansion.order import block_order
+from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
+from fpe_lightning.expansion.refit import BudgetRule
+from fpe_lightning.expansion.sites import Axis, Site
+from fpe_lightning.sparse.grouped import cannot_group
+from fpe_lightning.sparse.masked import mask_of
+
+GROUPS = 16
+"""Groups of neurons that share a partition."""
+NEURONS = 32
+"""Fewest neurons of such a group: fewer rows make for slow products."""
+SPARE = 4
+"""Inputs for each child, at least: whole columns of them are to make room."""
+LAYOUTS = ("auto", "masked", "grouped", "semi_structured")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one site is split.
+
+    Attributes:
+        partition: Which child inherits which input.
+        budget: Which weights make room.
+        layout: How the result is stored.
+        asked: Whether a layout that cannot be had is an error; else the weight is masked.
+    """
+
+    partition: Partition
+    budget: str | BudgetRule
+    layout: str
+    asked: bool = True
+
+
+BY_SHAPE = "by_shape"
+PAPER = ("random", "total", "masked")
+"""Partition, budget and layout of the paper."""
+
+
+def way_of(partition: str | Partition, groups: Groups | None, budget: str | BudgetRule, layout: str) -> Way | None:
+    """What was asked for; None for :data:`BY_SHAPE`.
+
+    Raises:
+        ValueError: If one of them does not exist, or does not go with the others.
+
+    Example:
+        >>> way_of("shared", None, "total", "grouped").layout
+        'grouped'
+        >>> way_of("by_shape", None, "total", "masked") is None
+        True
+    """
+    if not isinstance(budget, BudgetRule) and budget not in BUDGETS:
+        raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
+    if layout not in LAYOUTS:
+        raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
+    if isinstance(partition, str) and partition == BY_SHAPE:
+        if (groups, budget, layout) != (None, *PAPER[1:]):
+            raise ValueError(
+                f'partition="{BY_SHAPE}" decides on the budget and the layout of each site itself, found '
+                f"budget={budget!r} and layout={layout!r}; leave them out, and `groups` too."
+            )
+        return None
+    return Way(resolve_partition(partition, groups), budget, layout)
+
+
+def ways_of(model: nn.Module, chosen: Sequence[tuple[Site, int]], asked: Way | None) -> dict[str, Way]:
+    """How each site is split, by its name.
+
+    Args:
+        model: The model, all of whose weights are stored masked.
+        chosen: Sites, each with its number of children.
+        asked: From :func:`way_of`, for all sites; None splits each by its shape.
+
+    Example:
+        >>> site = Site("0", 4, 8, (), (), ())
+        >>> ways_of(nn.Identity(), [(site, 2)], None)["0"].budget
+        'total'
+    """
+    if asked is not None:
+        return {site.name: asked for site, _ in chosen}
+    paper, shared = Way(resolve_partition(PAPER[0]), *PAPER[1:]), resolve_partition(f"shared:{GROUPS}")
+    # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
+    touched = Counter(axis.parameter for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers))
+    ways = {}
+    for site, alpha in chosen:
+        once = all(touched[producer.parameter] == 1 for producer in site.producers)
+        budget = block_budget(model, site, alpha) if once else None
+        ways[site.name] = paper if budget is None else Way(shared, budget, "grouped", asked=False)
+    return ways
+
+
+def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
+    """The budget by which a site's neurons are split into blocks of a few groups, or None if they should not be.
+
+    They should where linear layers of at least ``GROUPS * NEURONS`` neurons, a multiple of ``GROUPS``, compute the
+    units and linear layers read them. Outgoing weights are copied, and whole columns of inputs make room for the
+    copies, as long as those are at most half of the incoming weights; where they are more, outgoing weights are handed
+    out to the children (``"blocks"``).
+
+    Args:
+        model: The model.
+        site: A site.
+        alpha: Children of each neuron.
+
+    Example:
+        >>> from fpe_lightning.expansion.find import find_sites
+        >>> import torch
+        >>> for width, outputs in ((64, 10), (512, 10), (512, 256)):
+        ...     net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, outputs))
+        ...     print(block_budget(net, find_sites(net, torch.zeros(1, 64))[0], alpha=2))
+        None
+        columns
+        blocks
+    """
+    narrow = site.width % GROUPS or site.width < GROUPS * NEURONS or site.fan_in < SPARE * alpha
+    if narrow or not site.producers or not site.consumers:
+        return None
+    if not all(_is_whole(model, axis, 0, site) for axis in site.producers):
+        return None
+    if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
+        return None
+    if block_order(model, site, site.width // GROUPS) is site:
+        return None
+    incoming = sum(_count(model, axis) for axis in site.producers)
+    outgoing = sum(_count(model, axis) for axis in site.consumers)
+    copies = (alpha - 1) * (outgoing + sum(axis.length for axis in site.values))
+    if 2 * copies <= incoming:
+        return "columns"
+    outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
+    return "blocks" if min(outputs) >= alpha * SPARE else None
+
+
+def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
+    owner, _, name = axis.parameter.rpartition(".")
+    return model.get_submodule(owner), name
+
+
+def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
+    """Whether an axis is that of a linear layer's weight, from end to end, one entry a unit."""
+    module, name = _owner(model, axis)
+    parent = model.get_submodule(axis.parameter.rpartition(".")[0].rpartition(".")[0])
+    if not isinstance(module, nn.Linear) or name != "weight" or cannot_group(module):
+        return False
+    if isinstance(parent, nn.TransformerEncoderLayer):  # its fused kernel reads the weights by itself
+        return False
+    return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
+
+
+def _count(model: nn.Module, axis: Axis) -> int:
+    module, _ = _owner(model, axis)
+    mask = mask_of(module)
+    return module.get_parameter("weight").numel() if mask is None else int(mask.count_nonzero())

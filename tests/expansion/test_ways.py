@@ -1,0 +1,88 @@
+"""Split by shape: large layers into blocks, all others as the paper says."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+import fpe_lightning as fpe
+from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.sparse import structure_of
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    state, others = model.state_dict(), other.state_dict()
+    return list(state) == list(others) and all(torch.equal(state[key], others[key]) for key in state)
+
+
+def split(model: nn.Sequential, **options: object) -> nn.Sequential:
+    report = fpe.expand(model, example_inputs=torch.zeros(2, model[0].in_features), **options)
+    assert report.nonzeros_before == report.nonzeros_after == fpe.count_nonzeros(model)
+    return model
+
+
+@pytest.mark.parametrize(("outputs", "budget", "grouped"), [(10, "columns", 1), (128, "blocks", 2)])
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_a_large_pair_is_stored_at_the_size_of_its_non_zeros(
+    alpha: int, outputs: int, budget: str, grouped: int
+) -> None:
+    model = split(mlp(128, 512, outputs), alpha=alpha, partition="by_shape")
+    explicit = {"partition": "shared:16", "budget": budget, "layout": "grouped"}
+    assert same(model, split(mlp(128, 512, outputs), alpha=alpha, **explicit))
+    assert sum(structure_of(module) is not None for module in model) == grouped
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    assert fpe.count_nonzeros(model) <= stored < 1.02 * fpe.count_nonzeros(model)
+
+
+@pytest.mark.parametrize("widths", [(64, 256, 10), (64, 520, 10), (6, 512, 10)], ids=["narrow", "uneven", "few inputs"])
+def test_all_others_are_split_by_the_rule_of_the_paper(widths: tuple[int, ...]) -> None:
+    assert same(split(mlp(*widths), partition="by_shape"), split(mlp(*widths)))
+
+
+def test_a_weight_between_two_hidden_layers_is_masked() -> None:
+    model = split(mlp(64, 512, 512, 10), partition="by_shape")
+    assert [structure_of(module) is not None for module in model] == [True, False, False, False, False]
+
+
+def test_convolutions_are_split_by_the_rule_of_the_paper() -> None:
+    def conv() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(64, 512, 1), nn.ReLU(), nn.Conv2d(512, 4, 1))
+
+    models = [conv(), conv()]
+    for model, partition in zip(models, ("by_shape", "random"), strict=True):
+        fpe.expand(model, partition=partition, example_inputs=torch.zeros(2, 64, 3, 3))
+    assert same(*models)
+
+
+def test_state_that_blocks_cannot_hold_leaves_the_weight_masked(caplog: pytest.LogCaptureFixture) -> None:
+    model = mlp(64, 512, 10)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(torch.randn(4, 64)).sum().backward()
+    optimizer.step()
+    with caplog.at_level(logging.INFO, logger="fpe_lightning"):
+        split(model, partition="by_shape", optimizer=optimizer)
+    assert structure_of(model[0]) is None
+    assert "keeps state of rows and columns, which blocks do not have" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"budget": "columns"}, {"layout": "grouped"}, {"groups": [[0]]}])
+def test_it_decides_on_budget_and_layout_itself(options: dict[str, object]) -> None:
+    model = mlp(8, 4, 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match='partition="by_shape" decides on the budget and the layout of each site'):
+        split(model, partition="by_shape", **options)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    with pytest.raises(MisconfigurationException, match='partition="by_shape" decides'):
+        ExpansionCallback(step=1, partition="by_shape", **options)
