@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,9 +170,10 @@ def packed_layers(state_dict: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The ``state_dict`` of the model before it was packed, up to the dtype: with dense weights, masks and marks.
 
-    Entries that are zero count as masked, as the packed form tells no difference.
+    Entries that are zero count as masked, as the packed form tells no difference. The versions of layers, which torch
+    keeps beside the entries, stay.
     """
-    result = dict(state_dict)
+    result = copy.copy(state_dict) if isinstance(state_dict, OrderedDict) else dict(state_dict)
     for name in packed_layers(state_dict):
         path = f"{name}." if name else ""
         weight = unpack_semi_structured(result.pop(path + VALUES), result.pop(path + PLACES))

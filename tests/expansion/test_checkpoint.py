@@ -333,3 +333,18 @@ def test_a_model_is_as_before_where_loading_raises(grown: bool, broken: str) -> 
         fpe.load_expanded_state_dict(model, state)
     assert equal(snapshot(model), before)
     model(X)
+
+
+def test_layers_are_told_the_version_that_a_checkpoint_was_written_by() -> None:
+    told = []
+
+    class Versioned(nn.Linear):
+        _version = 3
+
+        def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: object) -> None:
+            told.append(local_metadata.get("version"))
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    state = nn.Sequential(Versioned(4, 2)).state_dict()
+    fpe.load_expanded_state_dict(nn.Sequential(Versioned(4, 2)), state)
+    assert told == [3]
