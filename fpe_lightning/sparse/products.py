@@ -78,19 +78,14 @@ def _compose_in_place(x: Tensor, packed: Tensor, block: Block) -> Tensor:
 
 
 def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """One row of inputs: the time goes into reading the weight, which a batched product does at full speed."""
+    """One row of inputs: the time goes into reading the weight, which products of a matrix and a vector share out."""
     source = x[0].index_select(0, plan.every)
     result = x.new_zeros(plan.rows)
     for batch in plan.batches:
-        size = batch.count * batch.fan_in
-        # A batch of one would be computed as a matrix times a vector, a third slower: a lone block is cut in two.
-        cut = 2 if batch.count == 1 and batch.rows % 2 == 0 else 1
-        count, rows = batch.count * cut, batch.rows // cut
-        weight = packed.narrow(0, batch.offset, size * batch.rows).view(count, rows, batch.fan_in)
-        # Turned around, the vector keeps MKL on its matrix kernel; laid out as a column it takes one five times slower.
-        vector = source.narrow(0, batch.source, size).view(batch.count, 1, batch.fan_in).transpose(1, 2)
-        out = result.narrow(0, batch.row, count * rows)
-        torch.bmm(weight, vector.expand(count, -1, -1), out=out.view(count, rows, 1))
+        reads = source.narrow(0, batch.source, batch.count * batch.fan_in).view(batch.count, -1)
+        out = result.narrow(0, batch.row, batch.count * batch.rows).view(batch.count, -1)
+        for weight, vector, part in zip(_weights(packed, batch), reads, out, strict=True):
+            torch.mv(weight, vector, out=part)
     return (result if bias is None else result.add_(bias)).unsqueeze(0)
 
 
@@ -114,22 +109,29 @@ class _BlockLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        result = (_in_place if plan.in_place else _gathered)(x, packed, bias, plan)
-        ctx.save_for_backward(x, packed, bias)
+        # Kept for the way back, as turning the inputs around takes as long as gathering some blocks' inputs.
+        inputs_first = None if plan.in_place else x.t().contiguous()
+        if inputs_first is None:
+            result = _in_place(x, packed, bias, plan)
+        else:
+            result = _gathered(inputs_first, packed, bias, plan)
+        ctx.save_for_backward(x, packed, bias, inputs_first)
         ctx.plan = plan
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, packed, bias = ctx.saved_tensors
+        x, packed, bias, inputs_first = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             wanted = [t for t, needed in zip((x, packed, bias), ctx.needs_input_grad, strict=False) if needed]
             grads = iter(torch.autograd.grad(_compose(x, packed, bias, ctx.plan), wanted, grad, create_graph=True))
             dx, dw, db = (next(grads) if needed else None for needed in ctx.needs_input_grad[:3])
             return dx, dw, db, None
         grad = grad.contiguous()
-        gradients = _gradients_in_place if ctx.plan.in_place else _gradients_gathered
-        dx, dw = gradients(x, packed, grad, ctx.plan, *ctx.needs_input_grad[:2])
+        if inputs_first is None:
+            dx, dw = _gradients_in_place(x, packed, grad, ctx.plan, *ctx.needs_input_grad[:2])
+        else:
+            dx, dw = _gradients_gathered(inputs_first, packed, grad, ctx.plan, *ctx.needs_input_grad[:2])
         return dx, dw, grad.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
@@ -170,17 +172,23 @@ def _gradients_in_place(
     return dx, dpacked
 
 
-def _gathered(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+def _gathered(inputs_first: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """Batched products of gathered inputs.
 
     Inputs are gathered as rows of the transposed ``x``, which copies whole rows; and a few blocks at a time, so that
     the copies stay in the cache.
+
+    Args:
+        inputs_first: ``x`` transposed, ``(inputs, rows of x)``.
+        packed: See :func:`block_linear`.
+        bias: See :func:`block_linear`.
+        plan: See :func:`block_linear`.
     """
-    inputs_first = x.t().contiguous()
-    result = x.new_empty(len(x), plan.rows)
+    count = inputs_first.shape[1]
+    result = inputs_first.new_empty(count, plan.rows)
     if sum(batch.count * batch.rows for batch in plan.batches) < plan.rows:  # blocks without inputs are in no batch
         result.copy_(torch.zeros_like(result) if bias is None else bias.expand_as(result))
-    for batch in _portions(plan, len(x)):
+    for batch in _portions(plan, count):
         product = torch.bmm(_read(inputs_first, plan, batch).transpose(1, 2), _weights(packed, batch).transpose(1, 2))
         out = _of_batch(result, batch)
         if bias is None:
@@ -192,12 +200,11 @@ def _gathered(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Ten
 
 
 def _gradients_gathered(
-    x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
+    inputs_first: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    inputs_first = x.t().contiguous()
     dinputs = torch.zeros_like(inputs_first) if for_x else None
     dpacked = torch.empty_like(packed) if for_weight else None
-    for batch in _portions(plan, len(x)):
+    for batch in _portions(plan, len(grad)):
         dout = _of_batch(grad, batch).transpose(1, 2)
         if dinputs is not None:
             dsource = torch.bmm(_weights(packed, batch).transpose(1, 2), dout)

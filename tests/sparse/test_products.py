@@ -89,7 +89,7 @@ def test_leading_axes_expanded_gradients_and_no_bias() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_single_row_without_gradients_is_a_batched_product(kind: str) -> None:
+def test_a_single_row_without_gradients_is_products_with_vectors(kind: str) -> None:
     x, dense, bias, inputs, plan = case(kind, torch.float32)
     packed = torch.cat([torch.zeros(3, 1), pack(dense, inputs)])[
         3:
