@@ -25,7 +25,7 @@ from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
 """Groups of neurons that share a partition."""
-NEURONS = 32
+NEURONS = 64
 """Fewest neurons of such a group: fewer rows make for slow products."""
 SPARE = 4
 """Inputs for each child, at least: whole columns of them are to make room."""
@@ -122,7 +122,7 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
     Example:
         >>> from fpe_lightning.expansion.find import find_sites
         >>> import torch
-        >>> for width, outputs in ((64, 10), (512, 10), (512, 256)):
+        >>> for width, outputs in ((64, 10), (1024, 10), (1024, 256)):
         ...     net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, outputs))
         ...     print(block_budget(net, find_sites(net, torch.zeros(1, 64))[0], alpha=2))
         None

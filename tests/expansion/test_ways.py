@@ -37,28 +37,30 @@ def split(model: nn.Sequential, **options: object) -> nn.Sequential:
 def test_a_large_pair_is_stored_at_the_size_of_its_non_zeros(
     alpha: int, outputs: int, budget: str, grouped: int
 ) -> None:
-    model = split(mlp(128, 512, outputs), alpha=alpha, partition="by_shape")
+    model = split(mlp(128, 1024, outputs), alpha=alpha, partition="by_shape")
     explicit = {"partition": "shared:16", "budget": budget, "layout": "grouped"}
-    assert same(model, split(mlp(128, 512, outputs), alpha=alpha, **explicit))
+    assert same(model, split(mlp(128, 1024, outputs), alpha=alpha, **explicit))
     assert sum(structure_of(module) is not None for module in model) == grouped
     stored = sum(parameter.numel() for parameter in model.parameters())
     assert fpe.count_nonzeros(model) <= stored < 1.02 * fpe.count_nonzeros(model)
 
 
-@pytest.mark.parametrize("widths", [(64, 256, 10), (64, 520, 10), (6, 512, 10)], ids=["narrow", "uneven", "few inputs"])
+@pytest.mark.parametrize(
+    "widths", [(64, 256, 10), (64, 1032, 10), (6, 1024, 10)], ids=["narrow", "uneven", "few inputs"]
+)
 def test_all_others_are_split_by_the_rule_of_the_paper(widths: tuple[int, ...]) -> None:
     assert same(split(mlp(*widths), partition="by_shape"), split(mlp(*widths)))
 
 
 def test_a_weight_between_two_hidden_layers_is_masked() -> None:
-    model = split(mlp(64, 512, 512, 10), partition="by_shape")
+    model = split(mlp(64, 1024, 1024, 10), partition="by_shape")
     assert [structure_of(module) is not None for module in model] == [True, False, False, False, False]
 
 
 def test_convolutions_are_split_by_the_rule_of_the_paper() -> None:
     def conv() -> nn.Sequential:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(64, 512, 1), nn.ReLU(), nn.Conv2d(512, 4, 1))
+        return nn.Sequential(nn.Conv2d(64, 1024, 1), nn.ReLU(), nn.Conv2d(1024, 4, 1))
 
     models = [conv(), conv()]
     for model, partition in zip(models, ("by_shape", "random"), strict=True):
@@ -67,7 +69,7 @@ def test_convolutions_are_split_by_the_rule_of_the_paper() -> None:
 
 
 def test_state_that_blocks_cannot_hold_leaves_the_weight_masked(caplog: pytest.LogCaptureFixture) -> None:
-    model = mlp(64, 512, 10)
+    model = mlp(64, 1024, 10)
     optimizer = torch.optim.Adafactor(model.parameters())
     model(torch.randn(4, 64)).sum().backward()
     optimizer.step()
