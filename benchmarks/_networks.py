@@ -27,7 +27,7 @@ class FeedForward(nn.Module):
 
 
 class FeedForwardStack(nn.Module):
-    """Patches of a picture through the feed-forward halves of ViT-S blocks (384 wide, 1536 hidden), read side by side."""
+    """Patches of a picture through feed-forward halves of ViT-S blocks (384 wide, 1536 hidden), read side by side."""
 
     def __init__(self, depth: int = 2, width: int = 384, patch: int = 8) -> None:
         super().__init__()
