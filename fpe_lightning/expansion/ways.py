@@ -1,7 +1,7 @@
 """How each site is split by ``partition="by_shape"``: large layers into blocks, small ones by the paper's rule.
 
 The paper lets every neuron draw a partition of its own. No fast layout holds that, but a few partitions, each for a
-group of neurons, can do as well: on embeddings any number of groups does, on Boolean formulas sixteen
+group of neurons, can do as well: on embeddings any number of groups does, on Boolean formulas sixteen within noise
 (``docs/results/layouts_accuracy.md``, ``docs/results/boolean.md``). A wide layer then is a few dense products, stored
 at the size of its non-zeros (``benchmarks/layouts.py``). Narrow layers are split by the paper's rule, as products of a
 few rows take longer than what they save. The choice looks at shapes alone, never at a clock or a device.
