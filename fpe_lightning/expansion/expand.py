@@ -199,8 +199,8 @@ def _split(
         shares = draw_shares(draft, site, alpha, way.partition, generator)
         together = common_group(shares)
         if way.layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
-            site = block_order(draft.model, site, together)
-        hand_out(draft, site, alpha, shares)
+            site = site if together == 1 else block_order(draft.model, site)
+        hand_out(draft, site, alpha, shares, None if site is asked else together)
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
     for attribute in site.attributes:
@@ -214,7 +214,7 @@ def _split(
     if isinstance(way.budget, BudgetRule):
         make_ruled_room(draft, site, way.budget, excess)
     elif way.budget in STRUCTURED:
-        make_structured_room(draft, site, alpha, together, together if site is asked else 1, way.budget, before)
+        make_structured_room(draft, site, alpha, together, site is not asked, way.budget, before)
     else:
         make_single_room(draft, site, alpha, way.budget, excess)
     incoming_after = sum(draft.count(parameter) for parameter in producers)

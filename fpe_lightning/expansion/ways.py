@@ -136,7 +136,7 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
         return None
     if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
         return None
-    if block_order(model, site, site.width // GROUPS) is site:
+    if block_order(model, site) is site:
         return None
     incoming = sum(_count(model, axis) for axis in site.producers)
     outgoing = sum(_count(model, axis) for axis in site.consumers)
