@@ -97,8 +97,9 @@ def contiguous_by_groups(neuron_groups: int) -> SharedPartition:
     """Each child inherits consecutive inputs; by name ``"contiguous"`` or ``"contiguous:<neuron_groups>"``.
 
     Nothing has to be gathered to compute it. The cuts of each group of neurons are moved on by an equal step, so that
-    inputs which one group separates meet in another, and children of one number read other inputs in each. Meant for inputs without an order, such as embeddings;
-    neighbouring pixels or tokens stay together.
+    inputs which one group separates meet in another, and so do the numbers of its children: those of one number read
+    other inputs in each group. Meant for inputs without an order, such as embeddings; neighbouring pixels or tokens
+    stay together.
 
     Args:
         neuron_groups: Number of groups; it has to divide the number of neurons.

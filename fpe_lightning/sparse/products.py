@@ -166,14 +166,15 @@ def _in_place(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Ten
 def _gradients_in_place(
     x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    dx = x.new_zeros(x.shape) if for_x else None
+    dx = (x.new_empty(x.shape) if plan.once else x.new_zeros(x.shape)) if for_x else None
     dpacked = torch.empty_like(packed) if for_weight else None
     for block in plan.blocks:
         dout = grad.narrow(1, block.row, block.rows)
         weight = _weight(packed, block)
         for run in block.runs:
             if dx is not None:
-                dx.narrow(1, run.source, run.length).addmm_(dout, weight.narrow(1, run.column, run.length))
+                part, out = weight.narrow(1, run.column, run.length), dx.narrow(1, run.source, run.length)
+                torch.mm(dout, part, out=out) if plan.once else out.addmm_(dout, part)
             if dpacked is not None:
                 read = x.narrow(1, run.source, run.length)
                 torch.mm(dout.t(), read, out=_weight(dpacked, block).narrow(1, run.column, run.length))

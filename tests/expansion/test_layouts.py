@@ -12,7 +12,15 @@ from torch import Tensor, nn
 import fpe_lightning as fpe
 from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.interference import LayerState
-from fpe_lightning.sparse import GroupedConv2d, GroupedLinear, check_masks, parents_of, structure_of, ungroup
+from fpe_lightning.sparse import (
+    GroupedConv2d,
+    GroupedLinear,
+    check_masks,
+    dense_mask,
+    parents_of,
+    structure_of,
+    ungroup,
+)
 
 PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
 BUDGETS = ("total", "incoming", "columns", "blocks")
@@ -106,6 +114,20 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     moments = sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in model.parameters())
     assert moments == budget_before
     assert not any(name.endswith("_mask") for name in model.state_dict())
+
+
+@pytest.mark.parametrize("partition", ["shared:4", "contiguous:4"])
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(partition: str, alpha: int) -> None:
+    model, x = mlp()
+    fpe.expand(model, alpha, partition, budget="blocks", layout="grouped", example_inputs=x, sites="0")
+    outgoing = structure_of(model[3])
+    assert outgoing is not None
+    assert torch.equal(outgoing, torch.eye(alpha, dtype=torch.bool).repeat_interleave(16, dim=1))
+    incoming = dense_mask(model[0])
+    assert incoming is not None
+    seen = incoming.view(alpha, 16, -1).any(1).float().mean(1)  # share of the inputs, by each stretch of outputs
+    assert float(seen.min()) > {2: 0.85, 4: 0.55}[alpha], "groups of neurons join what one of them keeps apart"
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
