@@ -48,6 +48,14 @@ class GroupedModule(PreparedModule):
         """The weight as a masked layer would hold it; differentiable."""
         return unpack(self.get_parameter("weight"), self.weight_inputs, self.dense_shape)
 
+    def as_leaf(self, input: torch.fx.Proxy) -> Any:
+        """One node of a graph that torch.fx traces, as the plain layer is one: what it computes by follows its buffers.
+
+        A call of operators in its place would have to hold the plan, which moves and loads could not reach.
+        """
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+
     @override
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blocks={len(self.weight_inputs)}"
@@ -69,6 +77,8 @@ class GroupedLinear(GroupedModule, nn.Linear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
         return block_linear(input, self.weight, self.bias, self.plan)
 
 
@@ -102,6 +112,8 @@ class _GroupedConv(GroupedModule):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
         spatial = len(self.kernel_size)
         batch = input if input.dim() == spatial + 2 else input.unsqueeze(0)
         module: Any = self

@@ -18,16 +18,25 @@ from torch import nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.sparse import check_masks
+from fpe_lightning.sparse import check_masks, mask_of, structure_of
 
 X = torch.randn(5, 48, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module")
-def split() -> nn.Module:
+WAYS = {
+    "masked": {},
+    "blocks": {"partition": "shared:2", "budget": "columns", "layout": "grouped"},
+    "blocks with holes": {"partition": "shared:2", "budget": "total", "layout": "grouped"},
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def split(request: pytest.FixtureRequest) -> nn.Module:
     """The network of a module that was split while training."""
     module = Plain()
-    trainer(ExpansionCallback(step=[1, 3]), max_epochs=1).fit(module, resumable())
+    trainer(ExpansionCallback(step=[1, 3], **WAYS[request.param]), max_epochs=1).fit(module, resumable())
+    assert (structure_of(module.net[0]) is None) == (request.param == "masked")
+    assert (mask_of(module.net[0]) is None) == (request.param == "blocks")
     return module.net.eval()
 
 
@@ -96,10 +105,13 @@ def test_a_graph_traced_by_fx_trains_masked(split: nn.Module) -> None:
     traced = torch.fx.symbolic_trace(twin)
     assert torch.equal(traced(X), split(X))
     traced.train()(X).sum().backward()
-    mask, grad = twin.get_buffer("0.weight_mask"), traced.get_parameter("0.weight").grad
+    mask, grad = mask_of(twin[0]), traced.get_parameter("0.weight").grad
     assert grad is not None
+    mask = torch.ones_like(grad, dtype=torch.bool) if mask is None else mask
     assert not grad[~mask].any()
     assert grad[mask].any()
+    # The graph goes with its buffers, wherever they move.
+    assert torch.equal(traced.eval().double()(X.double()), twin.eval().double()(X.double()))
 
 
 def test_inference_mode(split: nn.Module) -> None:
