@@ -146,6 +146,8 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
         return False
     if isinstance(parent, nn.TransformerEncoderLayer):  # reads the weights of its children by itself
         return False
+    if owner not in site.reads:  # somebody else does
+        return False
     weight = module.weight
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
     states = [value for optimizer in optimizers for value in optimizer.state.get(weight, {}).values()]

@@ -23,6 +23,8 @@ from fpe_lightning.sparse.products import block_linear
 
 STRUCTURE = "weight_inputs"
 """Name of the buffer that holds the structure."""
+CACHED = ("plan", "gather", "calls")
+"""Names of what is worked out from it."""
 
 
 class GroupedModule(PreparedModule):
@@ -177,7 +179,9 @@ def cannot_group(module: nn.Module) -> str | None:
         return f"the convolution already has {module.groups} groups"
     if module._parameters.get("weight") is None or mask_of(module, "bias") is not None:
         return "its weight is computed from other parameters, or its bias is masked"
-    return None
+    masks = [] if mask_of(module) is not None else [f"{name}_mask" for name in module._parameters]
+    taken = [name for name in (STRUCTURE, *CACHED, *masks) if hasattr(module, name)]
+    return f"it has a `{taken[0]}` of its own, under a name that blocks need" if taken else None
 
 
 def structure_of(module: nn.Module) -> Tensor | None:
@@ -212,7 +216,7 @@ def set_structure(module: nn.Module, inputs: Tensor | None) -> None:
         set_mask(module, "weight", None)
     if inputs is None:
         module._buffers.pop(STRUCTURE, None)
-        for cached in ("plan", "gather", "calls"):
+        for cached in CACHED:
             module.__dict__.pop(cached, None)
         module.__class__ = _PLAIN.get(type(module), type(module))
         return

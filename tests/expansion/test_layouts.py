@@ -169,6 +169,31 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
     step(model, optimizer, x)
 
 
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [("total", 'or layout="masked" where earlier splits left few'), ("columns", "too little is left")],
+)
+def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), torch.randn(4, 8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    message = ""
+    while not message:
+        step(model, optimizer, x)
+        before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
+        try:
+            fpe.expand(model, 2, "shared:2", budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+        except ValueError as error:
+            message = str(error)
+    assert why in message
+    assert isinstance(model[0], GroupedLinear)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(now is then for now, then in zip(model.parameters(), held, strict=True))
+    step(model, optimizer, x)
+
+
 def test_copies_are_grouped_with_their_model() -> None:
     model, x = mlp()
     average = torch.optim.swa_utils.AveragedModel(model)
@@ -267,6 +292,17 @@ def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
         ValueError, match=r"`0\.weight` cannot be stored in blocks: some block of channels reads no inp"
     ):
         fpe.expand(model, 2, lazy, budget="total", layout="grouped", example_inputs=x)
+
+
+@pytest.mark.parametrize("name", ["weight_inputs", "weight_mask", "plan"])
+def test_names_that_blocks_need_are_not_overwritten(name: str) -> None:
+    model, x = mlp()
+    setattr(model[0], name, "mine")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"a `{name}` of its own, under"):
+        fpe.expand(model, 2, "shared:2", budget="total", layout="grouped", example_inputs=x, sites="0")
+    assert getattr(model[0], name) == "mine"
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_blocks_that_a_model_cannot_hold_are_named() -> None:
