@@ -9,17 +9,20 @@ few rows take longer than what they save. The choice looks at shapes alone, neve
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fpe_lightning.expansion.budget import BUDGETS
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
+from fpe_lightning.expansion.partition_shared import group_size
 from fpe_lightning.expansion.refit import BudgetRule
 from fpe_lightning.expansion.sites import Axis, Site
+from fpe_lightning.sparse.autotune import MOST_BLOCKS
 from fpe_lightning.sparse.grouped import cannot_group
 from fpe_lightning.sparse.masked import mask_of
 
@@ -112,7 +115,8 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
     They should where linear layers of at least ``GROUPS * NEURONS`` neurons, a multiple of ``GROUPS``, compute the
     units and linear layers read them. Outgoing weights are copied, and whole columns of inputs make room for the
     copies, as long as those are at most half of the incoming weights; where they are more, outgoing weights are handed
-    out to the children (``"blocks"``).
+    out to the children (``"blocks"``). Layers that were split before should be split into blocks again where they are
+    made of blocks that are large enough, and every child is left with inputs.
 
     Args:
         model: The model.
@@ -129,22 +133,55 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
         columns
         blocks
     """
-    narrow = site.width % GROUPS or site.width < GROUPS * NEURONS or site.fan_in < SPARE * alpha
-    if narrow or not site.producers or not site.consumers:
+    if site.width % GROUPS or site.width < GROUPS * NEURONS or not site.producers or not site.consumers:
         return None
     if not all(_is_whole(model, axis, 0, site) for axis in site.producers):
         return None
     if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
         return None
+    if not all(axis.parameter.rpartition(".")[0] in site.reads for axis in (*site.producers, *site.consumers)):
+        return None  # somebody else reads the weight, and would find it packed
+    if not all(_makes_blocks(model, axis, alpha) for axis in site.producers):
+        return None
     if block_order(model, site) is site:
         return None
     incoming = sum(_count(model, axis) for axis in site.producers)
     outgoing = sum(_count(model, axis) for axis in site.consumers)
-    copies = (alpha - 1) * (outgoing + sum(axis.length for axis in site.values))
-    if 2 * copies <= incoming:
+    values = (alpha - 1) * sum(axis.length for axis in site.values)
+    copies = (alpha - 1) * outgoing + values
+    if 2 * copies <= incoming and _leaves_inputs(model, site, alpha, copies):
         return "columns"
     outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
-    return "blocks" if min(outputs) >= alpha * SPARE else None
+    return "blocks" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
+
+
+def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
+    """Whether the children of a producer's neurons make up few, large blocks, each of which reads enough inputs."""
+    rows, mask = axis.length // GROUPS, _mask(model, axis)
+    if mask is not None:
+        if 2 * int((mask[1:] != mask[:-1]).any(1).sum()) >= len(mask):  # each neuron reads what it wants
+            return False
+        rows = math.gcd(rows, group_size(mask.unsqueeze(1)))
+    few = alpha * axis.length // rows <= MOST_BLOCKS
+    return rows >= NEURONS and few and _fan_in(model, axis) >= alpha * SPARE
+
+
+def _leaves_inputs(model: nn.Module, site: Site, alpha: int, copies: int) -> bool:
+    """Whether each child keeps an input where whole columns of all producers make room for the copies."""
+    incoming = sum(_count(model, axis) for axis in site.producers)
+    more = len(site.producers) > 1  # what is left over by each may go from one of them
+
+    def leaves(axis: Axis) -> bool:
+        columns = math.ceil(copies * _count(model, axis) / (incoming * alpha * axis.length)) + more
+        return _fan_in(model, axis) // alpha > columns
+
+    return all(map(leaves, site.producers))
+
+
+def _fan_in(model: nn.Module, axis: Axis) -> int:
+    """Inputs of the neuron that has the fewest."""
+    mask = _mask(model, axis)
+    return model.get_parameter(axis.parameter).shape[1] if mask is None else int(mask.sum(1).min())
 
 
 def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
@@ -163,7 +200,11 @@ def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
     return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
 
 
+def _mask(model: nn.Module, axis: Axis) -> Tensor | None:
+    module, name = _owner(model, axis)
+    return mask_of(module, name)
+
+
 def _count(model: nn.Module, axis: Axis) -> int:
-    module, _ = _owner(model, axis)
-    mask = mask_of(module)
-    return module.get_parameter("weight").numel() if mask is None else int(mask.count_nonzero())
+    mask = _mask(model, axis)
+    return model.get_parameter(axis.parameter).numel() if mask is None else int(mask.count_nonzero())
