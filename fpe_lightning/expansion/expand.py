@@ -38,7 +38,7 @@ from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_stora
 from fpe_lightning.expansion.structured import make_structured_room
 from fpe_lightning.expansion.ways import Way, way_of, ways_of
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
-from fpe_lightning.sparse.storage import stored_masked
+from fpe_lightning.sparse.storage import is_sharded, stored_masked
 
 
 class ExpansionWarning(UserWarning):
@@ -118,6 +118,7 @@ def expand(
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
+        _check_whole(model, chosen)
         ways = ways_of(model, chosen, asked)
         _check_layout(ways, chosen)
         draft = Draft(model)
@@ -162,6 +163,18 @@ def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -
     check_alpha(alpha)
     names = cast("str | Sequence[str] | None", sites)
     return select_sites(sites_of(model, example_inputs), alpha, names)
+
+
+def _check_whole(model: nn.Module, chosen: list[tuple[Site, int]]) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for site, _ in chosen:
+        for axis in (*site.producers, *site.values, *site.consumers):
+            if axis.parameter in parameters and is_sharded(parameters[axis.parameter]):
+                raise ValueError(
+                    f"`{axis.parameter}` is sharded, and {site.name} can be split only while its weights are whole: "
+                    "split inside of `fpe_lightning.expansion.sharded.whole_parameters`, or widen a checkpoint with "
+                    "`fpe_lightning.expand_checkpoint`."
+                )
 
 
 def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> None:

@@ -21,6 +21,7 @@ from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition, resolve_partition
 from fpe_lightning.expansion.partition_shared import group_size
 from fpe_lightning.expansion.refit import BudgetRule
+from fpe_lightning.expansion.sharded_checks import groups_of
 from fpe_lightning.expansion.sites import Axis, Site
 from fpe_lightning.sparse.autotune import MOST_BLOCKS
 from fpe_lightning.sparse.grouped import cannot_group
@@ -99,6 +100,8 @@ def ways_of(model: nn.Module, chosen: Sequence[tuple[Site, int]], asked: Way | N
     if asked is not None:
         return {site.name: asked for site, _ in chosen}
     paper, shared = Way(resolve_partition(PAPER[0]), *PAPER[1:]), resolve_partition(f"shared:{GROUPS}")
+    if any(map(groups_of, model.modules())):  # blocks were not tested with FSDP2
+        return {site.name: paper for site, _ in chosen}
     # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
     touched = Counter(axis.parameter for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers))
     ways = {}

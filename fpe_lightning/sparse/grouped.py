@@ -184,6 +184,18 @@ def cannot_group(module: nn.Module) -> str | None:
     return f"it has a `{taken[0]}` of its own, under a name that blocks need" if taken else None
 
 
+def plain_class(module: GroupedModule) -> type[nn.Module]:
+    """The torch class that a grouped layer stands for, whatever was made of its own class meanwhile.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> set_structure(layer, torch.ones(1, 4, dtype=torch.bool))
+        >>> plain_class(layer).__name__
+        'Linear'
+    """
+    return next(plain for grouped, plain in _PLAIN.items() if isinstance(module, grouped))
+
+
 def structure_of(module: nn.Module) -> Tensor | None:
     """The block structure of a grouped layer, bool ``(blocks, inputs)``; None for every other module.
 
