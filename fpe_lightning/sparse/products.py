@@ -52,6 +52,8 @@ def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> 
         result = _single(rows, packed, bias, plan)
     else:
         result = _BlockLinear.apply(rows, packed, bias, plan)
+        # No view, as of F.linear: a change in place, as by a ReLU, would part it from the hooks that FSDP2 attaches.
+        return result if x.dim() == 2 else torch.ops.aten._unsafe_view(result, [*x.shape[:-1], plan.rows])
     return result.view(*x.shape[:-1], plan.rows)
 
 
