@@ -48,12 +48,12 @@ class ExpansionWarning(UserWarning):
 def expand(
     model: nn.Module,
     alpha: Alpha = 2,
-    partition: str | Partition = "random",
+    partition: str | Partition | None = None,
     groups: Groups | None = None,
     sites: Sites = None,
-    budget: str | BudgetRule = "total",
+    budget: str | BudgetRule | None = None,
     seed: int = 0,
-    layout: str = "masked",
+    layout: str | None = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     example_inputs: Any = None,
     optimizer_state: str = "follow",
@@ -68,20 +68,22 @@ def expand(
     Args:
         model: Any module. Parameters of split layers are replaced by wider ones.
         alpha: Children of each neuron, at least 2; or a mapping from site names (or globs) to it.
-        partition: Which child inherits which input: ``"random"``, ``"shared"``, ``"shared:<groups of neurons>"``,
-            ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``, ``"clause"``,
-            ``"semi_structured"``, ``"overlapping"``, or a callable (see :mod:`fpe_lightning.expansion.partition`).
-            ``"by_shape"`` splits large linear layers into blocks that are stored and computed at the size of their
-            non-zeros, and all others by the paper's rule; it decides on budget and layout too (see
-            :mod:`fpe_lightning.expansion.ways`).
+        partition: Which child inherits which input: ``"random"`` (the paper's rule), ``"shared"``,
+            ``"shared:<groups of neurons>"``, ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``,
+            ``"clause"``, ``"semi_structured"``, ``"overlapping"``, or a callable (see
+            :mod:`fpe_lightning.expansion.partition`). ``"by_shape"`` splits large linear layers into blocks that are
+            stored and computed at the size of their non-zeros, and all others by the paper's rule; it decides on
+            budget and layout too (see :mod:`fpe_lightning.expansion.ways`). None stands for it, and for ``"random"``
+            where ``groups``, a ``budget`` or a ``layout`` other than ``"auto"`` is given.
         groups: For ``"clause"``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
-        budget: Which weights make room: ``"total"``, ``"incoming"`` or ``"outgoing"`` (single weights; see
-            :mod:`fpe_lightning.expansion.budget`), ``"columns"`` or ``"blocks"`` (whole ones; see
-            :mod:`fpe_lightning.expansion.room`), or a rule such as
+        budget: Which weights make room: ``"total"`` (the paper's rule, and what None stands for beside a partition),
+            ``"incoming"`` or ``"outgoing"`` (single weights; see :mod:`fpe_lightning.expansion.budget`),
+            ``"columns"`` or ``"blocks"`` (whole ones; see :mod:`fpe_lightning.expansion.room`), or a rule such as
             :class:`~fpe_lightning.expansion.refit.DiscriminantRefit`.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
-        layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
+        layout: How the result is stored: ``"masked"`` (any structure, and what None stands for beside a partition or a
+            budget), ``"grouped"`` (dense blocks at the size of the
             non-zeros, for partitions that neurons share; children that share one then stand together, see
             :mod:`fpe_lightning.expansion.order`), ``"semi_structured"`` (2:4 kernels of GPUs, for ``alpha=2`` and the
             partition of that name; see :mod:`fpe_lightning.sparse.semi_structured`), or ``"auto"``: each weight in the
@@ -119,7 +121,7 @@ def expand(
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
         _check_whole(model, chosen)
-        ways = ways_of(model, chosen, asked)
+        ways = ways_of(model, chosen, asked, layout)
         _check_layout(ways, chosen)
         draft = Draft(model)
         compact = fits_compact(model, chosen, ways, optimizers)

@@ -1,4 +1,4 @@
-"""How each site is split by ``partition="by_shape"``: large layers into blocks, small ones by the paper's rule.
+"""How each site is split unless asked otherwise (``"by_shape"``): large layers into blocks, small ones as in the paper.
 
 The paper lets every neuron draw a partition of its own. No fast layout holds that, but a few partitions, each for a
 group of neurons, can do as well: on embeddings any number of groups does, on Boolean formulas sixteen within noise
@@ -58,8 +58,42 @@ PAPER = ("random", "total", "masked")
 """Partition, budget and layout of the paper."""
 
 
-def way_of(partition: str | Partition, groups: Groups | None, budget: str | BudgetRule, layout: str) -> Way | None:
-    """What was asked for; None for :data:`BY_SHAPE`.
+def completed(
+    partition: str | Partition | None, groups: Groups | None, budget: str | BudgetRule | None, layout: str | None
+) -> tuple[str | Partition, str | BudgetRule | None, str | None]:
+    """What was asked for, with the rest filled in: by shape where nothing was, else as the paper does.
+
+    ``layout="auto"`` asks for nothing else: it decides how a structure is stored, never which weights are kept.
+
+    Args:
+        partition: None for none in particular.
+        groups: None for none.
+        budget: None for none in particular.
+        layout: None for none in particular.
+
+    Returns:
+        Partition, budget and layout; by shape, the last two may be None, and are those of each site.
+
+    Example:
+        >>> completed(None, None, None, None)
+        ('by_shape', None, None)
+        >>> completed(None, None, "incoming", None)
+        ('random', 'incoming', 'masked')
+    """
+    if partition is None:
+        partition = BY_SHAPE if (groups, budget) == (None, None) and layout in (None, "auto") else PAPER[0]
+    if isinstance(partition, str) and partition == BY_SHAPE:
+        return partition, budget, layout
+    return partition, PAPER[1] if budget is None else budget, PAPER[2] if layout is None else layout
+
+
+def way_of(
+    partition: str | Partition | None = None,
+    groups: Groups | None = None,
+    budget: str | BudgetRule | None = None,
+    layout: str | None = None,
+) -> Way | None:
+    """What was asked for, for all sites alike; None for :data:`BY_SHAPE`.
 
     Raises:
         ValueError: If one of them does not exist, or does not go with the others.
@@ -67,30 +101,35 @@ def way_of(partition: str | Partition, groups: Groups | None, budget: str | Budg
     Example:
         >>> way_of("shared", None, "total", "grouped").layout
         'grouped'
-        >>> way_of("by_shape", None, "total", "masked") is None
+        >>> way_of() is None
         True
     """
-    if not isinstance(budget, BudgetRule) and budget not in BUDGETS:
+    partition, budget, layout = completed(partition, groups, budget, layout)
+    if not (budget is None or isinstance(budget, BudgetRule) or budget in BUDGETS):
         raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
-    if layout not in LAYOUTS:
+    if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
     if isinstance(partition, str) and partition == BY_SHAPE:
-        if (groups, budget, layout) != (None, *PAPER[1:]):
+        if groups is not None or budget is not None or layout not in (None, "auto"):
             raise ValueError(
                 f'partition="{BY_SHAPE}" decides on the budget and the layout of each site itself, found '
                 f"budget={budget!r} and layout={layout!r}; leave them out, and `groups` too."
             )
         return None
+    assert budget is not None and layout is not None  # noqa: PT018 - completed() sees to both
     return Way(resolve_partition(partition, groups), budget, layout)
 
 
-def ways_of(model: nn.Module, chosen: Sequence[tuple[Site, int]], asked: Way | None) -> dict[str, Way]:
+def ways_of(
+    model: nn.Module, chosen: Sequence[tuple[Site, int]], asked: Way | None, layout: str | None = None
+) -> dict[str, Way]:
     """How each site is split, by its name.
 
     Args:
         model: The model, all of whose weights are stored masked.
         chosen: Sites, each with its number of children.
         asked: From :func:`way_of`, for all sites; None splits each by its shape.
+        layout: Of the blocks where ``asked`` is None: ``"auto"``, or None for ``"grouped"``.
 
     Example:
         >>> site = Site("0", 4, 8, (), (), ())
@@ -108,7 +147,7 @@ def ways_of(model: nn.Module, chosen: Sequence[tuple[Site, int]], asked: Way | N
     for site, alpha in chosen:
         once = all(touched[producer.parameter] == 1 for producer in site.producers)
         budget = block_budget(model, site, alpha) if once else None
-        ways[site.name] = paper if budget is None else Way(shared, budget, "grouped", asked=False)
+        ways[site.name] = paper if budget is None else Way(shared, budget, layout or "grouped", asked=False)
     return ways
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.sparse import check_masks, structure_of
+from fpe_lightning.sparse import autotune, check_masks, dense_mask, dense_weight, structure_of
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -137,6 +137,35 @@ def test_it_decides_on_budget_and_layout_itself(options: dict[str, object]) -> N
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     with pytest.raises(MisconfigurationException, match='partition="by_shape" decides'):
         ExpansionCallback(step=1, partition="by_shape", **options)
+
+
+@pytest.mark.parametrize("widths", [(128, 1024, 10), (64, 256, 10)])
+def test_it_is_the_default(widths: tuple[int, ...]) -> None:
+    assert same(split(mlp(*widths)), split(mlp(*widths), partition="by_shape"))
+    callback = ExpansionCallback(step=1)
+    assert (callback.partition, callback.budget, callback.layout) == ("by_shape", None, None)
+
+
+@pytest.mark.parametrize("options", [{"budget": "incoming"}, {"layout": "masked"}, {"budget": "total"}])
+def test_a_budget_or_a_layout_alone_goes_with_the_partition_of_the_paper(options: dict[str, str]) -> None:
+    asked = {"partition": "random", "budget": "total", "layout": "masked", **options}
+    assert same(split(mlp(64, 1024, 10), **options), split(mlp(64, 1024, 10), **asked))
+    callback = ExpansionCallback(step=1, **options)
+    assert {name: getattr(callback, name) for name in asked} == asked
+
+
+@pytest.mark.parametrize("partition", [None, "by_shape"])
+def test_auto_alone_times_how_the_blocks_are_stored(partition: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fastest in ("grouped", "masked"):
+        seconds = {"masked": 2.0, "grouped": 2.0, fastest: 1.0}
+        monkeypatch.setattr(autotune, "measure", lambda layers, *_, seconds=seconds: {n: seconds[n] for n in layers})
+        monkeypatch.setattr(autotune.ChoiceFile, "load", lambda _: {})
+        model, blocks = split(mlp(64, 1024, 10), partition=partition, layout="auto"), split(mlp(64, 1024, 10))
+        assert (structure_of(model[0]) is None) == (fastest == "masked")
+        assert torch.equal(dense_weight(model[0]), dense_weight(blocks[0]))
+        assert torch.equal(dense_mask(model[0]), dense_mask(blocks[0]))
+    narrow = split(mlp(64, 256, 10), partition=partition, layout="auto")
+    assert same(narrow, split(mlp(64, 256, 10), partition="random"))
 
 
 class Functional(nn.Module):
