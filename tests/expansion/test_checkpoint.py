@@ -95,6 +95,18 @@ def test_safetensors_and_torch_files(tmp_path: Path) -> None:
         assert equal(dict(model.state_dict()), dict(wide.state_dict()))
 
 
+def test_a_loaded_model_holds_nothing_of_what_it_was_loaded_from() -> None:
+    """A buffer that shared memory with a mapped file would keep the whole file in memory."""
+    for layout in ("masked", "grouped"):
+        wide, narrow = mlp(96, 4, 3), mlp(96, 4, 3)
+        fpe.expand(wide, 2, "shared", budget="columns", layout=layout, example_inputs=X)
+        state = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+        fpe.load_expanded_state_dict(narrow, state)
+        places = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+        shared = [name for name, own in narrow.state_dict().items() if own.untyped_storage().data_ptr() in places]
+        assert not shared
+
+
 def test_prefix() -> None:
     wide, narrow = STAGES[1], copy.deepcopy(STAGES[0])
     prefixed = {f"model.net.{name}": tensor for name, tensor in wide.state_dict().items()}
