@@ -25,6 +25,7 @@ from fpe_lightning.expansion.budget import STRUCTURED, count_nonzeros
 from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
+from fpe_lightning.expansion.held import check_unwrapped, check_whole
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition
@@ -66,7 +67,8 @@ def expand(
     the model and the optimizer are left untouched.
 
     Args:
-        model: Any module. Parameters of split layers are replaced by wider ones.
+        model: Any module. Parameters of split layers are replaced by wider ones; what took note of the old ones, such
+            as a ``DistributedDataParallel`` around it, has to be made anew.
         alpha: Children of each neuron, at least 2; or a mapping from site names (or globs) to it.
         partition: Which child inherits which input: ``"random"``, ``"shared"``, ``"shared:<groups of neurons>"``,
             ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``, ``"clause"``,
@@ -101,7 +103,8 @@ def expand(
     Raises:
         TypeError: If ``optimizer`` is something else.
         ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
-            to make room for the copies of outgoing weights, or one of ``copies`` has another structure.
+            to make room for the copies of outgoing weights, one of ``copies`` has another structure, or the model is
+            wrapped by DDP or sharded.
 
     Example:
         >>> import torch
@@ -111,6 +114,7 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     asked = way_of(partition, groups, budget, layout)
+    check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
     models = [model, *copies]
     before = count_nonzeros(model)
@@ -118,6 +122,7 @@ def expand(
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
+        check_whole(model, [site for site, _ in chosen])
         ways = ways_of(model, chosen, asked)
         _check_layout(ways, chosen)
         draft = Draft(model)
