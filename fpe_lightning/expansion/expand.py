@@ -25,6 +25,7 @@ from fpe_lightning.expansion.budget import STRUCTURED, count_nonzeros
 from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
+from fpe_lightning.expansion.held import check_unwrapped, check_whole
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition
@@ -38,7 +39,7 @@ from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_stora
 from fpe_lightning.expansion.structured import make_structured_room
 from fpe_lightning.expansion.ways import Way, way_of, ways_of
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
-from fpe_lightning.sparse.storage import is_sharded, stored_masked
+from fpe_lightning.sparse.storage import stored_masked
 
 
 class ExpansionWarning(UserWarning):
@@ -66,7 +67,8 @@ def expand(
     the model and the optimizer are left untouched.
 
     Args:
-        model: Any module. Parameters of split layers are replaced by wider ones.
+        model: Any module. Parameters of split layers are replaced by wider ones; what took note of the old ones, such
+            as a ``DistributedDataParallel`` around it, has to be made anew.
         alpha: Children of each neuron, at least 2; or a mapping from site names (or globs) to it.
         partition: Which child inherits which input: ``"random"`` (the paper's rule), ``"shared"``,
             ``"shared:<groups of neurons>"``, ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``,
@@ -103,7 +105,8 @@ def expand(
     Raises:
         TypeError: If ``optimizer`` is something else.
         ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
-            to make room for the copies of outgoing weights, or one of ``copies`` has another structure.
+            to make room for the copies of outgoing weights, one of ``copies`` has another structure, or the model is
+            wrapped by DDP or sharded.
 
     Example:
         >>> import torch
@@ -113,6 +116,7 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     asked = way_of(partition, groups, budget, layout)
+    check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
     models = [model, *copies]
     before = count_nonzeros(model)
@@ -120,7 +124,7 @@ def expand(
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
-        _check_whole(model, chosen)
+        check_whole(model, [site for site, _ in chosen])
         ways = ways_of(model, chosen, asked, layout)
         _check_layout(ways, chosen)
         draft = Draft(model)
@@ -165,18 +169,6 @@ def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -
     check_alpha(alpha)
     names = cast("str | Sequence[str] | None", sites)
     return select_sites(sites_of(model, example_inputs), alpha, names)
-
-
-def _check_whole(model: nn.Module, chosen: list[tuple[Site, int]]) -> None:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for site, _ in chosen:
-        for axis in (*site.producers, *site.values, *site.consumers):
-            if axis.parameter in parameters and is_sharded(parameters[axis.parameter]):
-                raise ValueError(
-                    f"`{axis.parameter}` is sharded, and {site.name} can be split only while its weights are whole: "
-                    "split inside of `fpe_lightning.expansion.sharded.whole_parameters`, or widen a checkpoint with "
-                    "`fpe_lightning.expand_checkpoint`."
-                )
 
 
 def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> None:

@@ -66,7 +66,7 @@ def test_a_sharded_model_trains_as_an_unsharded_one_and_is_not_split(budget: str
     assert [site.name for site in fpe.find_sites(sharded, X)] == ["0"]
     assert unchanged()
     for options in ({}, {"partition": "shared:2", "layout": "grouped"}, {"partition": "by_shape"}):
-        with pytest.raises(ValueError, match=r"is sharded, and 0 can be split only while its weights are whole"):
+        with pytest.raises(ValueError, match=r"is sharded, and FSDP2 would put it back after a split of 0; split"):
             fpe.expand(sharded, 2, example_inputs=X, **options)
         assert unchanged()
         assert structure_of(sharded[0]) is not None
