@@ -15,9 +15,9 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
-    XLAStrategy,
 )
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 from torch.optim import Optimizer
 

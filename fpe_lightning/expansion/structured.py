@@ -56,16 +56,16 @@ def _remove(draft: Draft, site: Site, alpha: int, group: int, in_order: bool, ex
             part.keep(blocks)
         draft.tensors.update({producer.parameter: part for producer, part in zip(producers, parts, strict=True)})
         return
-    blocks = [producer.run * group // (site.width if in_order else 1) for producer in producers]
-    orders = [_by_block(producer, alpha, block) for producer, block in zip(producers, blocks, strict=True)]
+    heights = [producer.run * group // (site.width if in_order else 1) for producer in producers]
+    orders = [_by_block(producer, alpha, height) for producer, height in zip(producers, heights, strict=True)]
     parts_in_rows = [
         Incoming(
             _rows(draft[producer.parameter].value, draft, producer, alpha)[order],
             _rows(draft.mask(producer.parameter), draft, producer, alpha)[order],
-            block,
+            height,
             alpha,
         )
-        for producer, order, block in zip(producers, orders, blocks, strict=True)
+        for producer, order, height in zip(producers, orders, heights, strict=True)
     ]
     for producer, order, rows in zip(producers, orders, remove_columns(parts_in_rows, excess), strict=True):
         mask = draft.mask(producer.parameter).clone()
