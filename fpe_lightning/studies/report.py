@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from fpe_lightning.studies.figures import arms_figure, curves_figure
 from fpe_lightning.studies.findings import Findings
 from fpe_lightning.studies.results import Row
+from fpe_lightning.studies.statistics import in_words
 from fpe_lightning.studies.tables import MARK, NOTE, as_html, as_markdown, tables
 
 PAGE = Template("""<!doctype html>
@@ -54,7 +55,8 @@ def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findin
     """
     found, findings = tables(rows), findings or Findings()
     marked = any("*" in line[0] for table in found for line in table.lines)
-    note = " ".join([NOTE, *([MARK] if marked else []), *findings.notes])
+    took = f"{len(rows)} runs took {in_words(sum(row.seconds for row in rows))} of CPU time."
+    note = " ".join([NOTE, *([MARK] if marked else []), took, *findings.notes])
     found += findings.tables
     table, page, about = folder / "table.md", folder / "report.html", folder / "study.yaml"
     table.write_text(f"# {title}\n\n{note}\n\n{as_markdown(found)}")
