@@ -66,7 +66,7 @@ def table(rows: Sequence[Neurons], classes: int) -> str:
     against = ("minus own parents", "minus dense at the end")
     most, above = math.log2(classes), math.log2(classes // 2)
     header = ("arm", "neurons", "test accuracy (%)", "entropy (bits)", *against, "selectivity", "silent (%)", "seeds")
-    plain, free = [], []
+    plain, free = list[tuple[str, ...]](), list[tuple[str, ...]]()
     for arm, moment in lines_of(rows):
         own = [row for row in rows if (row.arm, row.moment) == (arm, moment)]
         name = f"{arm}, {MOMENTS[moment]}"

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fpe_lightning.studies.arms import BASELINES, arm_named
+from fpe_lightning.studies.overview import values_of
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.statistics import Estimate, estimate
 from fpe_lightning.studies.tables import by_seed, names
@@ -86,17 +87,6 @@ def _arms_panel(ax: Axes, rows: Sequence[Row], setting: str, arms: Sequence[str]
     ax.set_xlabel("test accuracy (%)")
     ax.grid(axis="x", color="0.92")
     ax.set_axisbelow(True)
-
-
-def values_of(setting: str) -> tuple[str, dict[str, float]]:
-    """What a grid wrote into the name of a setting: its base and its numbers.
-
-    Example:
-        >>> values_of("A hidden=4 alpha=2")
-        ('A', {'hidden': 4.0, 'alpha': 2.0})
-    """
-    found = re.findall(r" (\w+)=([\d.e-]+)(?= |$)", setting)
-    return re.sub(r" \w+=[\d.e-]+(?= |$)", "", setting), {key: float(value) for key, value in found}
 
 
 def curves_figure(rows: Sequence[Row]) -> Figure | None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fpe_lightning.studies.figures import arms_figure, curves_figure
 from fpe_lightning.studies.findings import Findings
+from fpe_lightning.studies.overview import overview
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.statistics import in_words
 from fpe_lightning.studies.tables import MARK, NOTE, as_html, as_markdown, tables
@@ -57,7 +58,7 @@ def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findin
     marked = any("*" in line[0] for table in found for line in table.lines)
     took = f"{len(rows)} runs took {in_words(sum(row.seconds for row in rows))} of CPU time."
     note = " ".join([NOTE, *([MARK] if marked else []), took, *findings.notes])
-    found += findings.tables
+    found = [*overview(rows), *found, *findings.tables]
     table, page, about = folder / "table.md", folder / "report.html", folder / "study.yaml"
     table.write_text(f"# {title}\n\n{note}\n\n{as_markdown(found)}")
     drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), **findings.figures}

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fpe_lightning.studies.arms import BASELINES
-from fpe_lightning.studies.figures import curve, values_of
+from fpe_lightning.studies.figures import curve
 from fpe_lightning.studies.findings import Findings
+from fpe_lightning.studies.overview import values_of
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.statistics import estimate
 from fpe_lightning.studies.tables import Table, by_seed, difference, names, plus_minus

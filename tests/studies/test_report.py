@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fpe_lightning.studies.figures import arms_figure, curves_figure
+from fpe_lightning.studies.overview import overview
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.tables import as_markdown, tables
@@ -100,3 +101,37 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert sources
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+
+
+def test_a_grid_of_many_settings_stands_in_a_few_tables() -> None:
+    assert overview(ROWS) == []
+    names = [f"A hidden={width} alpha={alpha}" for alpha in (2, 4) for width in (8, 16)]
+    grid = [
+        row
+        for name in names
+        for arm, level in {**LEVELS, "ensemble": 0.95}.items()
+        for row in moved(name, arm, level)
+        if (name, arm) != (names[0], "random")
+    ]
+    found = overview(grid)
+    assert [table.title.split(",")[0] for table in found] == [
+        f"Test accuracy of A alpha={alpha} {what}"
+        for alpha in (2, 4)
+        for what in ("in %", "minus dense", "minus wide_sparse")
+    ]
+    accuracies, over_dense = found[3:5]
+    assert accuracies.header == ("arm", "hidden=8", "hidden=16")
+    assert accuracies.lines[0] == ("non-zeros", "209", "209")
+    assert accuracies.lines[2] == ("random", "91.0 ± 0.6", "91.0 ± 0.6")
+    assert [line[0] for line in over_dense.lines] == ["random", "wide_sparse", "ensemble*"]
+    assert over_dense.lines[0][1] == "+10.0 [+10.0, +10.0], +12.3 %"
+    assert ("random", "-", "91.0 ± 0.6") in found[0].lines
+
+
+def test_settings_that_share_no_number_stand_side_by_side(tmp_path: Path) -> None:
+    rows = [row for each in "ABCD" for arm, level in LEVELS.items() for row in moved(each, arm, level)]
+    assert [table.header for table in overview(rows)] == [("arm", *"ABCD")] * 3
+    table, *_ = write_report(rows, tmp_path, "Study")
+    text = table.read_text()
+    assert text.index("Test accuracy in %") < text.index("### Setting A")
+    assert "36 runs took 36.0 seconds of CPU time." in text
