@@ -11,7 +11,8 @@ from string import Template
 import matplotlib
 from matplotlib.figure import Figure
 
-from fpe_lightning.studies.figures import arms_figure, curves_figure
+from fpe_lightning.studies.figures import arms_figure
+from fpe_lightning.studies.figures_of_grids import curves_figure, epochs_figure
 from fpe_lightning.studies.findings import Findings
 from fpe_lightning.studies.overview import overview
 from fpe_lightning.studies.results import Row
@@ -61,8 +62,10 @@ def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findin
     found = [*overview(rows), *found, *findings.tables]
     table, page, about = folder / "table.md", folder / "report.html", folder / "study.yaml"
     table.write_text(f"# {title}\n\n{note}\n\n{as_markdown(found)}")
-    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), **findings.figures}
-    captions = {"figure": "mean and 95 % interval over seeds", "curves": "means over seeds with 95 % intervals"}
+    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), "epochs": epochs_figure(rows)}
+    drawn |= findings.figures
+    means = "means over seeds with 95 % intervals"
+    captions = {"figure": "mean and 95 % interval over seeds", "curves": means, "epochs": means}
     captions |= findings.captions
     written: list[Path] = []
     for name, figure in drawn.items():
