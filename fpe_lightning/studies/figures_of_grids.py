@@ -75,7 +75,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure | None:
             ax.set_xticks(sorted(panel), [f"{value:g}" for value in sorted(panel)])
             ax.xaxis.set_minor_locator(NullLocator())
         elif all(value == int(value) for value in panel):
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _label(ax, others if " " in others else f"setting {others}", LABELS.get(key, key.replace("_", " ")))
     _finish(drawn, axes, len(chosen), [])
     return drawn
@@ -113,7 +113,7 @@ def epochs_figure(rows: Sequence[Row]) -> Figure | None:
             if values := by_seed(rows, setting, baseline):
                 ax.axhline(estimate(values).mean, color="0.45", linestyle=line, linewidth=1)
         _label(ax, setting, LABELS["split"])
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     lines = [
         Line2D([], [], color="0.45", linestyle=style, label=f"{name.replace('_', ' ')}, at any epoch")
         for name, style in STYLES.items()

@@ -52,16 +52,19 @@ def overview(rows: Sequence[Row]) -> list[Table]:
         key, *others = numbers or [""]
         title = " ".join([base, *(f"{other}={numbers[other]:g}" for other in others)]) if numbers else ""
         groups.setdefault((key, title), {})[f"{key}={numbers[key]:g}" if numbers else base] = setting
-    return [table for (_, title), columns in groups.items() for table in _tables(rows, title, columns)]
+    return [
+        table
+        for (key, title), columns in groups.items()
+        for table in _tables(rows, f" of {title} by {key.replace('_', ' ')}" if key else "", columns)
+    ]
 
 
-def _tables(rows: Sequence[Row], title: str, columns: Mapping[str, str]) -> list[Table]:
-    """Those of one group of settings, by their columns."""
+def _tables(rows: Sequence[Row], of: str, columns: Mapping[str, str]) -> list[Table]:
+    """Those of one group of settings, by their columns; ``of`` stands in the titles."""
     own = [row for row in rows if row.setting in columns.values()]
     arms = names(own, "arm")
     label = {arm: arm + "*" * arm_named(arm).marked for arm in arms}
     header = ("arm", *columns)
-    of = f" of {title}" if title else ""
     seeds = sorted({len(by_seed(own, setting, arm)) for setting in columns.values() for arm in arms})
     lines = [("non-zeros", *(_nonzeros(own, setting) for setting in columns.values()))]
     lines += [

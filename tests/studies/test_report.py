@@ -140,7 +140,7 @@ def test_a_grid_of_many_settings_stands_in_a_few_tables() -> None:
     ]
     found = overview(grid)
     assert [table.title.split(",")[0] for table in found] == [
-        f"Test accuracy of A alpha={alpha} {what}"
+        f"Test accuracy of A alpha={alpha} by hidden {what}"
         for alpha in (2, 4)
         for what in ("in %", "minus dense", "minus wide_sparse")
     ]
