@@ -119,7 +119,7 @@ def entropy_figure(rows: Sequence[Neurons], classes: int) -> Figure:
     lines = lines_of(rows)
     panels = {
         "entropy": f"entropy (bits, at most {math.log2(classes):.2f})",
-        "raw_excess": f"... above the median class, before the ReLU (at most {math.log2(classes // 2):.2f})",
+        "raw_excess": f"of what lies above the median class (bits, at most {math.log2(classes // 2):.2f})",
     }
     figure = Figure(figsize=(10.5, 0.42 * len(lines) + 1.7), layout="constrained")
     for ax, (value, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
