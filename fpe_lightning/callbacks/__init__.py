@@ -4,6 +4,7 @@ from fpe_lightning.callbacks.batch_norm import BatchNormReestimation as BatchNor
 from fpe_lightning.callbacks.expansion import ExpansionCallback as ExpansionCallback
 from fpe_lightning.callbacks.fsdp2 import ExpandableModelParallelStrategy as ExpandableModelParallelStrategy
 from fpe_lightning.callbacks.interference_monitor import InterferenceMonitor as InterferenceMonitor
+from fpe_lightning.callbacks.recipe import two_splits as two_splits
 from fpe_lightning.callbacks.run_summary import RunSummary as RunSummary
 from fpe_lightning.callbacks.schedule import ExpansionTrigger as ExpansionTrigger
 from fpe_lightning.callbacks.schedule import SaturationTrigger as SaturationTrigger

@@ -47,6 +47,49 @@ def class_entropy(activations: Tensor, labels: Tensor) -> Tensor:
     return torch.special.entr(share).sum(0) / torch.log(torch.tensor(2.0, dtype=share.dtype))
 
 
+def excess_entropy(activations: Tensor, labels: Tensor) -> Tensor:
+    r"""Entropy in bits over the classes of what each neuron gives above its everyday level; free of any offset.
+
+    :func:`class_entropy` takes a neuron that is always on for one that answers to all classes, whatever it varies with.
+    Here a class counts by how far its mean activation :math:`a_c` lies above the median over the classes:
+    :math:`e_c = \max(a_c - \operatorname{median}_k a_k, 0)`, :math:`p_c = e_c / \sum_k e_k`, and
+
+    .. math::
+        H = -\sum_c p_c \log_2 p_c.
+
+    It is 0 for a neuron that stands out for one class and is level for all others, and :math:`\log_2 m` for one that
+    stands out equally for :math:`m` classes, fewer than half of them. No constant added to a neuron's activation
+    changes it, and no scale. Where a neuron is silent for most classes, the median is 0 and this is
+    :func:`class_entropy`.
+
+    Args:
+        activations: ``(n, neurons)`` floating point and finite; of any sign, so that it can be had before a ReLU too.
+        labels: As for :func:`class_entropy`.
+
+    Returns:
+        ``(neurons,)`` float64; NaN for a neuron whose mean is above the median for no class, a silent one among them.
+
+    Raises:
+        TypeError: As :func:`class_entropy`.
+        ValueError: If a shape does not fit, there is no sample, or an activation is not finite.
+
+    Example:
+        >>> import torch
+        >>> from fpe_lightning.interference import class_entropy, excess_entropy
+        >>> always_on = torch.tensor([[10.0], [14.0], [10.0], [10.0]])
+        >>> labels = torch.arange(4)
+        >>> round(class_entropy(always_on, labels).item(), 2), excess_entropy(always_on, labels).item()
+        (1.98, 0.0)
+    """
+    means = class_means(activations, labels, signed=True)
+    # The lower of the two in the middle, where classes are even in number: it is the mean of a class.
+    excess = (means - means.median(0).values).clamp_min(0)
+    # Sums of many samples leave classes that are level apart by rounding alone.
+    excess = torch.where(excess > 1e-9 * means.abs().amax(0), excess, 0)
+    share = excess / excess.sum(0)
+    return torch.special.entr(share).sum(0) / torch.log(torch.tensor(2.0, dtype=share.dtype))
+
+
 def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
     r"""Class selectivity of each neuron: how far its best class stands out from the mean of the others.
 
@@ -81,12 +124,13 @@ def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
     return (best - others) / (best + others)
 
 
-def class_means(activations: Tensor, labels: Tensor) -> Tensor:
+def class_means(activations: Tensor, labels: Tensor, signed: bool = False) -> Tensor:
     """Mean activation of each neuron over the samples of each class.
 
     Args:
         activations: As for :func:`class_entropy`.
         labels: As for :func:`class_entropy`.
+        signed: Whether activations may be negative.
 
     Returns:
         ``(classes, neurons)`` float64, a row for each class that occurs, in the order of their numbers.
@@ -101,7 +145,7 @@ def class_means(activations: Tensor, labels: Tensor) -> Tensor:
         >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([7, 7, 9])).squeeze(1).tolist()
         [2.0, 5.0]
     """
-    _check(activations, labels)
+    _check(activations, labels, signed)
     _, number, counts = labels.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(counts), activations.shape[1], dtype=torch.float64, device=activations.device)
     return sums.index_add_(0, number, activations.double()) / counts.unsqueeze(1)
@@ -135,12 +179,15 @@ def top_samples(activations: Tensor, count: int) -> Tensor:
     return torch.where(values > 0, samples, NOTHING)[:count].T.contiguous()
 
 
-def _check(activations: Tensor, labels: Tensor | None) -> None:
+def _check(activations: Tensor, labels: Tensor | None, signed: bool = False) -> None:
     if not activations.is_floating_point():
         raise TypeError(f"`activations` have to be floating point, found {activations.dtype}.")
     if activations.dim() != 2 or activations.numel() == 0:
         raise ValueError(f"`activations` have to have the shape (n, neurons), found {tuple(activations.shape)}.")
-    if not bool(activations.isfinite().all()) or bool((activations < 0).any()):
+    finite = bool(activations.isfinite().all())
+    if signed and not finite:
+        raise ValueError(f"`activations` have to be finite, found {activations[~activations.isfinite()][0].item()}.")
+    if not signed and (not finite or bool((activations < 0).any())):
         least = activations.min().item()
         raise ValueError(
             f"`activations` have to be finite and not negative, found {least:.3g} among them: pass what a ReLU gives."

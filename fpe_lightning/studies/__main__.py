@@ -22,6 +22,7 @@ from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Results
 from fpe_lightning.studies.runner import run_study
 from fpe_lightning.studies.setting import Setting
+from fpe_lightning.studies.statistics import in_words
 from fpe_lightning.studies.study import STUDIES, Study, on_grid, seconds_of
 
 
@@ -124,20 +125,12 @@ def _print_grid(study: Study, jobs: int, console: Console) -> None:
         )
     console.print(table)
     try:
-        took = _in_words(seconds_of(study.blocks(set())) / jobs)
+        took = in_words(seconds_of(study.blocks(set())) / jobs)
     except (ValueError, OSError, RuntimeError) as error:
         estimate = f"no estimate ({' '.join(str(error).split()).rstrip('.')})"
     else:
         estimate = f"about {took} on {jobs} process{'es' if jobs > 1 else ''}"
     console.print(f"{len(study.cells())} runs, {estimate}; nothing was run.", soft_wrap=True)
-
-
-def _in_words(seconds: float) -> str:
-    """A duration in the unit that suits it."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch.optim import Adam, Optimizer
 
 import fpe_lightning as fpe
 from fpe_lightning.data.sources import load_images
-from fpe_lightning.interference import class_entropy, class_selectivity
+from fpe_lightning.interference import class_entropy, class_selectivity, excess_entropy
 from fpe_lightning.interference.children import children_figure
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse import parents_of
@@ -134,12 +134,13 @@ def train(
 
 
 @torch.no_grad()
-def activations(network: MLP, inputs: Tensor) -> Tensor:
+def activations(network: MLP, inputs: Tensor, raw: bool = False) -> Tensor:
     """What the neurons of the first hidden layer give for some inputs, after their ReLU.
 
     Args:
         network: It.
         inputs: ``(n, inputs)``.
+        raw: Before their ReLU, where a bias is nothing but an offset.
 
     Returns:
         ``(n, neurons)``.
@@ -148,7 +149,7 @@ def activations(network: MLP, inputs: Tensor) -> Tensor:
         >>> activations(MLP(4, 3, 2), torch.randn(5, 4)).shape
         torch.Size([5, 3])
     """
-    return network.layers[:2](inputs)
+    return network.layers[: 1 if raw else 2](inputs)
 
 
 def measure(trained: Trained, task: Task) -> list[Neurons]:
@@ -177,6 +178,8 @@ def measure(trained: Trained, task: Task) -> list[Neurons]:
                     silent=int(entropy.isnan().sum()),
                     entropy=float(entropy.nanmean()),
                     selectivity=float(selectivity.nanmean()),
+                    excess=float(excess_entropy(active, y).nanmean()),
+                    raw_excess=float(excess_entropy(activations(network, x, raw=True), y).nanmean()),
                     accuracy=task.accuracy([network], task.test),
                 )
             )

@@ -28,6 +28,8 @@ class Neurons:
         silent: How many of them are active on no sample.
         entropy: Mean entropy of the others over the classes, in bits; NaN where all are silent.
         selectivity: Their mean class selectivity.
+        excess: Mean of :func:`~fpe_lightning.interference.selectivity.excess_entropy`, free of offsets.
+        raw_excess: The same of all neurons before their ReLU, where a bias is nothing but an offset.
         accuracy: Of the network, in [0, 1].
     """
 
@@ -38,6 +40,8 @@ class Neurons:
     silent: int
     entropy: float
     selectivity: float
+    excess: float
+    raw_excess: float
     accuracy: float
 
 
@@ -45,7 +49,7 @@ def by_seed(rows: Sequence[Neurons], arm: str, moment: str, value: str) -> dict[
     """A value of an arm at a moment, seed by seed; networks whose neurons are all silent have none.
 
     Example:
-        >>> by_seed([Neurons("dense", 3, "end", 8, 0, 5.0, 0.5, 0.9)], "dense", "end", "entropy")
+        >>> by_seed([Neurons("dense", 3, "end", 8, 0, 5.0, 0.5, 4.0, 4.0, 0.9)], "dense", "end", "entropy")
         {3: 5.0}
     """
     found = {row.seed: float(getattr(row, value)) for row in rows if (row.arm, row.moment) == (arm, moment)}
@@ -53,80 +57,96 @@ def by_seed(rows: Sequence[Neurons], arm: str, moment: str, value: str) -> dict[
 
 
 def table(rows: Sequence[Neurons], classes: int) -> str:
-    """The table as Markdown: a line for each arm and moment.
+    """Two tables as Markdown, a line for each arm and moment: entropies as they are, and free of offsets.
 
     Args:
         rows: All networks at all moments.
         classes: Number of classes, whose logarithm is the largest entropy there can be.
     """
-    header = (
-        "arm",
-        "neurons",
-        "test accuracy (%)",
-        "entropy (bits)",
-        "minus own parents",
-        "minus dense at the end",
-        "selectivity",
-        "silent (%)",
-        "seeds",
-    )
-    dense = by_seed(rows, "dense", "end", "entropy")
-    lines: list[tuple[str, ...]] = []
+    against = ("minus own parents", "minus dense at the end")
+    most, above = math.log2(classes), math.log2(classes // 2)
+    header = ("arm", "neurons", "test accuracy (%)", "entropy (bits)", *against, "selectivity", "silent (%)", "seeds")
+    plain, free = list[tuple[str, ...]](), list[tuple[str, ...]]()
     for arm, moment in lines_of(rows):
         own = [row for row in rows if (row.arm, row.moment) == (arm, moment)]
-        entropy = by_seed(rows, arm, moment, "entropy")
-        before = by_seed(rows, arm, "before", "entropy") if moment != "before" else {}
+        name = f"{arm}, {MOMENTS[moment]}"
         accuracy = {row.seed: 100 * row.accuracy for row in own}
-        lines.append(
+        plain.append(
             (
-                f"{arm}, {MOMENTS[moment]}",
+                name,
                 "/".join(map(str, sorted({row.neurons for row in own}))),
                 _plus_minus(estimate(accuracy), 1),
-                _plus_minus(estimate(entropy), 2),
-                _interval(paired(entropy, before)),
-                _interval(paired(entropy, dense if (arm, moment) != ("dense", "end") else {})),
+                *_compared(rows, arm, moment, "entropy"),
                 _plus_minus(estimate(by_seed(rows, arm, moment, "selectivity")), 3),
                 f"{100 * sum(row.silent for row in own) / sum(row.neurons for row in own):.1f}",
                 str(len(own)),
             )
         )
-    most = math.log2(classes)
-    title = f"Entropy over {classes} classes, at most {most:.2f} bits: mean ± standard error over seeds"
-    return as_markdown([Table(title, header, lines, [])])
+        free.append((name, *_compared(rows, arm, moment, "excess"), *_compared(rows, arm, moment, "raw_excess")))
+    error = "mean ± standard error over seeds"
+    return as_markdown(
+        [
+            Table(f"Entropy over {classes} classes, at most {most:.2f} bits: {error}", header, plain, []),
+            Table(
+                f"Entropy of what lies above the median class, free of offsets, at most {above:.2f} bits: {error}",
+                ("arm", "after the ReLU (bits)", *against, "before the ReLU (bits)", *against),
+                free,
+                [],
+            ),
+        ]
+    )
+
+
+def _compared(rows: Sequence[Neurons], arm: str, moment: str, value: str) -> tuple[str, str, str]:
+    """A value, and its differences to the own parents and to the dense network, paired by seed."""
+    own = by_seed(rows, arm, moment, value)
+    parents = by_seed(rows, arm, "before", value) if moment != "before" else {}
+    dense = by_seed(rows, "dense", "end", value) if (arm, moment) != ("dense", "end") else {}
+    return _plus_minus(estimate(own), 2), _interval(paired(own, parents)), _interval(paired(own, dense))
 
 
 def entropy_figure(rows: Sequence[Neurons], classes: int) -> Figure:
-    """Draw the mean entropy of every arm at every moment: each seed as a faint mark, the mean with its 95 % interval.
+    """Draw mean entropies of every arm at every moment: each seed as a faint mark, the mean with its 95 % interval.
 
     Args:
         rows: All networks at all moments.
         classes: Number of classes.
 
     Returns:
-        A figure with one panel; moments are told apart by shape.
+        A figure with a panel for the entropy and one for that which is free of offsets; moments are told apart by
+        shape.
     """
     lines = lines_of(rows)
-    figure = Figure(figsize=(7.2, 0.42 * len(lines) + 1.5), layout="constrained")
-    ax = figure.add_subplot()
-    for y, (arm, moment) in enumerate(lines):
-        values = by_seed(rows, arm, moment, "entropy")
-        if not values:
-            continue
-        found, marker = estimate(values), MARKERS[moment]
-        ax.plot(list(values.values()), [y + 0.22] * len(values), marker, color="0.6", markersize=3, zorder=1)
-        reach = [[found.mean - found.low], [found.high - found.mean]] if found.count > 1 else None
-        ax.errorbar(found.mean, y - 0.08, xerr=reach, fmt=marker, color="black", markersize=5, capsize=3, zorder=2)
-    ax.set_yticks(range(len(lines)), [f"{arm.replace('_', ' ')}, {MOMENTS[moment]}" for arm, moment in lines])
-    ax.set_ylim(len(lines) - 0.5, -0.5)
-    ax.set_xlabel(f"mean entropy (bits, at most {math.log2(classes):.2f})")
-    ax.set_title(f"Neurons over {classes} classes: lower is more single-minded", fontsize=10)
+    panels = {
+        "entropy": f"entropy (bits, at most {math.log2(classes):.2f})",
+        "raw_excess": f"of what lies above the median class (bits, at most {math.log2(classes // 2):.2f})",
+    }
+    figure = Figure(figsize=(10.5, 0.42 * len(lines) + 1.7), layout="constrained")
+    for ax, (value, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        for y, (arm, moment) in enumerate(lines):
+            values = by_seed(rows, arm, moment, value)
+            if not values:
+                continue
+            found, marker = estimate(values), MARKERS[moment]
+            ax.plot(list(values.values()), [y + 0.22] * len(values), marker, color="0.6", markersize=3, zorder=1)
+            reach = [[found.mean - found.low], [found.high - found.mean]] if found.count > 1 else None
+            ax.errorbar(found.mean, y - 0.08, xerr=reach, fmt=marker, color="black", markersize=5, capsize=3, zorder=2)
+        ax.set_xlabel(label, fontsize=9)
+        ax.grid(axis="x", color="0.92")
+        ax.set_axisbelow(True)
+    first = figure.axes[0]
+    first.set_yticks(range(len(lines)), [f"{arm.replace('_', ' ')}, {MOMENTS[moment]}" for arm, moment in lines])
+    first.set_ylim(len(lines) - 0.5, -0.5)
+    figure.suptitle(f"Neurons over {classes} classes, mean over neurons: lower is more single-minded", fontsize=10)
     entries = [
-        Line2D([], [], color="0.6", marker=".", linestyle="", label="one seed"),
-        Line2D([], [], color="black", marker="o", label="mean and 95 % interval over seeds"),
+        Line2D([], [], color="black", marker=MARKERS[moment], linestyle="", label=label)
+        for moment, label in MOMENTS.items()
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    ax.grid(axis="x", color="0.92")
-    ax.set_axisbelow(True)
+    entries += [
+        Line2D([], [], color="0.6", marker=".", linestyle="", label="one seed"),
+        Line2D([], [], color="black", label="95 % interval over seeds"),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fpe_lightning.studies.arms import arm_named
-from fpe_lightning.studies.figures import COLORS, values_of
+from fpe_lightning.studies.figures import COLORS
 from fpe_lightning.studies.findings import Findings
 from fpe_lightning.studies.fits import Fit, fit
+from fpe_lightning.studies.overview import values_of
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.statistics import estimate
 from fpe_lightning.studies.tables import Table, by_seed, names

@@ -11,9 +11,12 @@ from string import Template
 import matplotlib
 from matplotlib.figure import Figure
 
-from fpe_lightning.studies.figures import arms_figure, curves_figure
+from fpe_lightning.studies.figures import arms_figure
+from fpe_lightning.studies.figures_of_grids import curves_figure, epochs_figure
 from fpe_lightning.studies.findings import Findings
+from fpe_lightning.studies.overview import overview
 from fpe_lightning.studies.results import Row
+from fpe_lightning.studies.statistics import in_words
 from fpe_lightning.studies.tables import MARK, NOTE, as_html, as_markdown, tables
 
 PAGE = Template("""<!doctype html>
@@ -54,12 +57,15 @@ def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findin
     """
     found, findings = tables(rows), findings or Findings()
     marked = any("*" in line[0] for table in found for line in table.lines)
-    note = " ".join([NOTE, *([MARK] if marked else []), *findings.notes])
-    found += findings.tables
+    took = f"{len(rows)} runs took {in_words(sum(row.seconds for row in rows))} of CPU time."
+    note = " ".join([NOTE, *([MARK] if marked else []), took, *findings.notes])
+    found = [*overview(rows), *found, *findings.tables]
     table, page, about = folder / "table.md", folder / "report.html", folder / "study.yaml"
     table.write_text(f"# {title}\n\n{note}\n\n{as_markdown(found)}")
-    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), **findings.figures}
-    captions = {"figure": "mean and 95 % interval over seeds", "curves": "means over seeds with 95 % intervals"}
+    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), "epochs": epochs_figure(rows)}
+    drawn |= findings.figures
+    means = "means over seeds with 95 % intervals"
+    captions = {"figure": "mean and 95 % interval over seeds", "curves": means, "epochs": means}
     captions |= findings.captions
     written: list[Path] = []
     for name, figure in drawn.items():

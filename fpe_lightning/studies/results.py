@@ -31,7 +31,7 @@ class Row:
         train: Accuracy on the training samples at the end, in [0, 1].
         val: On the validation samples.
         test: On the test samples.
-        seconds: Wall time, an even share of that of the networks that trained together.
+        seconds: CPU time, an even share of that of the networks that trained together.
         setting: Name of the setting.
         version: Of this package, where the run was made.
         torch: Version of torch, there.

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fpe_lightning.studies.arms import BASELINES
-from fpe_lightning.studies.figures import curve, values_of
+from fpe_lightning.studies.figures import curve
 from fpe_lightning.studies.findings import Findings
+from fpe_lightning.studies.overview import values_of
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.statistics import estimate
 from fpe_lightning.studies.tables import Table, by_seed, difference, names, plus_minus
@@ -37,6 +38,8 @@ def findings(rows: Sequence[Row]) -> Findings:
     """Tables for each setting, and the figure."""
     own = {setting: [row for row in rows if row.setting == setting] for setting in names(rows, "setting")}
     tables = [table for setting, mine in own.items() for table in conditions(mine, setting)]
+    if len(own) > 1 and measured(rows):
+        tables.insert(0, clean_errors(rows))
     figure = curves(rows)
     drawn = {} if figure is None else {"robustness": figure}
     return Findings(NOTES, tables, drawn, {"robustness": CAPTION})
@@ -45,6 +48,17 @@ def findings(rows: Sequence[Row]) -> Findings:
 def measured(rows: Sequence[Row]) -> list[str]:
     """Names of the conditions that rows have, ``"clean"`` first."""
     return list(dict.fromkeys(name for row in rows for name in row.measures if not name.startswith(ERROR)))
+
+
+def clean_errors(rows: Sequence[Row]) -> Table:
+    """Calibration errors on the clean pictures, a line for each setting."""
+    arms = names(rows, "arm")
+    lines = [
+        (setting, *(plus_minus(estimate(by_seed(rows, setting, arm, ERROR + CLEAN))) for arm in arms))
+        for setting in names(rows, "setting")
+    ]
+    title = "Expected calibration error in % on the clean pictures, mean ± standard error over seeds"
+    return Table(title, ("setting", *arms), lines, [])
 
 
 def conditions(rows: Sequence[Row], setting: str) -> list[Table]:

@@ -1,4 +1,4 @@
-"""Means, standard errors and paired differences over seeds."""
+"""Means, standard errors and paired differences over seeds; and durations in words."""
 
 from __future__ import annotations
 
@@ -52,3 +52,16 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estima
         2
     """
     return estimate({seed: value - baseline[seed] for seed, value in values.items() if seed in baseline})
+
+
+def in_words(seconds: float) -> str:
+    """A duration in the unit that suits it.
+
+    Example:
+        >>> in_words(90.0), in_words(9000.0)
+        ('90.0 seconds', '2.5 hours')
+    """
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"

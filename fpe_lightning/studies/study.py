@@ -223,7 +223,7 @@ def _seconds_an_epoch(setting: Setting, networks: int = 8) -> float:
     epochs = (1, 31) if setting.batch_size is None else (1, 3)
     for count in epochs:
         brief = replace(setting, epochs=count, split=0, switch=None, **offline)
-        began = time.perf_counter()
+        began = time.process_time()
         run_block(brief, arms, [0])
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     return max(took[1] - took[0], 0.0) / networks / (epochs[1] - epochs[0])

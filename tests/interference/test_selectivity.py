@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from fpe_lightning.interference.selectivity import class_entropy, class_means, class_selectivity, top_samples
+from fpe_lightning.interference.selectivity import (
+    class_entropy,
+    class_means,
+    class_selectivity,
+    excess_entropy,
+    top_samples,
+)
 
 LABELS = torch.arange(12) % 4
 
@@ -19,6 +25,33 @@ def test_entropy_of_neurons_whose_distribution_is_known() -> None:
     found = class_entropy(torch.stack([own, all_alike, two, skewed], 1), LABELS)
     assert found.dtype == torch.float64
     assert torch.allclose(found, torch.tensor([0.0, 2.0, 1.0, 1.75], dtype=torch.float64), atol=1e-12)
+
+
+def test_excess_entropy_of_neurons_whose_distribution_is_known() -> None:
+    labels = torch.arange(24) % 8
+    own, three = (labels == 2).float(), (labels < 3).float()
+    skewed = torch.tensor([2.0, 1.0, 1.0, 0, 0, 0, 0, 0]).repeat(3)  # shares 1/2, 1/4, 1/4
+    found = excess_entropy(torch.stack([own, three, skewed, -own], 1), labels)
+    assert torch.allclose(found[:3], torch.tensor([0.0, math.log2(3), 1.5], dtype=torch.float64), atol=1e-12)
+    assert found[3].isnan()  # it stands out for no class
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 5.0), (1e-20, 0.0), (1e20, 0.0), (0.5, -3.0)])
+def test_neither_offset_nor_scale_changes_the_excess_entropy(scale: float, offset: float) -> None:
+    active = torch.randn(120, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(120) % 5
+    expected = excess_entropy(active, labels)
+    assert torch.allclose(excess_entropy(active * scale + offset, labels), expected, atol=1e-9)
+    assert not torch.allclose(class_entropy(active.abs() + 5, labels), class_entropy(active.abs(), labels), atol=0.01)
+
+
+def test_excess_entropy_is_the_entropy_of_a_neuron_that_is_mostly_silent() -> None:
+    active = torch.rand(12, 3, generator=torch.Generator().manual_seed(0)) * (LABELS == 1).unsqueeze(1)
+    assert torch.equal(excess_entropy(active, LABELS), class_entropy(active, LABELS))
+    assert excess_entropy(torch.zeros(12, 1), LABELS).isnan().all()
+    assert excess_entropy(torch.full((12, 1), 0.1), LABELS).isnan().all()  # level, whatever rounding says
+    with pytest.raises(ValueError, match="`activations` have to be finite, found nan"):
+        excess_entropy(torch.full((12, 1), math.nan), LABELS)
 
 
 def test_selectivity_of_neurons_whose_class_means_are_known() -> None:

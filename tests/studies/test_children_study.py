@@ -88,25 +88,33 @@ def test_neurons_are_measured_on_test_samples_at_each_moment(trained: list[Train
     assert [(row.moment, row.neurons) for row in rows] == [("before", 3), ("born", 6), ("end", 6)]
     entropy = fpe.interference.class_entropy(activations(each.network, task.test[0]), task.test[1])
     assert rows[-1].entropy == pytest.approx(float(entropy.nanmean()))
+    raw = activations(each.network, task.test[0], raw=True)
+    assert bool((raw < 0).any())
+    assert rows[-1].raw_excess == pytest.approx(float(fpe.interference.excess_entropy(raw, task.test[1]).nanmean()))
     assert rows[-1].silent == int(entropy.isnan().sum())
     assert rows[-1].accuracy == task.accuracy([each.network], task.test)
     assert [row.moment for row in measure(of(trained, "dense", 0), task)] == ["end"]
 
 
 ROWS = [
-    *(Neurons("dense", seed, "end", 8, 1, 5.0 + seed, 0.2, 0.5) for seed in range(2)),
-    *(Neurons("random", seed, "before", 8, 0, 4.0 + seed, 0.3, 0.4) for seed in range(2)),
-    *(Neurons("random", seed, "end", 16, 0, 4.5 + seed, 0.3, 0.9) for seed in range(2)),
-    *(Neurons("overlapping", seed, "before", 8, 0, 4.0 + seed, 0.3, 0.4) for seed in range(2)),
-    *(Neurons("overlapping", seed, "end", 16, 16, math.nan, math.nan, 0.9) for seed in range(2)),
+    *(Neurons("dense", seed, "end", 8, 1, 5.0 + seed, 0.2, 3.0 + seed, 4.5, 0.5) for seed in range(2)),
+    *(Neurons("random", seed, "before", 8, 0, 4.0 + seed, 0.3, 2.0 + seed, 4.0, 0.4) for seed in range(2)),
+    *(Neurons("random", seed, "end", 16, 0, 4.5 + seed, 0.3, 1.0 + seed, 4.2, 0.9) for seed in range(2)),
+    *(Neurons("overlapping", seed, "before", 8, 0, 4.0 + seed, 0.3, 2.0 + seed, 4.0, 0.4) for seed in range(2)),
+    *(Neurons("overlapping", seed, "end", 16, 16, math.nan, math.nan, math.nan, 4.0, 0.9) for seed in range(2)),
 ]
 
 
 def test_the_table_pairs_by_seed_and_counts_silent_neurons() -> None:
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(ROWS, 94).splitlines()[4:] if line]
+    tables = [part.splitlines() for part in table(ROWS, 94).split("### ")[1:]]
+    lines, free = ([[cell.strip() for cell in line.split("|")[1:-1]] for line in part[4:] if line] for part in tables)
     assert lines[0] == ["dense, at the end", "8", "50.0 ± 0.0", "5.50 ± 0.50", "-", "-", "0.200 ± 0.000", "12.5", "2"]
     assert lines[2][4:6] == ["+0.50 [+0.50, +0.50]", "-0.50 [-0.50, -0.50]"]
     assert lines[3] == ["overlapping, at the end", "16", "90.0 ± 0.0", "-", "-", "-", "-", "100.0", "2"]
+    assert "at most 5.55 bits" in tables[1][0]
+    assert free[2][1:4] == ["1.50 ± 0.50", "-1.00 [-1.00, -1.00]", "-2.00 [-2.00, -2.00]"]
+    assert free[2][4:] == ["4.20 ± 0.00", "+0.20 [+0.20, +0.20]", "-0.30 [-0.30, -0.30]"]
+    assert free[3][1] == "-"
 
 
 def test_parents_that_arms_share_stand_once() -> None:
@@ -115,9 +123,11 @@ def test_parents_that_arms_share_stand_once() -> None:
 
 
 def test_the_figure_names_every_line_and_draws_those_that_have_a_value() -> None:
-    (ax,) = entropy_figure(ROWS, 94).axes
-    assert [label.get_text() for label in ax.get_yticklabels()][1] == "random, parents before the split"
-    assert len(ax.containers) == 3
+    figure = entropy_figure(ROWS, 94)
+    plain, free = figure.axes
+    assert [label.get_text() for label in plain.get_yticklabels()][1] == "random, parents before the split"
+    assert (len(plain.containers), len(free.containers)) == (3, 4)
+    assert "children just after it" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_the_study_writes_a_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

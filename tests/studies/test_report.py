@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fpe_lightning.studies.figures import arms_figure, curves_figure
+from fpe_lightning.studies.figures import arms_figure
+from fpe_lightning.studies.figures_of_grids import curves_figure, epochs_figure
+from fpe_lightning.studies.overview import overview
 from fpe_lightning.studies.report import write_report
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.tables import as_markdown, tables
@@ -60,18 +62,42 @@ def moved(setting: str, arm: str, level: float) -> list[Row]:
     return [Row(arm, seed, "done", "", 209, level, level, level + 0.01 * seed, 1.0, setting) for seed in range(3)]
 
 
-def test_curves_show_a_number_that_takes_three_values_and_the_epoch_of_the_split() -> None:
+def test_curves_show_a_number_that_takes_three_values() -> None:
     assert curves_figure(ROWS) is None
     grid = [row for width in (4, 8, 16) for row in moved(f"A hidden={width} alpha=2", "dense", 0.05 * width)]
     drawn = curves_figure(grid)
     assert drawn is not None
     (ax,) = drawn.axes
-    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("A alpha=2", "hidden", "test accuracy (%)")
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == (
+        "A alpha=2",
+        "neurons before the split",
+        "test accuracy (%)",
+    )
     xs, ys = ax.lines[0].get_data()
     assert list(xs) == [4, 8, 16]
     assert list(ys) == pytest.approx([21, 41, 81])
+    assert ax.get_xscale() == "linear"
+
+
+def test_a_grid_of_two_numbers_is_drawn_along_the_first_and_one_arm_stands_for_its_epochs() -> None:
+    arms = ["dense", "random_at_0", "random_at_2", "random_at_10"]
+    names = [f"A hidden={width} alpha={alpha}" for width in (4, 8, 32) for alpha in (2, 4, 8)]
+    rows = [row for name in names for arm in arms for row in moved(name, arm, 0.5)]
+    drawn = curves_figure(rows)
+    assert drawn is not None
+    assert [ax.get_title() for ax in drawn.axes] == ["A alpha=2", "A alpha=4", "A alpha=8"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["dense", "random at 2"]
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == ["4", "8", "32"]
+    late = epochs_figure(rows)
+    assert late is not None
+    assert [ax.get_title() for ax in late.axes[:4]] == [names[0], names[3], names[6], names[1]]
+
+
+def test_epochs_of_the_split_have_a_figure_of_their_own() -> None:
     timed = [row for epoch in (0, 2, 10) for row in moved("A", f"random_at_{epoch}", 0.9)]
-    drawn = curves_figure([*timed, *moved("A", "dense", 0.8)])
+    assert epochs_figure(ROWS) is None
+    assert curves_figure(timed) is None
+    drawn = epochs_figure([*timed, *moved("A", "dense", 0.8)])
     assert drawn is not None
     assert [ax.get_xlabel() for ax in drawn.axes] == ["epoch of the split"]
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["random", "dense, at any epoch"]
@@ -100,3 +126,37 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert sources
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+
+
+def test_a_grid_of_many_settings_stands_in_a_few_tables() -> None:
+    assert overview(ROWS) == []
+    names = [f"A hidden={width} alpha={alpha}" for alpha in (2, 4) for width in (8, 16)]
+    grid = [
+        row
+        for name in names
+        for arm, level in {**LEVELS, "ensemble": 0.95}.items()
+        for row in moved(name, arm, level)
+        if (name, arm) != (names[0], "random")
+    ]
+    found = overview(grid)
+    assert [table.title.split(",")[0] for table in found] == [
+        f"Test accuracy of A alpha={alpha} by hidden {what}"
+        for alpha in (2, 4)
+        for what in ("in %", "minus dense", "minus wide_sparse")
+    ]
+    accuracies, over_dense = found[3:5]
+    assert accuracies.header == ("arm", "hidden=8", "hidden=16")
+    assert accuracies.lines[0] == ("non-zeros", "209", "209")
+    assert accuracies.lines[2] == ("random", "91.0 ± 0.6", "91.0 ± 0.6")
+    assert [line[0] for line in over_dense.lines] == ["random", "wide_sparse", "ensemble*"]
+    assert over_dense.lines[0][1] == "+10.0 [+10.0, +10.0], +12.3 %"
+    assert ("random", "-", "91.0 ± 0.6") in found[0].lines
+
+
+def test_settings_that_share_no_number_stand_side_by_side(tmp_path: Path) -> None:
+    rows = [row for each in "ABCD" for arm, level in LEVELS.items() for row in moved(each, arm, level)]
+    assert [table.header for table in overview(rows)] == [("arm", *"ABCD")] * 3
+    table, *_ = write_report(rows, tmp_path, "Study")
+    text = table.read_text()
+    assert text.index("Test accuracy in %") < text.index("### Setting A")
+    assert "36 runs took 36.0 seconds of CPU time." in text

@@ -189,6 +189,9 @@ def test_the_figure_has_a_column_for_everything_that_gets_worse() -> None:
     settings = ["S label_noise=0 train_size=9", "S label_noise=0 train_size=4", "S label_noise=0.2 train_size=4",
                 "S label_noise=0.4 train_size=4"]  # fmt: skip
     rows = [row for setting, lift in zip(settings, (0.1, 0.08, 0.06, 0.04), strict=True) for row in made(setting, lift)]
+    first = findings(rows).tables[0]
+    assert first.title.startswith("Expected calibration error in % on the clean pictures")
+    assert first.lines[0] == (settings[0], "4.0 ± 0.0", "4.0 ± 0.0", "4.0 ± 0.0")
     drawn = findings(rows).figures["robustness"]
     top, bottom = drawn.axes[:3], drawn.axes[3:]
     assert [ax.get_xlabel().split("\n")[0] for ax in bottom] == [
