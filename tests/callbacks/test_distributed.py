@@ -71,7 +71,7 @@ def ends_as(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 @pytest.mark.timeout(900)
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     expected = outcome(fit(tmp_path))
-    source = tmp_path / "step=3.ckpt"  # between the two splits
+    source = tmp_path / "step=3.ckpt"  # between the two splits, at the end of an epoch
     for count in (2, 4):
         directory = tmp_path / str(count)
         directory.mkdir()
@@ -80,7 +80,6 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
         assert all(equal(first, other) for other in others)
         assert ends_as(first, expected)
         assert first["model"]["net.0.weight"].shape == (24, 48)
-        source = directory / "go-on" / "step=4.ckpt"
     ((earlier, _),) = processes(tmp_path, 2, "step")
     again = fit(tmp_path / "again", tmp_path / "step" / "step=3.ckpt", splits={"step": [1, 4]})
     assert ends_as(outcome(again), earlier)
