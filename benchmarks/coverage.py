@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -97,6 +98,8 @@ def run_one(entry: Entry, memory: float, seconds: float, threads: int = 1) -> Ro
             row = receiver.recv()
     except EOFError:  # the process is done, or dead
         process.join()
+        if process.exitcode == -signal.SIGKILL:  # by the kernel, as the machine had less memory than the jobs may have
+            return dataclasses.replace(row, status="memory", note=f"{row.note} killed for lack of memory".strip())
         if process.exitcode:
             return dataclasses.replace(row, status="crash", note=f"{row.note} exit code {process.exitcode}".strip())
         return row
@@ -151,8 +154,9 @@ def _run(entries: Sequence[Entry], jobs: int, memory: float, seconds: float, thr
 
 
 def default_memory(jobs: int) -> float:
-    """Nine tenths of the machine's memory, shared by the jobs; GiB."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 * 0.9 / jobs
+    """Nine tenths of the memory that nobody uses now (Linux), shared by the jobs; GiB."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) / 2**20 * 0.9 / jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="about a dozen small models, from scratch")
     parser.add_argument("--only", action="append", metavar="GLOB", help="models to run, such as 'timm/*'; repeatable")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at a time (default: all cores)")
-    parser.add_argument("--memory", type=float, help="GiB for each job (default: 9/10 of the machine, shared)")
+    parser.add_argument("--memory", type=float, help="GiB for each job (default: 9/10 of what is free, shared)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each model (default: 300)")
     parser.add_argument("--output", type=Path, help="CSV file (default: results/coverage.csv)")
     parser.add_argument("--again", action="append", metavar="GLOB", help="run these anew, though they have a result")

@@ -183,7 +183,7 @@ def split(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], list[str
     while chosen:
         asked = [few.pop()] if few else chosen
         try:
-            expand(model, 2, sites=asked)
+            expand(model, 2, "random", sites=asked)
         except ValueError as error:
             named = re.search(r"asked for (\S+), whose|Splitting (\S+) by", str(error))
             if named is None:

@@ -93,8 +93,10 @@ def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pt")
         in_process(partial(_save, case, way, alpha, file))  # so that the split leaves no trace in this process
-        pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-        _steps(pair, torch.optim.AdamW(pair.parameters()), 8, 8)  # libraries are loaded before the count begins
+        for form in (None, Way("shared", "columns", "grouped")):  # libraries are loaded before the count begins
+            small = dense_pair(Case("", 64, 8, 4, BATCH, {}), torch.device("cpu"), torch.float32)
+            fpe.load_expanded_state_dict(small, (small if form is None else split_pair(small, 2, form)).state_dict())
+            _steps(small, torch.optim.AdamW(small.parameters()), 64, 4)
         before = resident("VmRSS")
         reset_peak()
         pair = dense_pair(case, torch.device("cpu"), torch.float32)

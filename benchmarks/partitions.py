@@ -2,6 +2,7 @@
 
 python -m benchmarks.partitions                        five seeds, widths 8, 16 and 32, alpha 2 and 4
 python -m benchmarks.partitions --seeds 1 --epochs 5   a quick look
+python -m benchmarks.partitions --widths 1024 --arms shared:16,columns shared:16,blocks   what the default does there
 
 Every arm of a seed starts from the same dense network, trained for the same two epochs, and ends after as many epochs
 on the same batches; the number of non-zeros is the same throughout. A cell holds the difference of accuracy to the
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--alphas", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--arms", type=_arm, nargs="+", default=SINGLE + WHOLE, metavar="PARTITION,BUDGET")
     parser.add_argument("--dataset", default="glyphs")
     parser.add_argument("--encoder", default="glyph-clip")
     options = parser.parse_args()
@@ -93,10 +95,11 @@ def main() -> None:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for width in options.widths:
             for seed in progress.track(range(options.seeds), description=f"width {width}"):
-                run(results, data, width, options.alphas, options.epochs, seed)
+                run(results, data, width, options.alphas, options.arms, options.epochs, seed)
     rows = ", ".join(f"{len(labels)} rows of {part}" for part, (_, labels) in data.items())
     print(f"{options.dataset}, {options.encoder}: {rows}; {options.epochs} epochs, {options.seeds} seeds\n")
-    tables = [table(results, part, options.widths, alpha) for part in results.accuracies for alpha in options.alphas]
+    parts = [(part, alpha) for part in results.accuracies for alpha in options.alphas]
+    tables = [table(results, part, options.widths, alpha, options.arms) for part, alpha in parts]
     print(as_markdown(tables))
 
 
@@ -112,7 +115,20 @@ def load(dataset: str, encoder: str) -> dict[str, Split]:
     return parts
 
 
-def run(results: Results, data: dict[str, Split], width: int, alphas: Sequence[int], epochs: int, seed: int) -> None:
+def _arm(text: str) -> Arm:
+    partition, _, budget = text.partition(",")
+    return partition, budget
+
+
+def run(
+    results: Results,
+    data: dict[str, Split],
+    width: int,
+    alphas: Sequence[int],
+    arms: Sequence[Arm],
+    epochs: int,
+    seed: int,
+) -> None:
     """Train every arm of one seed, and add what came of it to the results."""
     torch.manual_seed(seed)
     parent = MLP(data["train"][0].shape[1], width, int(data["train"][1].max()) + 1)
@@ -121,7 +137,7 @@ def run(results: Results, data: dict[str, Split], width: int, alphas: Sequence[i
     sites = fpe.find_sites(parent, data["train"][0][:2])
     for alpha in (1, *alphas):
         found: dict[Arm, tuple[MLP, Optimizer]] = {}
-        for arm in (DENSE,) if alpha == 1 else (PAPER, *SINGLE, *WHOLE):
+        for arm in (DENSE,) if alpha == 1 else (PAPER, *arms):
             network, own = copy.deepcopy((parent, optimizer))
             if alpha > 1:
                 try:
@@ -151,16 +167,14 @@ def accuracy(network: MLP, split: Split) -> float:
     return 100 * float((network(split[0]).argmax(1) == split[1]).float().mean())
 
 
-def table(results: Results, part: str, widths: Sequence[int], alpha: int) -> Table:
+def table(results: Results, part: str, widths: Sequence[int], alpha: int, arms: Sequence[Arm]) -> Table:
     """The differences to the paper's rule on one part of the data."""
     found = results.accuracies[part]
     means = [
         (what, *(f"{estimate(found[width, one, arm]).mean:.1f}" for width in widths))
         for what, one, arm in (("dense, accuracy", 1, DENSE), (f"{', '.join(PAPER)} (paper), accuracy", alpha, PAPER))
     ]
-    lines = [
-        (", ".join(arm), *(_cell(results, found, (width, alpha, arm)) for width in widths)) for arm in SINGLE + WHOLE
-    ]
+    lines = [(", ".join(arm), *(_cell(results, found, (width, alpha, arm)) for width in widths)) for arm in arms]
     title = f"alpha {alpha}, {NAMES[part]} accuracy in %, differences to the paper's rule"
     notes = [
         f"Refused: {', '.join(arm)} at width {width}: {why}"

@@ -111,7 +111,7 @@ class TurnByTurn(L.Callback):
 def our_callbacks(epochs: int) -> list[L.Callback]:
     """Return the project's callbacks, with a split that is due in the last epoch only, which is not counted."""
     return [
-        ExpansionCallback(alpha=4, epoch=epochs - 1),
+        ExpansionCallback(alpha=4, epoch=epochs - 1, partition="random"),
         InterferenceMonitor(every_n_epochs=BLOCK, sites="network.layers.0"),
         RunSummary(),
         TensorBoardReport(),

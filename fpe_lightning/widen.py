@@ -18,12 +18,12 @@ def widen(
     target: Path,
     module: nn.Module,
     alpha: int | dict[str, int] = 2,
-    partition: str = "random",
+    partition: str | None = None,
     groups: list[list[int]] | None = None,
     sites: list[str] | None = None,
-    budget: str = "total",
+    budget: str | None = None,
     seed: int = 0,
-    layout: str = "masked",
+    layout: str | None = None,
     optimizer_state: str = "follow",
     input_shape: list[int] | None = None,
 ) -> ExpansionReport:
@@ -34,12 +34,12 @@ def widen(
         target: The file to write; it must not exist yet.
         module: The class of the module that the checkpoint belongs to, with its arguments under ``--module.``.
         alpha: Children of each neuron, or a mapping from names of sites to it.
-        partition: Which child inherits which input.
+        partition: Which child inherits which input; as suits the shape of each layer by default.
         groups: For ``clause``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split; all by default.
-        budget: Which weights make room.
+        budget: Which weights make room; ``total`` beside a partition.
         seed: Every draw depends on it.
-        layout: How the result is stored.
+        layout: How the result is stored; ``masked`` beside a partition or a budget.
         optimizer_state: ``follow`` or ``reset``.
         input_shape: Shape of a batch that the module's ``forward`` takes, such as ``[1,64]``; by default its
             ``example_input_array``, or what an ``ExpansionCallback`` noted in the checkpoint.

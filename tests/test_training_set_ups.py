@@ -28,7 +28,11 @@ def test_every_row_names_a_test_that_exists(row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["set_ups", "optimizers_and_schedulers", "copies", "exchange", "compile", "resume", "distributed", "fsdp2"]
+    "name",
+    [
+        *("set_ups", "optimizers_and_schedulers", "grad_scaler", "copies", "exchange", "compile", "resume"),
+        *("distributed", "fsdp2"),
+    ],
 )
 def test_every_file_about_set_ups_is_named(name: str) -> None:
     assert f"tests/callbacks/test_{name}.py" in TABLE

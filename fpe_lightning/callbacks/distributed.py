@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
+from torch.optim import Optimizer
 
 from fpe_lightning.callbacks.fsdp2 import ExpandableModelParallelStrategy
 from fpe_lightning.expansion.checkpoint import restores_structure_on_load
@@ -19,6 +27,8 @@ from fpe_lightning.expansion.sharded import whole_parameters
 from fpe_lightning.expansion.sites import Site
 
 SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
+NOT_SUPPORTED = (DeepSpeedStrategy, XLAStrategy)
+"""Subclasses of ``DDPStrategy`` that do not train by DDP."""
 
 
 def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -29,7 +39,7 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             communication hooks with a memory, and for spawned processes whose weights the module could not take back.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, SUPPORTED):
+    if not isinstance(strategy, SUPPORTED) or isinstance(strategy, NOT_SUPPORTED):
         opt_in = ", or `ExpandableModelParallelStrategy`" if isinstance(strategy, ModelParallelStrategy) else ""
         raise MisconfigurationException(
             f"ExpansionCallback splits neurons on a single device or under DDP; found {type(strategy).__name__}, "
@@ -51,14 +61,14 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
-    """Compare parameters, masks and other buffers of all processes, bit by bit.
+    """Compare parameters, masks and optimizer states of all processes, bit by bit.
 
     Raises:
         RuntimeError: Naming the ranks that differ from rank 0.
     """
     if trainer.world_size == 1:
         return
-    digest = int.from_bytes(_digest(model)[:7], "big")
+    digest = int.from_bytes(_digest(model, trainer.optimizers)[:7], "big")
     local = torch.tensor(digest, dtype=torch.int64, device=trainer.strategy.root_device)
     gathered = trainer.strategy.all_gather(local)
     assert isinstance(gathered, torch.Tensor)
@@ -66,23 +76,30 @@ def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
     differing = [rank for rank, found in enumerate(digests) if found != digests[0]]
     if differing:
         raise RuntimeError(
-            f"After a split, rank {', '.join(map(str, differing))} of {len(digests)} differs from rank 0 in weights or "
-            "masks. Every rank needs the same model before a split: seed all ranks alike, and do not change weights on "
-            "one rank."
+            f"After a split, rank {', '.join(map(str, differing))} of {len(digests)} differs from rank 0 in weights, "
+            "masks or optimizer state. Every rank needs the same model before a split: seed all ranks alike, and do "
+            "not change weights on one rank."
         )
 
 
-def _digest(model: nn.Module) -> bytes:
+def _digest(model: nn.Module, optimizers: Sequence[Optimizer]) -> bytes:
     digest = hashlib.sha256()
     masks = {name for name, _ in model.named_buffers() if name.endswith(("_mask", "weight_inputs"))}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         # Running statistics differ between ranks by design; DDP broadcasts them before the next forward pass.
-        if hasattr(tensor, "full_tensor"):
-            continue  # a shard, which differs between ranks by design
         if isinstance(tensor, nn.Parameter) or name in masks:
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            _add(digest, name, tensor)
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(tensor, {}).items():
+                _add(digest, key, value)
     return digest.digest()
+
+
+def _add(digest: Any, name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor) or hasattr(value, "full_tensor"):
+        return  # a shard differs between ranks by design
+    digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from fpe_lightning.expansion.refit import BudgetRule
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import check_alpha, select_sites
 from fpe_lightning.expansion.sites import Site
-from fpe_lightning.expansion.ways import BY_SHAPE, way_of
+from fpe_lightning.expansion.ways import PAPER, completed, way_of
 from fpe_lightning.sparse.model_masks import check_masks
 
 
@@ -76,12 +76,12 @@ class ExpansionCallback(pl.Callback):
         step: int | Sequence[int] | None = None,
         fraction: float | Sequence[float] | None = None,
         trigger: ExpansionTrigger | None = None,
-        partition: str | Partition = "random",
+        partition: str | Partition | None = None,
         sites: str | Sequence[str] | None = None,
-        budget: str | BudgetRule = "total",
+        budget: str | BudgetRule | None = None,
         seed: int = 0,
         groups: Sequence[Sequence[int]] | None = None,
-        layout: str = "masked",
+        layout: str | None = None,
         optimizer_state: str = "follow",
         max_splits: int = 1,
         example_inputs: Any = None,
@@ -91,13 +91,14 @@ class ExpansionCallback(pl.Callback):
         try:
             check_alpha(alpha)
             later = partition == "clause" and groups is None  # the datamodule knows the clauses
-            way_of("random" if later else partition, groups, budget, layout)
+            way_of(PAPER[0] if later else partition, groups, budget, layout)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         if optimizer_state not in ("follow", "reset"):
             raise MisconfigurationException(f"Unknown `optimizer_state` {optimizer_state!r}; known: follow, reset.")
-        self.alpha, self.partition, self.sites, self.budget, self.seed = alpha, partition, sites, budget, seed
-        self.groups, self.layout, self.optimizer_state = groups, layout, optimizer_state
+        self.alpha, self.sites, self.seed, self.groups = alpha, sites, seed, groups
+        self.partition, self.budget, self.layout = completed(partition, groups, budget, layout)
+        self.optimizer_state = optimizer_state
         self.example_inputs = example_inputs
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
@@ -155,7 +156,7 @@ class ExpansionCallback(pl.Callback):
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(trainer.optimizers, self._at_setup, pl_module)
         self._at_setup = {}
-        check_fsdp2(trainer, pl_module, "grouped" if self.partition == BY_SHAPE else self.layout)
+        check_fsdp2(trainer, pl_module, self.layout or PAPER[2])
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

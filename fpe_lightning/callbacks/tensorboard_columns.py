@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from fpe_lightning.callbacks.expansion import ExpansionCallback
 from fpe_lightning.expansion.budget import count_nonzeros
+from fpe_lightning.expansion.ways import BY_SHAPE
 
 
 def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float | str]:
@@ -37,7 +38,7 @@ def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float 
         "alpha": of_splits([each.alpha for each in expansions], 1),
         "split at": of_splits([_moment(each) for each in expansions], "never"),
         "split partition": of_splits([each.partition for each in expansions], "none"),
-        "split budget": of_splits([each.budget for each in expansions], "none"),
+        "split budget": of_splits([each.budget or BY_SHAPE for each in expansions], "none"),
         "optimizer": type(optimizer).__name__ if optimizer else "none",
         "lr": float(optimizer.param_groups[0]["lr"]) if optimizer else math.nan,
         "max_epochs": float(trainer.max_epochs or -1),

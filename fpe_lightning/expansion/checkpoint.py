@@ -6,27 +6,36 @@ split is left to ``load_state_dict`` and its own checks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
 from fpe_lightning.expansion.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.expansion.tracing.sandbox import unless_it_raises
 from fpe_lightning.sparse.semi_packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
 
 
-def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> bool:
+def restore_structure(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    prefix: str = "",
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+) -> bool:
     """Give a model the widths and masks that a ``state_dict`` was saved with.
 
-    Weights are not loaded; tensors of a new shape are left for ``load_state_dict`` to fill. If anything does not fit,
-    the model is left untouched.
+    Weights are not loaded; tensors of a new shape are new parameters, left for ``load_state_dict`` to fill. If anything
+    does not fit, the model is left untouched.
 
     Args:
         model: Changed in place; narrow or wide.
         state_dict: As from ``model.state_dict()``, or read from a file by ``safetensors``.
         prefix: What stands before the model's own names in ``state_dict``.
+        optimizer: Optimizers that were built before; they hold the new parameters in the places of the old ones, for
+            their own ``load_state_dict`` to fill their state.
 
     Returns:
         Whether anything changed.
@@ -47,21 +56,30 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor], prefix
     """
     rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in model.named_modules()]
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
+    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
     for rebuild in changed:
         apply_rebuild(rebuild)
+    hand_over(optimizers, before, model)
     return bool(changed)
 
 
-def load_expanded_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
+def load_expanded_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    strict: bool = True,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+) -> Any:
     """Rebuild a model's structure from a ``state_dict`` and load its weights, in one call; no Trainer is needed.
 
-    Build optimizers afterwards: tensors of a new shape are new parameters. What ``pack_for_inference`` packed is packed
-    again. If loading raises, the model is as it was; for that its old values are held meanwhile.
+    Tensors of a new shape are new parameters: build optimizers afterwards, or pass those that are there. What
+    ``pack_for_inference`` packed is packed again. If loading raises, model and optimizers are as they were; for that
+    the old values are held meanwhile.
 
     Args:
         model: Narrow or wide.
         state_dict: From any stage of a run.
         strict: As in ``load_state_dict``.
+        optimizer: See :func:`restore_structure`.
 
     Returns:
         What ``load_state_dict`` returns.
@@ -76,17 +94,22 @@ def load_expanded_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
         <All keys matched successfully>
     """
     packed = packed_layers(state_dict)
+    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
     with unless_it_raises(model, state_dict):
         unpack_for_training(model)
         state_dict = unpacked_state_dict(state_dict)
         restore_structure(model, state_dict)
         result = model.load_state_dict(state_dict, strict=strict)
         repack(model, packed)
+    hand_over(optimizers, before, model)
     return result
 
 
 def restore_structure_on_load(model: nn.Module) -> RemovableHandle:
     """Let ``model.load_state_dict`` call :func:`restore_structure` first, from now on.
+
+    An optimizer that was built before such a call holds parameters that the model may no longer have: build it
+    afterwards, or load by :func:`load_expanded_state_dict`, which takes it.
 
     Args:
         model: The module whose ``load_state_dict`` is called, or any module above the layers that are split.

@@ -39,7 +39,8 @@ class CompactTensor(DraftTensor):
     """The weight of a linear layer on its way into blocks; ``value`` is the old one, ``mask`` of the packed shape.
 
     Attributes:
-        inputs: Bool ``(blocks, inputs)``, what each block reads; ``alpha`` blocks for each group of neurons.
+        inputs: Bool ``(blocks, inputs)``, what each block reads: a block for the first children of each group of
+            neurons, then one for the second children of each, and so on.
         alpha: Children of each neuron.
         column: Weights in one column of a block: as many as rows.
     """
@@ -95,7 +96,7 @@ class CompactTensor(DraftTensor):
         for group in self.value.view(-1, self.column, self.value.shape[1]).unbind(0):
             squares = (rows.to(dtype).square() for rows in group.split(ROWS))
             groups.append(sum(square.sum(0, dtype=summed_in(square)) for square in squares))
-        return torch.stack(groups).repeat_interleave(self.alpha, dim=0) * self.inputs
+        return torch.stack(groups).repeat(self.alpha, 1) * self.inputs
 
     def without(self, goes: Tensor) -> CompactTensor:
         """The same without some columns."""
@@ -106,7 +107,7 @@ class CompactTensor(DraftTensor):
         return rows[start : start + ROWS].index_select(1, index), None
 
     def _rectangle(self, parent: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        rows = parent.narrow(0, block // self.alpha * self.column, self.column)
+        rows = parent.narrow(0, block * self.column % len(parent), self.column)
         return rows, self.inputs[block].nonzero().squeeze(1)
 
 
@@ -127,7 +128,7 @@ def fits_compact(
         return (
             site.width % partition.neuron_groups == 0
             and alpha * partition.neuron_groups <= min(MOST_BLOCKS, alpha * site.width // 2)
-            and block_order(model, site, site.width // partition.neuron_groups) is not site
+            and block_order(model, site) is not site
             and all(
                 used[producer.parameter] == 1 and _fits(model, site, producer, alpha, optimizers)
                 for producer in site.producers
@@ -144,6 +145,8 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
     if type(module) is not nn.Linear or name != "weight" or cannot_group(module):
         return False
     if isinstance(parent, nn.TransformerEncoderLayer):  # reads the weights of its children by itself
+        return False
+    if owner not in site.reads:  # somebody else does
         return False
     weight = module.weight
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
@@ -177,20 +180,20 @@ def hand_out_blocks(
     together = same * site.width // partition.neuron_groups
     for producer, inputs in zip(site.producers, fan_in, strict=True):
         dense = draft[producer.parameter]
-        blocks = shares[inputs][::same].reshape(-1, inputs).to(dense.original.device)
+        blocks = shares[inputs][::same].transpose(0, 1).reshape(-1, inputs).to(dense.original.device)
         draft.tensors[producer.parameter] = CompactTensor(
             dense.owner,
             dense.name,
             dense.original,
             dense.value,
             None,
-            splits=[Split(0, 0, site.width, together, alpha)],
+            splits=[Split(0, 0, site.width, site.width, alpha)],
             apart=True,
             inputs=blocks,
             alpha=alpha,
             column=together,
         )
-    return block_order(draft.model, site, together), together
+    return block_order(draft.model, site), together
 
 
 def put_in_place(

@@ -25,6 +25,7 @@ from fpe_lightning.expansion.budget import STRUCTURED, count_nonzeros
 from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
+from fpe_lightning.expansion.held import check_unwrapped, check_whole
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition
@@ -48,12 +49,12 @@ class ExpansionWarning(UserWarning):
 def expand(
     model: nn.Module,
     alpha: Alpha = 2,
-    partition: str | Partition = "random",
+    partition: str | Partition | None = None,
     groups: Groups | None = None,
     sites: Sites = None,
-    budget: str | BudgetRule = "total",
+    budget: str | BudgetRule | None = None,
     seed: int = 0,
-    layout: str = "masked",
+    layout: str | None = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     example_inputs: Any = None,
     optimizer_state: str = "follow",
@@ -66,22 +67,25 @@ def expand(
     the model and the optimizer are left untouched.
 
     Args:
-        model: Any module. Parameters of split layers are replaced by wider ones.
+        model: Any module. Parameters of split layers are replaced by wider ones; what took note of the old ones, such
+            as a ``DistributedDataParallel`` around it, has to be made anew.
         alpha: Children of each neuron, at least 2; or a mapping from site names (or globs) to it.
-        partition: Which child inherits which input: ``"random"``, ``"shared"``, ``"shared:<groups of neurons>"``,
-            ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``, ``"clause"``,
-            ``"semi_structured"``, ``"overlapping"``, or a callable (see :mod:`fpe_lightning.expansion.partition`).
-            ``"by_shape"`` splits large linear layers into blocks that are stored and computed at the size of their
-            non-zeros, and all others by the paper's rule; it decides on budget and layout too (see
-            :mod:`fpe_lightning.expansion.ways`).
+        partition: Which child inherits which input: ``"random"`` (the paper's rule), ``"shared"``,
+            ``"shared:<groups of neurons>"``, ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``,
+            ``"clause"``, ``"semi_structured"``, ``"overlapping"``, or a callable (see
+            :mod:`fpe_lightning.expansion.partition`). ``"by_shape"`` splits large linear layers into blocks that are
+            stored and computed at the size of their non-zeros, and all others by the paper's rule; it decides on
+            budget and layout too (see :mod:`fpe_lightning.expansion.ways`). None stands for it, and for ``"random"``
+            where ``groups``, a ``budget`` or a ``layout`` other than ``"auto"`` is given.
         groups: For ``"clause"``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
-        budget: Which weights make room: ``"total"``, ``"incoming"`` or ``"outgoing"`` (single weights; see
-            :mod:`fpe_lightning.expansion.budget`), ``"columns"`` or ``"blocks"`` (whole ones; see
-            :mod:`fpe_lightning.expansion.room`), or a rule such as
+        budget: Which weights make room: ``"total"`` (the paper's rule, and what None stands for beside a partition),
+            ``"incoming"`` or ``"outgoing"`` (single weights; see :mod:`fpe_lightning.expansion.budget`),
+            ``"columns"`` or ``"blocks"`` (whole ones; see :mod:`fpe_lightning.expansion.room`), or a rule such as
             :class:`~fpe_lightning.expansion.refit.DiscriminantRefit`.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
-        layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
+        layout: How the result is stored: ``"masked"`` (any structure, and what None stands for beside a partition or a
+            budget), ``"grouped"`` (dense blocks at the size of the
             non-zeros, for partitions that neurons share; children that share one then stand together, see
             :mod:`fpe_lightning.expansion.order`), ``"semi_structured"`` (2:4 kernels of GPUs, for ``alpha=2`` and the
             partition of that name; see :mod:`fpe_lightning.sparse.semi_structured`), or ``"auto"``: each weight in the
@@ -101,7 +105,8 @@ def expand(
     Raises:
         TypeError: If ``optimizer`` is something else.
         ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
-            to make room for the copies of outgoing weights, or one of ``copies`` has another structure.
+            to make room for the copies of outgoing weights, one of ``copies`` has another structure, or the model is
+            wrapped by DDP or sharded.
 
     Example:
         >>> import torch
@@ -111,6 +116,7 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     asked = way_of(partition, groups, budget, layout)
+    check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
     models = [model, *copies]
     before = count_nonzeros(model)
@@ -118,7 +124,8 @@ def expand(
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
         chosen = _choose(model, alpha, sites, example_inputs)
-        ways = ways_of(model, chosen, asked)
+        check_whole(model, [site for site, _ in chosen])
+        ways = ways_of(model, chosen, asked, layout)
         _check_layout(ways, chosen)
         draft = Draft(model)
         compact = fits_compact(model, chosen, ways, optimizers)
@@ -199,8 +206,8 @@ def _split(
         shares = draw_shares(draft, site, alpha, way.partition, generator)
         together = common_group(shares)
         if way.layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
-            site = block_order(draft.model, site, together)
-        hand_out(draft, site, alpha, shares)
+            site = site if together == 1 else block_order(draft.model, site)
+        hand_out(draft, site, alpha, shares, None if site is asked else together)
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
     for attribute in site.attributes:
@@ -214,7 +221,7 @@ def _split(
     if isinstance(way.budget, BudgetRule):
         make_ruled_room(draft, site, way.budget, excess)
     elif way.budget in STRUCTURED:
-        make_structured_room(draft, site, alpha, together, together if site is asked else 1, way.budget, before)
+        make_structured_room(draft, site, alpha, together, site is not asked, way.budget, before)
     else:
         make_single_room(draft, site, alpha, way.budget, excess)
     incoming_after = sum(draft.count(parameter) for parameter in producers)

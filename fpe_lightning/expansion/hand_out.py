@@ -63,7 +63,7 @@ def common_group(shares: list[Tensor]) -> int:
     return math.gcd(*map(group_size, shares))
 
 
-def hand_out(draft: Draft, site: Site, alpha: int, shares: list[Tensor]) -> None:
+def hand_out(draft: Draft, site: Site, alpha: int, shares: list[Tensor], together: int | None = None) -> None:
     """Widen the producers, and mask what a child does not inherit.
 
     Args:
@@ -71,19 +71,21 @@ def hand_out(draft: Draft, site: Site, alpha: int, shares: list[Tensor]) -> None
         site: The site.
         alpha: Children of each unit.
         shares: From :func:`draw_shares`.
+        together: Neurons that share a partition, where children stand in block order; None where they do not.
     """
     for producer, share in zip(site.producers, shares, strict=True):
         size = draft[producer.parameter].value.shape[producer.dim]
         split = draft.widen(producer, alpha)
         whole = producer.dim == 0 and producer.length == size
-        draft[producer.parameter].block = producer.run if whole else 0
+        rows = producer.run if together is None else producer.run // site.width * together
+        draft[producer.parameter].block = rows if whole else 0
         child = split.child(size)
         inside = child >= 0
         unit = _position(producer, site.width)[split.index(size)[inside] - split.start]
-        rows = torch.ones(len(child), share.shape[2], dtype=torch.bool)
-        rows[inside] = share[unit, child[inside]]
+        reads = torch.ones(len(child), share.shape[2], dtype=torch.bool)
+        reads[inside] = share[unit, child[inside]]
         draft.restrict(
-            producer.parameter, along(rows, draft[producer.parameter].value, producer.dim, producer.input_dim)
+            producer.parameter, along(reads, draft[producer.parameter].value, producer.dim, producer.input_dim)
         )
 
 

@@ -1,4 +1,4 @@
-"""In which order children stand, so that a block of them is a stretch of consecutive hidden units."""
+"""In which order children stand, so that those of one number are a stretch of consecutive hidden units."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ ORDERLESS = frozenset(
 """Integers of layers that treat their units alike, wherever they stand; those of a group norm are not among them."""
 
 
-def block_order(model: nn.Module, site: Site, group: int) -> Site:
-    """The same site, with the children of ``group`` consecutive neurons side by side.
+def block_order(model: nn.Module, site: Site) -> Site:
+    """The same site, with its children in block order.
 
-    Split as it comes, the children of one neuron stand beside each other. In block order, for each group of neurons,
-    first come the first children of all its neurons, then the second ones, and so on: what children of one number read
-    and compute are consecutive rows, columns and activations.
+    Split as it comes, the children of one neuron stand beside each other. In block order first come the first children
+    of all neurons, then the second ones, and so on. The children of one number that descend from one group of neurons
+    are then consecutive rows, what an output stretch of ``budget="blocks"`` reads are consecutive columns, and blocks
+    of one size stand side by side.
 
     Args:
         model: The model that the site belongs to.
         site: A site.
-        group: Neurons in a group; it divides the width.
 
     Returns:
         The site with longer runs; the site itself where its units have an order that must not change.
 
     Example:
         >>> site = Site("0", 4, 8, (), (), (Axis("2.weight", 1, 0, 4),))
-        >>> block_order(nn.Identity(), site, 2).consumers[0].run
-        2
+        >>> block_order(nn.Identity(), site).consumers[0].run
+        4
     """
     axes = [*site.producers, *site.values, *site.consumers]
     modules = [model.get_submodule(attribute.module) for attribute in site.attributes]
     grouped_conv = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1) for module in modules)
     known = all(attribute.name in ORDERLESS for attribute in site.attributes)
-    if group == 1 or grouped_conv or not known or not all(_in_order(axis, site.width) for axis in axes):
+    if grouped_conv or not known or not all(_in_order(axis, site.width) for axis in axes):
         return site
 
     def longer(axis: AnyAxis) -> AnyAxis:
-        return replace(axis, run=axis.run * group)
+        return replace(axis, run=axis.run * site.width)
 
     return replace(
         site,

@@ -41,7 +41,7 @@ class SharedPartition:
 
         Example:
             >>> by_groups("contiguous:2").by_group(4, 2, torch.Generator()).int().tolist()
-            [[[1, 1, 0, 0], [0, 0, 1, 1]], [[1, 0, 0, 1], [0, 1, 1, 0]]]
+            [[[1, 1, 0, 0], [0, 0, 1, 1]], [[0, 1, 1, 0], [1, 0, 0, 1]]]
         """
         alive = torch.ones(self.neuron_groups, inputs, dtype=torch.bool)
         child = self.rule(alive.unsqueeze(2), alive, alpha, generator)
@@ -97,8 +97,9 @@ def contiguous_by_groups(neuron_groups: int) -> SharedPartition:
     """Each child inherits consecutive inputs; by name ``"contiguous"`` or ``"contiguous:<neuron_groups>"``.
 
     Nothing has to be gathered to compute it. The cuts of each group of neurons are moved on by an equal step, so that
-    inputs which one group separates meet in another. Meant for inputs without an order, such as embeddings;
-    neighbouring pixels or tokens stay together.
+    inputs which one group separates meet in another, and so do the numbers of its children: those of one number read
+    other inputs in each group. Meant for inputs without an order, such as embeddings; neighbouring pixels or tokens
+    stay together.
 
     Args:
         neuron_groups: Number of groups; it has to divide the number of neurons.
@@ -113,7 +114,7 @@ def contiguous_by_groups(neuron_groups: int) -> SharedPartition:
         >>> weight, generator = torch.randn(2, 8, 1), torch.Generator().manual_seed(0)
         >>> contiguous_by_groups(2)(weight, torch.ones(2, 8, dtype=torch.bool), 2, generator)
         tensor([[0, 0, 0, 0, 1, 1, 1, 1],
-                [0, 0, 1, 1, 1, 1, 0, 0]])
+                [1, 1, 0, 0, 0, 0, 1, 1]])
     """
     _check(neuron_groups)
 
@@ -122,7 +123,8 @@ def contiguous_by_groups(neuron_groups: int) -> SharedPartition:
         count = reached.sum(1, keepdim=True).clamp(min=1)
         rank = (reached.cumsum(1) - 1).clamp(min=0)
         group = torch.arange(len(alive)).unsqueeze(1) // size
-        return (rank + group * count // (alpha * neuron_groups)) % count * alpha // count
+        moved = (rank + group * count // (alpha * neuron_groups)) % count
+        return (moved * alpha // count + group) % alpha
 
     return SharedPartition(neuron_groups, partition)
 

@@ -88,10 +88,11 @@ def apply_rebuild(rebuild: Rebuild) -> None:
             module._buffers[key] = value
         elif old.shape != value.shape:
             module._parameters[key] = parameter_like(old, value)
-    # First the record, then the masks, as a split does: some code pairs the buffers of two models by position.
+    # First the record, then the masks, as a split does: some code pairs the buffers of two models by position. They are
+    # copies, as a tensor that came from a mapped file keeps the whole file in memory.
     if rebuild.bits is not None:
         device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
-        module.register_buffer(RECORD, rebuild.bits.to(device))
+        module.register_buffer(RECORD, rebuild.bits.to(device, copy=True))
     for key, value in rebuild.attributes.items():
         current = getattr(module, key)
         setattr(module, key, value if isinstance(current, int) else type(current)(value))
@@ -99,7 +100,7 @@ def apply_rebuild(rebuild: Rebuild) -> None:
         set_structure(module, rebuild.structure.to(module.get_parameter("weight").device))
     for key, mask in rebuild.masks.items():
         if mask is not None:
-            set_mask(module, key, mask)
+            set_mask(module, key, mask.clone())
     if rebuild.semi_structured:
         set_semi_structured(module)
 

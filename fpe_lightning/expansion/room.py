@@ -5,7 +5,7 @@
   the most lose one more, then the first children of all groups, so that blocks stay of one size. Outgoing copies all
   stay.
 - ``"blocks"``: outgoing weights are handed out as incoming ones are. Outputs are cut into ``alpha`` stretches, and of
-  the copies that the children of a neuron hold of a stretch one stays, for each group of neurons that of another child.
+  the copies that the children of a neuron hold of a stretch one stays, that of the child of the same number.
   Copies tie in magnitude, so magnitude has no say. What the copies of biases and norms cost goes as in ``"columns"``.
 
 Where whole columns do not come out even (kernels), single weights of smallest magnitude make up for the rest.
@@ -28,7 +28,7 @@ class Columns(Protocol):
     """The part of a producer's weight that belongs to one site, as blocks whose rows read the same inputs.
 
     Attributes:
-        alpha: Blocks that make up a group of neurons, one for each child.
+        alpha: Children of each neuron; as many blocks of the first ones come first, then those of the second ones.
         column: Weights in one column of a block.
     """
 
@@ -56,7 +56,7 @@ class Incoming(Columns):
         weight: ``(rows, inputs, k)``; rows of a block stand together, ``k`` are kernel entries.
         mask: Bool, of the same shape.
         block: Rows of a block.
-        alpha: Blocks that make up a group of neurons, one for each child.
+        alpha: Children of each neuron.
     """
 
     weight: Tensor
@@ -165,18 +165,17 @@ def _without_columns(part: AnyColumns, columns: int) -> AnyColumns:
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order))
     goes = rank < each
     if more:
-        child = torch.arange(blocks, device=order.device) % part.alpha
+        child = torch.arange(blocks, device=order.device) * part.alpha // blocks
         first = (child - fan_in * part.alpha).argsort(stable=True)[:more]
         goes[first] |= rank[first] == each
     return part.without(goes)  # type: ignore[return-value]
 
 
-def hand_out_outgoing(child: Tensor, group: Tensor, outputs: int, alpha: int) -> Tensor:
+def hand_out_outgoing(child: Tensor, outputs: int, alpha: int) -> Tensor:
     """Which copies of outgoing weights stay, for the rule ``"blocks"``.
 
     Args:
         child: int64 ``(hidden,)``, the child number of each hidden unit, ``-1`` for units that are not split.
-        group: int64 ``(hidden,)``, the group of neurons that its parent belongs to.
         outputs: Number of outputs.
         alpha: Children of each neuron.
 
@@ -184,10 +183,9 @@ def hand_out_outgoing(child: Tensor, group: Tensor, outputs: int, alpha: int) ->
         Bool ``(outputs, hidden)`` with one True among the copies of each outgoing weight.
 
     Example:
-        >>> hand_out_outgoing(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]), 2, 2).int()
-        tensor([[1, 0, 0, 1],
-                [0, 1, 1, 0]], dtype=torch.int32)
+        >>> hand_out_outgoing(torch.tensor([0, 0, 1, 1]), 2, 2).int()
+        tensor([[1, 1, 0, 0],
+                [0, 0, 1, 1]], dtype=torch.int32)
     """
     stretch = torch.cat([torch.full((count,), part) for part, (_, count) in enumerate(block_rows(outputs, alpha))])
-    stays = (stretch.unsqueeze(1) + group) % alpha == child
-    return stays | (child < 0)
+    return (stretch.unsqueeze(1) == child) | (child < 0)

@@ -163,7 +163,7 @@ def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
     index = index_in(group, held.sharded)
     old = group.fsdp_params[index]
     value, grad = new.detach().clone(), new.grad
-    managed = FSDPParam(
+    managed: Any = FSDPParam(
         nn.Parameter(value.contiguous(), requires_grad=new.requires_grad),
         old._module_info,
         old.mesh_info,
@@ -175,7 +175,8 @@ def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
     )
     old._post_load_hook_handle.remove()
     managed._param_fqn = old._param_fqn
-    managed.keep_unsharded_storage = old.keep_unsharded_storage
+    if hasattr(old, "keep_unsharded_storage"):  # torch 2.15 and newer
+        managed.keep_unsharded_storage = old.keep_unsharded_storage
     group.fsdp_params[index] = managed
     if group._reset_sharded_params:  # its forward has run before
         group.lazy_init()

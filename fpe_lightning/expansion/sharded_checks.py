@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-TESTED = ("2.15",)
+TESTED = ("2.13", "2.14", "2.15")
 """Versions of torch whose FSDP2 was tested."""
 
 

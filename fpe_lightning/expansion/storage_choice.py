@@ -43,6 +43,7 @@ def choose_storage(
         ValueError: If the weight of a producer cannot be stored as asked.
     """
     producers = {producer.parameter: site for site in sites for producer in site.producers}
+    called = {owner for site in sites for owner in site.reads}
     found: dict[str, list[Storage]] = {}
     for name, tensor in draft.tensors.items():
         if tensor.apart:  # it is in blocks already
@@ -54,6 +55,8 @@ def choose_storage(
             if not layouts & {form, "auto"}:
                 continue
             storage, reason = _storage(draft, tensor, form, states)
+            if form == "grouped" and storage is not None and tensor.owner not in called:
+                storage, reason = None, "the model does not call its layer with an input, so something else reads it"
             if storage is not None:
                 found.setdefault(tensor.owner, []).append(storage)
             elif site is not None and way is not None:
@@ -124,7 +127,8 @@ def _structure(draft: Draft, tensor: DraftTensor, states: States) -> Tensor | st
     if not few:
         return (
             f"its {len(tensor.mask)} neurons have {len(candidates[-1])} different sets of inputs; use a partition that "
-            'neurons share, such as partition="shared:4" or "contiguous:4"'
+            'neurons share, such as partition="shared:4" or "contiguous:4", or layout="masked" where earlier splits '
+            "left few inputs to each"
         )
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         few = [candidate for candidate in few if bool(candidate.any(1).all())]

@@ -14,7 +14,7 @@ from fpe_lightning.expansion.sites import Axis, Producer, Site
 
 
 def make_structured_room(
-    draft: Draft, site: Site, alpha: int, group: int, stretches: int, budget: str, before: int
+    draft: Draft, site: Site, alpha: int, group: int, in_order: bool, budget: str, before: int
 ) -> None:
     """Remove as many of a site's weights as its copies added, by the rule ``"columns"`` or ``"blocks"``.
 
@@ -23,7 +23,7 @@ def make_structured_room(
         site: The site as it was widened: its runs say which children stand together.
         alpha: Children of each unit.
         group: Neurons that share a partition.
-        stretches: Runs of the producers that make up a block: 1 in block order, else ``group``.
+        in_order: Whether children stand in block order.
         budget: ``"columns"`` or ``"blocks"``.
         before: Non-zeros of the site's tensors before the split.
 
@@ -32,11 +32,11 @@ def make_structured_room(
     """
     if budget == "blocks":
         for consumer in _distinct(site.consumers):
-            _hand_out(draft, consumer, alpha, stretches, site.width // group)
+            _hand_out(draft, consumer, alpha)
     names = [axis.parameter for axis in (*site.producers, *site.consumers, *site.values)]
     excess = sum(draft.count(name) for name in dict.fromkeys(names)) - before
     try:
-        _remove(draft, site, alpha, stretches, excess)
+        _remove(draft, site, alpha, group, in_order, excess)
     except ValueError as error:
         raise ValueError(
             f"Splitting {site.name} by alpha={alpha} with budget={budget!r} takes {excess} incoming weights. {error} "
@@ -44,7 +44,7 @@ def make_structured_room(
         ) from error
 
 
-def _remove(draft: Draft, site: Site, alpha: int, stretches: int, excess: int) -> None:
+def _remove(draft: Draft, site: Site, alpha: int, group: int, in_order: bool, excess: int) -> None:
     producers = _distinct(site.producers)
     compact = [tensor for p in producers if isinstance(tensor := draft[p.parameter], CompactTensor)]
     if compact:
@@ -56,15 +56,16 @@ def _remove(draft: Draft, site: Site, alpha: int, stretches: int, excess: int) -
             part.keep(blocks)
         draft.tensors.update({producer.parameter: part for producer, part in zip(producers, parts, strict=True)})
         return
-    orders = [_block_order(producer, alpha, stretches) for producer in producers]
+    heights = [producer.run * group // (site.width if in_order else 1) for producer in producers]
+    orders = [_by_block(producer, alpha, height) for producer, height in zip(producers, heights, strict=True)]
     parts_in_rows = [
         Incoming(
             _rows(draft[producer.parameter].value, draft, producer, alpha)[order],
             _rows(draft.mask(producer.parameter), draft, producer, alpha)[order],
-            producer.run * stretches,
+            height,
             alpha,
         )
-        for producer, order in zip(producers, orders, strict=True)
+        for producer, order, height in zip(producers, orders, heights, strict=True)
     ]
     for producer, order, rows in zip(producers, orders, remove_columns(parts_in_rows, excess), strict=True):
         mask = draft.mask(producer.parameter).clone()
@@ -86,19 +87,19 @@ def _rows(tensor: Tensor, draft: Draft, producer: Producer, alpha: int) -> Tenso
     return moved.reshape(*moved.shape[:2], -1)
 
 
-def _place(axis: Axis, alpha: int, stretches: int) -> tuple[Tensor, Tensor]:
-    """For each entry of a widened stretch: its child number, and its group of neurons (counted on over tiles)."""
-    run = torch.arange(alpha * axis.length) // axis.run
-    return run % alpha, run // (alpha * stretches)
+def _child(axis: Axis, alpha: int) -> Tensor:
+    """The child number of each entry of a widened stretch."""
+    return torch.arange(alpha * axis.length) // axis.run % alpha
 
 
-def _block_order(producer: Producer, alpha: int, stretches: int) -> Tensor:
-    """The order of rows in which those of a block stand together."""
-    child, group = _place(producer, alpha, stretches)
-    return (group * alpha + child).argsort(stable=True)
+def _by_block(producer: Producer, alpha: int, block: int) -> Tensor:
+    """The order of rows in which those of a block stand together, all first children before all second ones."""
+    row = torch.arange(alpha * producer.length)
+    parent = row // (producer.run * alpha) * producer.run + row % producer.run
+    return (_child(producer, alpha) * producer.length + parent // block).argsort(stable=True)
 
 
-def _hand_out(draft: Draft, consumer: Axis, alpha: int, stretches: int, groups: int) -> None:
+def _hand_out(draft: Draft, consumer: Axis, alpha: int) -> None:
     """Leave one of the copies of each outgoing weight."""
     value = draft[consumer.parameter].value
     output_dim = 1 if consumer.dim == 0 else 0
@@ -108,10 +109,7 @@ def _hand_out(draft: Draft, consumer: Axis, alpha: int, stretches: int, groups: 
             f'budget="blocks" hands out the {outputs} outputs of `{consumer.parameter}` to alpha={alpha} children of '
             'each neuron, and some would get none; use budget="columns", or a smaller alpha.'
         )
-    child, group = _place(consumer, alpha, stretches)
-    of_child = torch.full((value.shape[consumer.dim],), -1)
-    of_group = torch.zeros_like(of_child)
-    of_child.narrow(0, draft.start(consumer), len(child)).copy_(child)
-    of_group.narrow(0, draft.start(consumer), len(child)).copy_(group % groups)
-    stays = hand_out_outgoing(of_child, of_group, outputs, alpha)
+    child = torch.full((value.shape[consumer.dim],), -1)
+    child.narrow(0, draft.start(consumer), alpha * consumer.length).copy_(_child(consumer, alpha))
+    stays = hand_out_outgoing(child, outputs, alpha)
     draft.restrict(consumer.parameter, along(stays, value, output_dim, consumer.dim))

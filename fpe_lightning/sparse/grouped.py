@@ -23,6 +23,8 @@ from fpe_lightning.sparse.products import block_linear
 
 STRUCTURE = "weight_inputs"
 """Name of the buffer that holds the structure."""
+CACHED = ("plan", "gather", "calls")
+"""Names of what is worked out from it."""
 
 
 class GroupedModule(PreparedModule):
@@ -48,6 +50,14 @@ class GroupedModule(PreparedModule):
         """The weight as a masked layer would hold it; differentiable."""
         return unpack(self.get_parameter("weight"), self.weight_inputs, self.dense_shape)
 
+    def as_leaf(self, input: torch.fx.Proxy) -> Any:
+        """One node of a graph that torch.fx traces, as the plain layer is one: what it computes by follows its buffers.
+
+        A call of operators in its place would have to hold the plan, which moves and loads could not reach.
+        """
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+
     @override
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blocks={len(self.weight_inputs)}"
@@ -69,6 +79,8 @@ class GroupedLinear(GroupedModule, nn.Linear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
         return block_linear(input, self.weight, self.bias, self.plan)
 
 
@@ -102,6 +114,8 @@ class _GroupedConv(GroupedModule):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
         spatial = len(self.kernel_size)
         batch = input if input.dim() == spatial + 2 else input.unsqueeze(0)
         module: Any = self
@@ -165,7 +179,21 @@ def cannot_group(module: nn.Module) -> str | None:
         return f"the convolution already has {module.groups} groups"
     if module._parameters.get("weight") is None or mask_of(module, "bias") is not None:
         return "its weight is computed from other parameters, or its bias is masked"
-    return None
+    masks = [] if mask_of(module) is not None else [f"{name}_mask" for name in module._parameters]
+    taken = [name for name in (STRUCTURE, *CACHED, *masks) if hasattr(module, name)]
+    return f"it has a `{taken[0]}` of its own, under a name that blocks need" if taken else None
+
+
+def plain_class(module: GroupedModule) -> type[nn.Module]:
+    """The torch class that a grouped layer stands for, whatever was made of its own class meanwhile.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> set_structure(layer, torch.ones(1, 4, dtype=torch.bool))
+        >>> plain_class(layer).__name__
+        'Linear'
+    """
+    return next(plain for grouped, plain in _PLAIN.items() if isinstance(module, grouped))
 
 
 def structure_of(module: nn.Module) -> Tensor | None:
@@ -191,8 +219,8 @@ def set_structure(module: nn.Module, inputs: Tensor | None) -> None:
         >>> layer = nn.Linear(4, 2, bias=False)
         >>> layer.weight = nn.Parameter(torch.ones(4, 1))
         >>> set_structure(layer, torch.tensor([[True, True, False, False], [False, False, True, True]]))
-        >>> layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-        tensor([[3., 7.]], grad_fn=<ViewBackward0>)
+        >>> layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).detach()
+        tensor([[3., 7.]])
     """
     if inputs is not None and (reason := cannot_group(module)):
         raise ValueError(f"The weight cannot be stored in blocks: {reason}; use the masked layout.")
@@ -200,7 +228,7 @@ def set_structure(module: nn.Module, inputs: Tensor | None) -> None:
         set_mask(module, "weight", None)
     if inputs is None:
         module._buffers.pop(STRUCTURE, None)
-        for cached in ("plan", "gather", "calls"):
+        for cached in CACHED:
             module.__dict__.pop(cached, None)
         module.__class__ = _PLAIN.get(type(module), type(module))
         return

@@ -80,6 +80,7 @@ class Plan:
         width: Inputs.
         blocks: The dense blocks, in the order of rows.
         in_place: Whether inputs are read where they are; else those of a few blocks at a time are gathered.
+        once: Whether every input is read by exactly one block.
         every: int64, the inputs of each block, one block after the other.
         batches: The blocks again, joined into batched products.
     """
@@ -88,6 +89,7 @@ class Plan:
     width: int
     blocks: tuple[Block, ...]
     in_place: bool
+    once: bool
     every: Tensor
     batches: tuple[Batch, ...]
 
@@ -113,7 +115,8 @@ def make_plan(inputs: Tensor, rows: int) -> Plan:
         blocks.append(Block(row, height, offset, fan, tuple(read)))
         offset += height * fan
     every = torch.cat([block.nonzero().squeeze(1) for block in inputs])
-    return Plan(rows, inputs.shape[1], tuple(blocks), in_place, every, _batches(blocks))
+    once = bool((inputs.sum(0) == 1).all())
+    return Plan(rows, inputs.shape[1], tuple(blocks), in_place, once, every, _batches(blocks))
 
 
 def _batches(blocks: list[Block]) -> tuple[Batch, ...]:

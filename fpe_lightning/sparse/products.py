@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from fpe_lightning.sparse.plan import Batch, Block, Plan
 
 TOGETHER = 2**21
 """Entries that are gathered at a time, at most (but for the inputs of a single block)."""
+STRETCHES = 8
+"""Most pieces that the rows of a block are cut into for a single row of inputs."""
 
 
 def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -49,6 +52,8 @@ def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> 
         result = _single(rows, packed, bias, plan)
     else:
         result = _BlockLinear.apply(rows, packed, bias, plan)
+        # No view, as of F.linear: a change in place, as by a ReLU, would part it from the hooks that FSDP2 attaches.
+        return result if x.dim() == 2 else torch.ops.aten._unsafe_view(result, [*x.shape[:-1], plan.rows])
     return result.view(*x.shape[:-1], plan.rows)
 
 
@@ -78,14 +83,19 @@ def _compose_in_place(x: Tensor, packed: Tensor, block: Block) -> Tensor:
 
 
 def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """One row of inputs: the time goes into reading the weight, which products of a matrix and a vector share out."""
+    """One row of inputs: the time goes into reading the weight.
+
+    Threads share a batched product out by its members, and read faster than those of one thin product: blocks are cut
+    into a few stretches of rows.
+    """
     source = x[0].index_select(0, plan.every)
     result = x.new_zeros(plan.rows)
     for batch in plan.batches:
-        reads = source.narrow(0, batch.source, batch.count * batch.fan_in).view(batch.count, -1)
-        out = result.narrow(0, batch.row, batch.count * batch.rows).view(batch.count, -1)
-        for weight, vector, part in zip(_weights(packed, batch), reads, out, strict=True):
-            torch.mv(weight, vector, out=part)
+        parts = math.gcd(batch.rows, STRETCHES)
+        reads = source.narrow(0, batch.source, batch.count * batch.fan_in).view(batch.count, 1, -1)
+        weights = _weights(packed, batch).view(batch.count * parts, batch.rows // parts, batch.fan_in)
+        out = result.narrow(0, batch.row, batch.count * batch.rows).view(batch.count * parts, 1, -1)
+        torch.bmm(reads.repeat_interleave(parts, dim=0), weights.transpose(1, 2), out=out)
     return (result if bias is None else result.add_(bias)).unsqueeze(0)
 
 
@@ -158,14 +168,15 @@ def _in_place(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Ten
 def _gradients_in_place(
     x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    dx = x.new_zeros(x.shape) if for_x else None
+    dx = (x.new_empty(x.shape) if plan.once else x.new_zeros(x.shape)) if for_x else None
     dpacked = torch.empty_like(packed) if for_weight else None
     for block in plan.blocks:
         dout = grad.narrow(1, block.row, block.rows)
         weight = _weight(packed, block)
         for run in block.runs:
             if dx is not None:
-                dx.narrow(1, run.source, run.length).addmm_(dout, weight.narrow(1, run.column, run.length))
+                part, out = weight.narrow(1, run.column, run.length), dx.narrow(1, run.source, run.length)
+                torch.mm(dout, part, out=out) if plan.once else out.addmm_(dout, part)
             if dpacked is not None:
                 read = x.narrow(1, run.source, run.length)
                 torch.mm(dout.t(), read, out=_weight(dpacked, block).narrow(1, run.column, run.length))

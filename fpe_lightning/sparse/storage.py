@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.sparse.blocks import expand_blocks, pack, unpack
-from fpe_lightning.sparse.grouped import GroupedModule, cannot_group, set_structure, structure_of
+from fpe_lightning.sparse.grouped import (
+    CACHED,
+    STRUCTURE,
+    GroupedModule,
+    cannot_group,
+    plain_class,
+    set_structure,
+    structure_of,
+)
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.semi_structured import is_semi_structured, set_semi_structured
 
@@ -118,7 +126,8 @@ def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Ite
     """Store every layer of a model masked for the time of a block of code, whatever its layout.
 
     Afterwards each layer whose weight is still the one it had in between has its own parameter back, the same object
-    with the same optimizer state; a weight that the code replaced stays. If the code raises, the same holds.
+    with the same optimizer state; a weight that the code replaced stays. If the code raises, the same holds. Of a
+    weight that is sharded only the shape is there in between.
 
     Example:
         >>> import torch
@@ -136,7 +145,8 @@ def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Ite
     try:
         for module in model.modules():
             if isinstance(module, GroupedModule):
-                undo.append(_undo(module, optimizers))
+                sharded = is_sharded(module.get_parameter("weight"))
+                undo.append(_undo_sharded(module) if sharded else _undo(module, optimizers))
             elif is_semi_structured(module):
                 undo.append(_undo_plain(module))
         yield
@@ -174,6 +184,41 @@ def _undo(module: GroupedModule, optimizers: list[Optimizer]) -> Callable[[], No
         _hand_over(between, original, [], optimizers)
         for optimizer, state in held:
             optimizer.state[original] = state
+
+    return undo
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is in shards on several processes, as FSDP2 and tensor parallelism leave it.
+
+    Example:
+        >>> is_sharded(nn.Linear(4, 2).weight)
+        False
+    """
+    return hasattr(tensor, "full_tensor")
+
+
+def _undo_sharded(module: GroupedModule) -> Callable[[], None]:
+    """Let a grouped layer look dense, with shards of zeros that cost no communication, and return what undoes it."""
+    from torch.distributed.tensor import zeros
+
+    layer: Any = module
+    original, kind, buffers = layer.weight, type(layer), dict(layer._buffers)
+    cached = {name: vars(layer).pop(name) for name in CACHED if name in vars(layer)}
+    outline = zeros(
+        *module.dense_shape, dtype=original.dtype, device_mesh=original.device_mesh, placements=original.placements
+    )
+    for name in (STRUCTURE, "weight_mask"):
+        layer._buffers.pop(name, None)
+    layer.__class__ = plain_class(module)
+    layer._parameters["weight"] = nn.Parameter(outline, requires_grad=original.requires_grad)
+
+    def undo() -> None:
+        layer.__class__ = kind
+        layer._parameters["weight"] = original
+        layer._buffers.clear()  # all of them, so that their order stays
+        layer._buffers.update(buffers)
+        vars(layer).update(cached)
 
     return undo
 

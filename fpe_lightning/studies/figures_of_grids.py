@@ -53,10 +53,10 @@ def curves_figure(rows: Sequence[Row]) -> Figure | None:
             panels.setdefault((key, others), {})[value] = setting
     chosen: dict[tuple[str, str], dict[float, str]] = {}
     drawn_already: set[str] = set()
-    for key, panel in panels.items():
+    for place, panel in panels.items():
         # A setting that stands in a panel of its first number does not come again with the second.
-        if len(panel) > 2 and not (drawn_already & set(panel.values()) and key[0] not in {k for k, _ in chosen}):
-            chosen[key] = panel
+        if len(panel) > 2 and not (drawn_already & set(panel.values()) and place[0] not in {k for k, _ in chosen}):
+            chosen[place] = panel
             drawn_already |= set(panel.values())
     if not chosen:
         return None

@@ -8,7 +8,7 @@ The networks stay ordinary modules with optimizers of their own, so a split in t
 
     train_together(networks, optimizers, inputs, targets, loss, epochs=300)
     for network, optimizer in zip(networks, optimizers):
-        fpe.expand(network, alpha=2, optimizer=optimizer, sites=sites)
+        fpe.expand(network, alpha=2, partition="random", optimizer=optimizer, sites=sites)
     train_together(networks, optimizers, inputs, targets, loss, epochs=1700)
 
 The backward pass is written out: its buffers are made once and used in every step, which is most of the gain over
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.networks import MLP
+from fpe_lightning.sparse.grouped import structure_of
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.studies.batches import Batches as Batches
 from fpe_lightning.studies.dropconnect import DropConnectMLP
@@ -253,6 +254,8 @@ def _check(networks: Sequence[MLP], optimizers: Sequence[Optimizer]) -> None:
         if others or any(layer.bias is None for layer in linears):
             found = ", ".join(sorted(others)) or "a layer without bias"
             raise ValueError(f"A stack holds linear layers with biases and ReLU between them, found {found}.")
+        if any(structure_of(layer) is not None for layer in linears):
+            raise ValueError('A stack holds masked weights, found blocks; split with partition="random".')
 
 
 def _stacked(parameters: Sequence[Tensor]) -> Tensor:

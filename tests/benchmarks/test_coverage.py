@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import random
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -171,9 +173,12 @@ def sleepy() -> coverage_builders.Built:
 
 
 def dying() -> coverage_builders.Built:
-    import os
-
     os._exit(7)
+
+
+def killed_by_the_kernel() -> coverage_builders.Built:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def test_a_bad_model_becomes_a_row() -> None:
@@ -220,6 +225,8 @@ def test_a_wrong_site_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_that_hang_or_die_do_not_end_the_run() -> None:
     assert coverage.run_one(Entry("a/sleepy", sleepy), memory=8, seconds=1).status == "time"
     assert coverage.run_one(Entry("a/dying", dying), memory=8, seconds=60).status == "crash"
+    killed = coverage.run_one(Entry("a/killed", killed_by_the_kernel), memory=8, seconds=60)
+    assert (killed.status, killed.note) == ("memory", "killed for lack of memory")
 
 
 @pytest.mark.slow

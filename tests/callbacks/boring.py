@@ -127,6 +127,17 @@ def equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+def close(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-5) -> bool:
+    """The same but for sums that were added in another order."""
+    if isinstance(left, Tensor):
+        return left.shape == right.shape and torch.allclose(left.double(), right.double(), rtol=rtol, atol=atol)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(close(left[key], right[key], rtol, atol) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(close(a, b, rtol, atol) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
 def start(worker: Path, *arguments: object, timeout: float = 840) -> str:
     """Run a script that starts processes of its own, end them all, and return what they printed."""
     root = Path(__file__).parents[2]

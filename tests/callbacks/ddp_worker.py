@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from boring import Plain, data, outcome, trainer
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.data import BatchLoader
+from fpe_lightning.sparse import check_masks
 
 
 class WithoutNorm(Plain):
@@ -26,12 +31,26 @@ class WithoutNorm(Plain):
 
 
 class Drifting(WithoutNorm):
-    """Changes weights on one rank alone."""
+    """Changes weights, or what the optimizer holds, on the last rank alone."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
 
     def on_train_epoch_start(self) -> None:
-        if self.global_rank == 1:
-            with torch.no_grad():
-                self.net[0].bias.add_(1e-6)
+        if self.global_rank == self.trainer.world_size - 1:
+            bias = self.net[0].bias
+            moved = bias if self.what == "weights" else self.optimizers().state[bias].get("momentum_buffer")
+            if moved is not None:
+                with torch.no_grad():
+                    moved.add_(1e-6)
+
+
+class LastRank:
+    """A trigger that only the last rank pulls."""
+
+    def should_expand(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        return trainer.global_rank == trainer.world_size - 1
 
 
 class Noted(pl.Callback):
@@ -75,11 +94,14 @@ def fit(
     callback = ExpansionCallback(**(splits or {"step": [1, 3]}))
     callbacks = [callback, noted or Noted(), saving]
     run = trainer(*callbacks, directory=directory, use_distributed_sampler=False, **{"max_epochs": 2, **options})
-    # The processes share the rows that one process takes in a batch.
-    shares = {"num_replicas": run.world_size, "rank": run.global_rank}
-    loader = BatchLoader(*data().tensors, batch_size=8 // run.world_size, shuffle=True, **shares)
-    run.fit(module or WithoutNorm(), loader, ckpt_path=ckpt_path)
+    run.fit(module or WithoutNorm(), batches(run.world_size, run.global_rank), ckpt_path=ckpt_path)
     return run
+
+
+def batches(processes: int, rank: int) -> BatchLoader:
+    """Three steps an epoch: the processes share the rows that one process takes in a batch."""
+    shares = {"num_replicas": processes, "rank": rank}
+    return BatchLoader(*data().tensors, batch_size=8 // processes, shuffle=True, **shares)
 
 
 MODES: dict[str, dict[str, Any]] = {
@@ -90,13 +112,33 @@ MODES: dict[str, dict[str, Any]] = {
     "accumulate": {"accumulate_grad_batches": 2},
     "unused": {},
     "view": {},
+    "trigger": {"splits": {"trigger": LastRank(), "max_splits": 2}, "max_epochs": 3},
     "resume": {},
 }
 """Options of one way of training, the same on any number of processes."""
 
 
+def train_by_fabric(processes: int) -> dict[str, Any]:
+    """Without a Trainer: DDP holds the parameters that it was made with, so the split module is wrapped anew."""
+    fabric = Fabric(accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto")
+    fabric.launch()
+    net = WithoutNorm().net
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    wrapped, stepping = fabric.setup(net, optimizer)
+    for step, (x, y) in enumerate(batches(fabric.world_size, fabric.global_rank)):
+        if step == 1:
+            fpe.expand(net, 2, optimizer=optimizer, example_inputs=x)
+            wrapped = fabric.setup_module(net)
+        stepping.zero_grad()
+        fabric.backward(F.cross_entropy(wrapped(x), y))
+        stepping.step()
+    check_masks(net)
+    return dict(net.state_dict())
+
+
 def main() -> None:
     directory, processes = Path(sys.argv[1]), int(sys.argv[2])
+    rank = int(os.environ.get("LOCAL_RANK", 0))
     for mode in sys.argv[3:]:
         options: dict[str, Any] = {"devices": processes, "strategy": "ddp"}
         if mode == "unused":
@@ -105,10 +147,15 @@ def main() -> None:
             options["strategy"] = DDPStrategy(static_graph=True, gradient_as_bucket_view=True)
         options |= MODES.get(mode, {})
         noted = Noted()
-        if mode == "drift":
-            run = fit(directory / mode, module=Drifting(), **options)
-        elif mode.startswith("go-on"):
-            run = fit(directory / mode, Path(directory / "from.ckpt"), **options)
+        if mode == "fabric":
+            torch.save(train_by_fabric(processes), directory / f"{mode}-{rank}.pt")
+            continue
+        if mode == "drift-masks":
+            run = fit(directory / mode, splits={"step": [1, 3], "seed": rank}, **options)
+        elif mode.startswith("drift"):
+            run = fit(directory / mode, module=Drifting("moments" if mode == "drift-moments" else "weights"), **options)
+        elif mode == "go-on":
+            run = fit(directory / mode, directory / "from.ckpt", **options)
         else:
             run = fit(directory / mode, noted=noted, **options)
         if mode == "resume":

@@ -13,6 +13,7 @@ from boring import Plain, Run, outcome, resumable, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import optim
 from torch.optim import lr_scheduler as lrs
+from torch.optim import swa_utils
 
 from fpe_lightning.callbacks import ExpansionCallback
 
@@ -42,6 +43,41 @@ def mostly_slow(names: Iterable[str], *fast: str) -> list[Any]:
 @pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, "SGD momentum", "AdamW fused", "Adafactor"))
 def test_resume_with_every_optimizer(name: str, tmp_path: Path) -> None:
     Run(lambda: Plain(optimizer=OPTIMIZERS[name]), tmp_path).resumes(4)
+
+
+def test_every_optimizer_of_torch_is_tried() -> None:
+    tried = {made.func for made in OPTIMIZERS.values()}  # type: ignore[attr-defined]
+    refused = {optim.LBFGS, optim.Muon}
+    sparse = {optim.SparseAdam}  # for gradients of embeddings, which have no site
+    every = {each for each in vars(optim).values() if isinstance(each, type) and issubclass(each, optim.Optimizer)}
+    assert every - {optim.Optimizer} == tried | refused | sparse
+
+
+def test_groups_keep_their_parameters_and_options(tmp_path: Path) -> None:
+    def groups(parameters: Iterable[Any]) -> optim.Optimizer:
+        first, first_bias, *rest = parameters
+        return optim.AdamW(
+            [
+                {"params": [first_bias, *rest[2:]], "weight_decay": 0.0, "lr": 0.05, "name": "output"},
+                {"params": [first], "betas": (0.5, 0.9), "name": "input"},
+                {"params": rest[:2], "amsgrad": True},
+            ],
+            lr=0.01,
+        )
+
+    def schedule(optimizer: optim.Optimizer) -> Any:
+        return {"scheduler": lrs.OneCycleLR(optimizer, [0.1, 0.05, 0.02], total_steps=12), "interval": "step"}
+
+    run = Run(lambda: Plain(optimizer=groups, scheduler=schedule), tmp_path)
+    run.resumes(2, 4, 6)
+    found = run()
+    names = [["net.0.bias", "net.3.weight", "net.3.bias"], ["net.0.weight"], ["net.1.weight", "net.1.bias"]]
+    assert found["held"] == names
+    (state,) = found["optimizers"]
+    assert [group.get("name") for group in state["param_groups"]] == ["output", "input", None]
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.0, 0.01, 0.01]
+    # Tensors of moments: the third group alone keeps their maximum.
+    assert ["max_exp_avg_sq" in state["state"][index] for index in range(6)] == [False] * 4 + [True] * 2
 
 
 class Preconditioned(optim.SGD):
@@ -91,9 +127,18 @@ SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
     "sequential": lambda o: lrs.SequentialLR(o, [lrs.LinearLR(o), lrs.ExponentialLR(o, 0.9)], [1]),
     "chained": lambda o: lrs.ChainedScheduler([lrs.ConstantLR(o), lrs.ExponentialLR(o, 0.9)]),
     "one cycle, each step": lambda o: {"scheduler": lrs.OneCycleLR(o, 0.1, total_steps=12), "interval": "step"},
-    "cyclic momentum": lambda o: {"scheduler": lrs.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=False), "interval": "step"},
+    "cyclic": lambda o: {"scheduler": lrs.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=False), "interval": "step"},
+    "averaging": lambda o: swa_utils.SWALR(o, 0.05, anneal_epochs=2),
     "plateau": lambda o: {"scheduler": lrs.ReduceLROnPlateau(o, patience=0), "monitor": "loss"},
 }
+
+
+def test_every_scheduler_of_torch_is_tried() -> None:
+    optimizer = optim.SGD(Plain().parameters(), lr=0.01, momentum=0.9)
+    made = [make(optimizer) for make in SCHEDULERS.values()]
+    tried = {type(each["scheduler"] if isinstance(each, dict) else each) for each in made}
+    every = {each for each in vars(lrs).values() if isinstance(each, type) and issubclass(each, lrs.LRScheduler)}
+    assert {each for each in every if each is not lrs.LRScheduler and not each.__name__.startswith("_")} <= tried
 
 
 @pytest.mark.parametrize("name", mostly_slow(SCHEDULERS, "sequential", "one cycle, each step"))

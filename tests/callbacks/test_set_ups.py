@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,29 +62,6 @@ def test_a_split_in_the_middle_of_gradient_accumulation_keeps_what_was_gathered(
 
 def test_accumulation_resumes(tmp_path: Path) -> None:
     Run(Plain, tmp_path, accumulate_grad_batches=2, max_epochs=4).resumes(6)
-
-
-def test_grad_scaler_state_goes_on(tmp_path: Path) -> None:
-    from lightning.pytorch.plugins.precision import MixedPrecision
-
-    def run(step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
-        plugin = MixedPrecision("16-mixed", "cpu", scaler)
-        saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=2)
-        fitted = trainer(
-            ExpansionCallback(step=3), saving, directory=tmp_path, max_epochs=2, plugins=[plugin], gradient_clip_val=1.0
-        )
-        module = Plain(optimizer=partial(optim.SGD, lr=0.01, momentum=0.9))
-        fitted.fit(module, resumable(), ckpt_path=tmp_path / f"step={step}.ckpt" if step else None)
-        check_masks(module)
-        return outcome(fitted), scaler.state_dict()
-
-    weights, scale = run()
-    assert scale["scale"] > 4
-    for step in (2, 6):
-        again = run(step)
-        assert equal(again[0], weights)
-        assert again[1] == scale
 
 
 class GAN(Plain):

@@ -149,7 +149,7 @@ def test_several_splits_triggers_and_functions_are_named_in_words() -> None:
     found = columns_of(several, Plain())
     assert found["alpha"] == "{'net.*': 2}, 2"
     assert found["split at"] == "step 1, 2, epoch 3"
-    assert found["split partition"] == "random, own_partition"
+    assert found["split partition"] == "by_shape, own_partition"
     asked = trainer(ExpansionCallback(trigger=SaturationTrigger("val_loss")))
     assert columns_of(asked, Plain())["split at"] == "SaturationTrigger"
     assert columns_of(asked, Plain())["network"] == "Plain"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from nets import cnn, equal, mlp, snapshot, train
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -83,16 +82,65 @@ def test_convolutions_come_back_with_their_channels() -> None:
     assert record_of(narrow[0]) is None
 
 
-def test_safetensors_and_torch_files(tmp_path: Path) -> None:
-    wide, narrow, other = STAGES[2], copy.deepcopy(STAGES[0]), copy.deepcopy(STAGES[1])
-    save_file(wide.state_dict(), tmp_path / "model.safetensors")
-    fpe.load_expanded_state_dict(narrow, load_file(tmp_path / "model.safetensors"))
-    buffer = io.BytesIO()
-    torch.save(wide.state_dict(), buffer)
-    buffer.seek(0)
-    fpe.load_expanded_state_dict(other, torch.load(buffer, weights_only=True))
-    for model in (narrow, other):
-        assert equal(dict(model.state_dict()), dict(wide.state_dict()))
+@pytest.mark.parametrize("source", range(3))
+@pytest.mark.parametrize("target", range(3))
+def test_safetensors_and_torch_files(source: int, target: int, tmp_path: Path) -> None:
+    saved = STAGES[source]
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    torch.save(saved.state_dict(), tmp_path / "model.pt")
+    read = load_file(tmp_path / "model.safetensors"), torch.load(tmp_path / "model.pt", weights_only=True)
+    for state in read:
+        model = copy.deepcopy(STAGES[target])
+        fpe.load_expanded_state_dict(model, state)
+        assert equal(dict(model.state_dict()), dict(saved.state_dict()))
+        assert torch.equal(copy.deepcopy(model).eval()(X), copy.deepcopy(saved).eval()(X))
+
+
+def test_the_functions_of_safetensors_for_whole_models(tmp_path: Path) -> None:
+    model = copy.deepcopy(STAGES[0])
+    fpe.restore_structure_on_load(model)
+    for stage in (2, 1, 3, 0):
+        save_model(STAGES[stage], str(tmp_path / "model.safetensors"))
+        assert load_model(model, tmp_path / "model.safetensors") == (set(), [])
+        assert equal(dict(model.state_dict()), dict(STAGES[stage].state_dict()))
+
+
+@pytest.mark.parametrize("source", range(4))
+@pytest.mark.parametrize("target", range(4))
+def test_an_optimizer_that_is_there_already_goes_on(source: int, target: int) -> None:
+    saved, model = copy.deepcopy(STAGES[source]), copy.deepcopy(STAGES[target])
+    optimizer, ours = (AdamW(each.parameters(), lr=0.01, weight_decay=0.1) for each in (saved, model))
+    for net, each in ((saved, optimizer), (model, ours)):
+        train(net, each, X)
+    fpe.load_expanded_state_dict(model, copy.deepcopy(saved.state_dict()), optimizer=ours)
+    assert all(a is b for a, b in zip(ours.param_groups[0]["params"], model.parameters(), strict=True))
+    assert set(ours.state) <= set(model.parameters()), "old parameters are still held"
+    ours.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for net, each in ((saved, optimizer), (model, ours)):
+        train(net, each, X)
+    assert equal(dict(model.state_dict()), dict(saved.state_dict()))
+
+
+def test_an_optimizer_is_as_before_where_loading_raises() -> None:
+    model = copy.deepcopy(STAGES[0])
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    train(model, optimizer, X)
+    before = snapshot(model, optimizer)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        fpe.load_expanded_state_dict(model, {**STAGES[1].state_dict(), "extra": X}, optimizer=optimizer)
+    assert equal(before, snapshot(model, optimizer))
+
+
+def test_a_loaded_model_holds_nothing_of_what_it_was_loaded_from() -> None:
+    """A buffer that shared memory with a mapped file would keep the whole file in memory."""
+    for layout in ("masked", "grouped"):
+        wide, narrow = mlp(96, 4, 3), mlp(96, 4, 3)
+        fpe.expand(wide, 2, "shared", budget="columns", layout=layout, example_inputs=X)
+        state = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+        fpe.load_expanded_state_dict(narrow, state)
+        places = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+        shared = [name for name, own in narrow.state_dict().items() if own.untyped_storage().data_ptr() in places]
+        assert not shared
 
 
 def test_prefix() -> None:

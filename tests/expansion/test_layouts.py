@@ -12,7 +12,15 @@ from torch import Tensor, nn
 import fpe_lightning as fpe
 from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.interference import LayerState
-from fpe_lightning.sparse import GroupedConv2d, GroupedLinear, check_masks, parents_of, structure_of, ungroup
+from fpe_lightning.sparse import (
+    GroupedConv2d,
+    GroupedLinear,
+    check_masks,
+    dense_mask,
+    parents_of,
+    structure_of,
+    ungroup,
+)
 
 PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
 BUDGETS = ("total", "incoming", "columns", "blocks")
@@ -108,6 +116,20 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     assert not any(name.endswith("_mask") for name in model.state_dict())
 
 
+@pytest.mark.parametrize("partition", ["shared:4", "contiguous:4"])
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(partition: str, alpha: int) -> None:
+    model, x = mlp()
+    fpe.expand(model, alpha, partition, budget="blocks", layout="grouped", example_inputs=x, sites="0")
+    outgoing = structure_of(model[3])
+    assert outgoing is not None
+    assert torch.equal(outgoing, torch.eye(alpha, dtype=torch.bool).repeat_interleave(16, dim=1))
+    incoming = dense_mask(model[0])
+    assert incoming is not None
+    seen = incoming.view(alpha, 16, -1).any(1).float().mean(1)  # share of the inputs, by each stretch of outputs
+    assert float(seen.min()) > {2: 0.85, 4: 0.55}[alpha], "groups of neurons join what one of them keeps apart"
+
+
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 @pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
 def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) -> None:
@@ -144,6 +166,31 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
     assert sum(parameter.numel() for parameter in model.parameters()) == before
     assert model[0].out_features == 64
     assert torch.equal(parents_of(model[0]).bincount(), torch.full((16,), 4))
+    step(model, optimizer, x)
+
+
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [("total", 'or layout="masked" where earlier splits left few'), ("columns", "too little is left")],
+)
+def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), torch.randn(4, 8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    message = ""
+    while not message:
+        step(model, optimizer, x)
+        before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
+        try:
+            fpe.expand(model, 2, "shared:2", budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+        except ValueError as error:
+            message = str(error)
+    assert why in message
+    assert isinstance(model[0], GroupedLinear)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(now is then for now, then in zip(model.parameters(), held, strict=True))
     step(model, optimizer, x)
 
 
@@ -245,6 +292,17 @@ def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
         ValueError, match=r"`0\.weight` cannot be stored in blocks: some block of channels reads no inp"
     ):
         fpe.expand(model, 2, lazy, budget="total", layout="grouped", example_inputs=x)
+
+
+@pytest.mark.parametrize("name", ["weight_inputs", "weight_mask", "plan"])
+def test_names_that_blocks_need_are_not_overwritten(name: str) -> None:
+    model, x = mlp()
+    setattr(model[0], name, "mine")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"a `{name}` of its own, under"):
+        fpe.expand(model, 2, "shared:2", budget="total", layout="grouped", example_inputs=x, sites="0")
+    assert getattr(model[0], name) == "mine"
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_blocks_that_a_model_cannot_hold_are_named() -> None:

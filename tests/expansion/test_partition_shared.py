@@ -35,7 +35,7 @@ def test_every_child_of_every_group_gets_its_share(kind: str, groups: int, input
 
 def test_contiguous_children_read_neighbours_and_groups_cut_elsewhere() -> None:
     child = contiguous_by_groups(2)(torch.zeros(2, 12, 1), torch.ones(2, 12, dtype=torch.bool), 3, Generator())
-    assert child.tolist() == [[0] * 4 + [1] * 4 + [2] * 4, [0] * 2 + [1] * 4 + [2] * 4 + [0] * 2]
+    assert child.tolist() == [[0] * 4 + [1] * 4 + [2] * 4, [1] * 2 + [2] * 4 + [0] * 4 + [1] * 2]
 
 
 def test_groups_draw_different_partitions_and_one_group_is_the_shared_rule() -> None:

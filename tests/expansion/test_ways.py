@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.sparse import structure_of
+from fpe_lightning.sparse import autotune, check_masks, dense_mask, dense_weight, structure_of
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -57,6 +59,53 @@ def test_a_weight_between_two_hidden_layers_is_masked() -> None:
     assert [structure_of(module) is not None for module in model] == [True, False, False, False, False]
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "alpha"), [(64, 10, 2), (32, 40, 2), (32, 40, 4)])
+@pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
+def test_it_is_split_again_until_no_inputs_are_left(inputs: int, outputs: int, alpha: int) -> None:
+    model = mlp(inputs, 1024, outputs)
+    optimizer = torch.optim.AdamW(model.parameters())
+    message, stored = "", []
+    while not message:
+        model(torch.randn(4, inputs)).square().sum().backward()
+        optimizer.step()
+        before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
+        try:
+            split(model, alpha=alpha, partition="by_shape", optimizer=optimizer)
+        except ValueError as error:
+            message = str(error)
+        else:
+            check_masks(model)
+            stored.append("masked" if structure_of(model[0]) is None else "grouped")
+    assert "some child would inherit nothing" in message or "too little is left" in message
+    # As long as blocks are large and each child keeps inputs; then the rule of the paper, and then a sentence.
+    assert stored[0] == "grouped"
+    assert stored == sorted(stored)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(now is then for now, then in zip(model.parameters(), held, strict=True))
+
+
+def test_what_was_split_by_the_rule_of_the_paper_is_split_by_it_again() -> None:
+    models = [split(mlp(64, 512, 10), partition="random") for _ in range(2)]
+    assert models[0][0].out_features == 1024
+    assert same(split(models[0], partition="by_shape"), split(models[1], partition="random"))
+
+
+def test_more_blocks_than_pay_are_not_made() -> None:
+    model = split(mlp(256, 1024, 2), alpha=16, partition="by_shape")
+    assert same(model, split(mlp(256, 1024, 2), alpha=16, partition="random"))
+
+
+@pytest.mark.parametrize("name", ["weight_inputs", "plan"])
+def test_names_that_blocks_need_leave_the_weight_masked(name: str) -> None:
+    models = [mlp(64, 1024, 10), mlp(64, 1024, 10)]
+    for model, partition in zip(models, ("by_shape", "random"), strict=True):
+        setattr(model[0], name, "mine")
+        split(model, partition=partition)
+        assert getattr(model[0], name) == "mine"
+    assert same(*models)
+
+
 def test_convolutions_are_split_by_the_rule_of_the_paper() -> None:
     def conv() -> nn.Sequential:
         torch.manual_seed(0)
@@ -88,3 +137,55 @@ def test_it_decides_on_budget_and_layout_itself(options: dict[str, object]) -> N
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     with pytest.raises(MisconfigurationException, match='partition="by_shape" decides'):
         ExpansionCallback(step=1, partition="by_shape", **options)
+
+
+@pytest.mark.parametrize("widths", [(128, 1024, 10), (64, 256, 10)])
+def test_it_is_the_default(widths: tuple[int, ...]) -> None:
+    assert same(split(mlp(*widths)), split(mlp(*widths), partition="by_shape"))
+    callback = ExpansionCallback(step=1)
+    assert (callback.partition, callback.budget, callback.layout) == ("by_shape", None, None)
+
+
+@pytest.mark.parametrize("options", [{"budget": "incoming"}, {"layout": "masked"}, {"budget": "total"}])
+def test_a_budget_or_a_layout_alone_goes_with_the_partition_of_the_paper(options: dict[str, str]) -> None:
+    asked = {"partition": "random", "budget": "total", "layout": "masked", **options}
+    assert same(split(mlp(64, 1024, 10), **options), split(mlp(64, 1024, 10), **asked))
+    callback = ExpansionCallback(step=1, **options)
+    assert {name: getattr(callback, name) for name in asked} == asked
+
+
+@pytest.mark.parametrize("partition", [None, "by_shape"])
+def test_auto_alone_times_how_the_blocks_are_stored(partition: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fastest in ("grouped", "masked"):
+        seconds = {"masked": 2.0, "grouped": 2.0, fastest: 1.0}
+        monkeypatch.setattr(autotune, "measure", lambda layers, *_, seconds=seconds: {n: seconds[n] for n in layers})
+        monkeypatch.setattr(autotune.ChoiceFile, "load", lambda _: {})
+        model, blocks = split(mlp(64, 1024, 10), partition=partition, layout="auto"), split(mlp(64, 1024, 10))
+        assert (structure_of(model[0]) is None) == (fastest == "masked")
+        assert torch.equal(dense_weight(model[0]), dense_weight(blocks[0]))
+        assert torch.equal(dense_mask(model[0]), dense_mask(blocks[0]))
+    narrow = split(mlp(64, 256, 10), partition=partition, layout="auto")
+    assert same(narrow, split(mlp(64, 256, 10), partition="random"))
+
+
+class Functional(nn.Module):
+    """Reads the weights of its layers without calling them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(64, width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(F.linear(x, self.up.weight, self.up.bias))
+        return F.linear(hidden, self.down.weight, self.down.bias)
+
+
+def test_weights_that_are_read_without_their_layer_stay_masked() -> None:
+    models = [Functional(1024), Functional(1024)]
+    for model, partition in zip(models, ("by_shape", "random"), strict=True):
+        fpe.expand(model, partition=partition, example_inputs=torch.zeros(2, 64))
+        model(torch.zeros(2, 64))
+    assert same(*models)
+    with pytest.raises(ValueError, match="does not call its layer with an input"):
+        fpe.expand(Functional(16), partition="shared:2", layout="grouped", example_inputs=torch.zeros(2, 64))

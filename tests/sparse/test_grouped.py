@@ -59,6 +59,15 @@ def test_outputs_and_gradients_equal_the_masked_layer(kind: str, holes: bool) ->
         torch.testing.assert_close(grouped(x[0]), reference[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6), (1, 6), (6,)])
+def test_outputs_are_no_views_that_a_change_in_place_would_part_from_hooks(shape: tuple[int, ...]) -> None:
+    masked, grouped, _ = masked_and_grouped("linear")
+    x = torch.randn(shape, requires_grad=True)
+    assert not grouped(x)._is_view()
+    ours, theirs = (torch.autograd.grad(layer(x).relu_().sum(), x)[0] for layer in (grouped, masked))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_only_the_nonzeros_are_stored(kind: str) -> None:
     masked, grouped, _ = masked_and_grouped(kind)

@@ -207,6 +207,9 @@ def test_what_cannot_stand_in_one_stack_is_refused() -> None:
         Stack([tanh := MLP(12, 4, 1, activation="tanh")], [adam(tanh)])
     with pytest.raises(ValueError, match="found a layer without bias"):
         Stack([bare := MLP(12, 4, 1, bias=False)], [adam(bare)])
+    fpe.expand(grouped := MLP(12, 4, 1), partition="shared", layout="grouped", example_inputs=torch.zeros(2, 12))
+    with pytest.raises(ValueError, match="holds masked weights, found blocks"):
+        Stack([grouped], [adam(grouped)])
     with pytest.raises(ValueError, match="Optimizer 1 of a stack differs"):
         Stack(pair, [optimizers[0], adam(pair[1], lr=0.1)])
     with pytest.raises(ValueError, match="found RMSprop"):
