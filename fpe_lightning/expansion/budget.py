@@ -1,10 +1,14 @@
 """Exact non-zero accounting, and which weights go when there are too many.
 
-A budget rule names the weights of a site (producers and consumers together) that make room for the copies:
+A budget rule names the weights (of a site: producers and consumers together) that make room for the copies:
 
 - ``"total"`` (the paper): one magnitude order over incoming and outgoing weights together;
 - ``"incoming"``: only incoming weights make room, so that no outgoing copy is lost;
 - ``"outgoing"``: only outgoing weights make room, so that every input of a parent stays with one of its children;
+- ``"global"``: one magnitude order over the incoming weights of all sites that are split together, so that a layer of
+  many inputs pays for the copies of one that has few: in a deep network the classifier keeps all of its weights, where
+  the last hidden layer alone could not make room for their copies (``docs/results/deep.md``). For one site it is
+  ``"incoming"``;
 - ``"columns"`` and ``"blocks"``: whole columns and blocks make room (see :mod:`fpe_lightning.expansion.room`).
 
 Ties: copied outgoing weights tie exactly in magnitude. Among equals the weight that comes first goes first: producers
@@ -23,7 +27,8 @@ from fpe_lightning.expansion.smallest import Piece, pieces_of, without_smallest
 from fpe_lightning.sparse.model_masks import masked_parameters
 
 STRUCTURED = ("columns", "blocks")
-BUDGETS = ("total", "incoming", "outgoing", *STRUCTURED)
+GLOBAL = "global"
+BUDGETS = ("total", "incoming", "outgoing", GLOBAL, *STRUCTURED)
 
 
 def count_nonzeros(model: nn.Module) -> int:

@@ -16,12 +16,13 @@ import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.budget import STRUCTURED, count_nonzeros
+from fpe_lightning.expansion.budget import GLOBAL, STRUCTURED, count_nonzeros
 from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
@@ -34,7 +35,7 @@ from fpe_lightning.expansion.refit import BudgetRule, make_ruled_room, settle
 from fpe_lightning.expansion.report import ExpansionReport, SiteReport
 from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
 from fpe_lightning.expansion.single import make_single_room
-from fpe_lightning.expansion.sites import Site
+from fpe_lightning.expansion.sites import Axis, Site
 from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_storage
 from fpe_lightning.expansion.structured import make_structured_room
 from fpe_lightning.expansion.ways import Way, way_of, ways_of
@@ -80,7 +81,8 @@ def expand(
         groups: For ``"clause"``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
         budget: Which weights make room: ``"total"`` (the paper's rule, and what None stands for beside a partition),
-            ``"incoming"`` or ``"outgoing"`` (single weights; see :mod:`fpe_lightning.expansion.budget`),
+            ``"incoming"`` or ``"outgoing"`` (single weights of each site), ``"global"`` (incoming weights of all sites
+            together, which suits deep networks; see :mod:`fpe_lightning.expansion.budget`),
             ``"columns"`` or ``"blocks"`` (whole ones; see :mod:`fpe_lightning.expansion.room`), or a rule such as
             :class:`~fpe_lightning.expansion.refit.DiscriminantRefit`.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
@@ -129,9 +131,12 @@ def expand(
         _check_layout(ways, chosen)
         draft = Draft(model)
         compact = fits_compact(model, chosen, ways, optimizers)
-        reports = tuple(
-            _split(draft, site, factor, ways[site.name], seed, site.name in compact) for site, factor in chosen
-        )
+        done = []
+        for site, factor in chosen:
+            done.append(_split(draft, site, factor, ways[site.name], seed, site.name in compact))
+        if together := [(site, factor) for site, factor in chosen if ways[site.name].budget == GLOBAL]:
+            _make_global_room(draft, together)
+        reports = tuple(each.report(draft) for each in done)
         if change := draft.change():
             raise ValueError(
                 f"Splitting {', '.join(site.name for site, _ in chosen)} together would change the number of non-zeros "
@@ -181,6 +186,39 @@ def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> No
             )
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """Non-zeros of a site: before the split, and with all copies."""
+
+    site: Site
+    alpha: int
+    before: int
+    incoming_before: int
+    incoming_copied: int
+    outgoing_copied: int
+
+    def report(self, draft: Draft) -> SiteReport:
+        """What the split did, once weights have made room."""
+        site, alpha = self.site, self.alpha
+        incoming, outgoing = (_count(draft, axes) for axes in (site.producers, site.consumers))
+        return SiteReport(
+            name=site.name,
+            alpha=alpha,
+            width_before=site.width,
+            width_after=alpha * site.width,
+            fan_in_before=self.incoming_before / site.width,
+            fan_in_after=incoming / (alpha * site.width),
+            nonzeros=self.before,
+            removed_incoming=self.incoming_copied - incoming,
+            removed_outgoing=self.outgoing_copied - outgoing,
+        )
+
+
+def _count(draft: Draft, axes: Iterable[Axis]) -> int:
+    """Entries of some tensors that may be non-zero; one that plays several roles counts once."""
+    return sum(draft.count(parameter) for parameter in dict.fromkeys(axis.parameter for axis in axes))
+
+
 def _split(
     draft: Draft,
     site: Site,
@@ -188,16 +226,13 @@ def _split(
     way: Way,
     seed: int,
     compact: bool,
-) -> SiteReport:
-    """Work out the split of one site."""
-    producers = list(dict.fromkeys(producer.parameter for producer in site.producers))
-    consumers = list(dict.fromkeys(consumer.parameter for consumer in site.consumers))
-    everything = list(dict.fromkeys([*producers, *consumers, *(axis.parameter for axis in site.values)]))
-    for parameter in everything:
+) -> _Counts:
+    """Work out the split of one site; under a global budget it makes no room yet."""
+    everything = [*site.producers, *site.consumers, *site.values]
+    for parameter in dict.fromkeys(axis.parameter for axis in everything):
         if not _is_finite(draft[parameter].value):
             raise ValueError(f"`{parameter}` holds NaN or infinity: the run has diverged, so {site.name} is not split.")
-    before = sum(draft.count(parameter) for parameter in everything)
-    incoming_before = sum(draft.count(parameter) for parameter in producers)
+    before, incoming_before = _count(draft, everything), _count(draft, site.producers)
 
     asked, generator = site, site_generator(seed, site)
     if compact and isinstance(way.partition, SharedPartition):
@@ -213,30 +248,34 @@ def _split(
     for attribute in site.attributes:
         draft.grow(attribute, alpha)
 
-    incoming_copied = sum(draft.count(parameter) for parameter in producers)
-    outgoing_copied = sum(draft.count(parameter) for parameter in consumers)
-    excess = sum(draft.count(parameter) for parameter in everything) - before
-    if way.budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
-        _warn_if_costly(site, alpha, excess, incoming_before)
+    incoming_copied, outgoing_copied = (_count(draft, axes) for axes in (site.producers, site.consumers))
+    excess = _count(draft, everything) - before
+    if way.budget not in (
+        "blocks",
+        GLOBAL,
+    ):  # where outgoing weights are handed out, incoming ones pay nothing for them
+        _warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
     if isinstance(way.budget, BudgetRule):
         make_ruled_room(draft, site, way.budget, excess)
     elif way.budget in STRUCTURED:
         make_structured_room(draft, site, alpha, together, site is not asked, way.budget, before)
-    else:
-        make_single_room(draft, site, alpha, way.budget, excess)
-    incoming_after = sum(draft.count(parameter) for parameter in producers)
-    outgoing_after = sum(draft.count(parameter) for parameter in consumers)
-    return SiteReport(
-        name=site.name,
-        alpha=alpha,
-        width_before=site.width,
-        width_after=alpha * site.width,
-        fan_in_before=incoming_before / site.width,
-        fan_in_after=incoming_after / (alpha * site.width),
-        nonzeros=before,
-        removed_incoming=incoming_copied - incoming_after,
-        removed_outgoing=outgoing_copied - outgoing_after,
-    )
+    elif way.budget != GLOBAL:
+        make_single_room(draft, [(site, alpha)], way.budget, excess)
+    return _Counts(site, alpha, before, incoming_before, incoming_copied, outgoing_copied)
+
+
+def _make_global_room(draft: Draft, split: list[tuple[Site, int]]) -> None:
+    """Let the incoming weights of all sites make room for the copies of all."""
+    excess = draft.change()
+    incoming = _count(draft, [producer for site, _ in split for producer in site.producers])
+    _warn_if_costly(", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split), excess, incoming)
+    make_single_room(draft, split, GLOBAL, excess)
+    for producer in [producer for site, _ in split for producer in site.producers]:
+        if not draft.count(producer.parameter):
+            raise ValueError(
+                f'budget="{GLOBAL}" takes all weights of `{producer.parameter}`, whose magnitudes are the smallest of '
+                "all layers, and nothing would pass it; leave its site out, or use another budget."
+            )
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -257,13 +296,13 @@ def site_generator(seed: int, site: Site) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _warn_if_costly(site: Site, alpha: int, excess: int, incoming: int) -> None:
+def _warn_if_costly(what: str, excess: int, incoming: int) -> None:
     """METHOD: where copies eat a large share of what the neurons read, a split loses accuracy."""
     if 2 * excess > incoming:
         warnings.warn(
-            f"Splitting {site.name} by alpha={alpha} adds {excess} copies to {incoming} incoming weights "
-            f"({excess / incoming:.0%}), and as many weights have to go. With few inputs and many outputs a split "
-            "tends to lose accuracy; consider a smaller alpha.",
+            f"Splitting {what} adds {excess} copies to {incoming} incoming weights ({excess / incoming:.0%}), and as "
+            "many weights have to go. With few inputs and many outputs a split tends to lose accuracy; consider a "
+            "smaller alpha.",
             ExpansionWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

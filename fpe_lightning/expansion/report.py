@@ -17,7 +17,8 @@ class SiteReport:
         width_after: Neurons after it.
         fan_in_before: Mean number of incoming weights of a neuron before the split.
         fan_in_after: The same of a child, after weights made room.
-        nonzeros: Non-zero parameters of the site: incoming, outgoing, biases and norms; the same before and after.
+        nonzeros: Non-zero parameters of the site: incoming, outgoing, biases and norms; the same before and
+            after, unless sites pay for each other (``budget="global"``): then before.
         removed_incoming: Incoming weights that made room.
         removed_outgoing: Outgoing weights (of the copies and the originals together) that made room.
     """

@@ -1,8 +1,9 @@
-"""Make room at one site by single weights; the rules are in :mod:`fpe_lightning.expansion.budget`."""
+"""Make room by single weights; the rules are in :mod:`fpe_lightning.expansion.budget`."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,20 +15,19 @@ from fpe_lightning.expansion.sites import Axis, Site
 from fpe_lightning.expansion.smallest import pieces_of
 
 
-def make_single_room(draft: Draft, site: Site, alpha: int, budget: str, excess: int) -> None:
-    """Remove as many of a site's weights as its copies added, those of smallest magnitude.
+def make_single_room(draft: Draft, split: Sequence[tuple[Site, int]], budget: str, excess: int) -> None:
+    """Remove as many weights of some sites as their copies added, those of smallest magnitude of all of them.
 
     Args:
-        draft: The expansion, in which the site is widened already.
-        site: The site.
-        alpha: Children of each unit.
-        budget: ``"total"``, ``"incoming"`` or ``"outgoing"``.
+        draft: The expansion, in which the sites are widened already.
+        split: Sites, each with the number of children of its units.
+        budget: ``"total"``, ``"incoming"``, ``"outgoing"`` or ``"global"``.
         excess: How many weights have to go.
 
     Raises:
         ValueError: If too little would be left.
     """
-    candidates = _candidates(site, budget)
+    candidates = _candidates(split, budget)
     drafts = [draft[name] for name in candidates]
     inside: list[Tensor | None] = []
     pieces, alive = [], 0
@@ -37,7 +37,7 @@ def make_single_room(draft: Draft, site: Site, alpha: int, budget: str, excess: 
             pieces.append(tensor.pieces())
             alive += tensor.count()
         else:
-            stretches = (_stretch(draft, axis, alpha) for axis in candidates[name])
+            stretches = (_stretch(draft, axis, alpha) for axis, alpha in candidates[name])
             stretch = functools.reduce(torch.logical_or, stretches)
             inside.append(stretch)
             counts = draft.mask(name) & stretch
@@ -47,10 +47,10 @@ def make_single_room(draft: Draft, site: Site, alpha: int, budget: str, excess: 
         kept = keep_largest(pieces, alive, excess, comparable([tensor.value for tensor in drafts]))
     except ValueError as error:
         names = " and ".join(candidates)
+        described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split)
         raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} adds {excess} copies of outgoing weights, biases and "
-            f"norms, and as many weights of {names} have to go. {error} Use a smaller alpha, another "
-            "budget, or leave this site out."
+            f"Splitting {described} adds {excess} copies of outgoing weights, biases and norms, and as many weights of "
+            f"{names} have to go. {error} Use a smaller alpha, another budget, or leave this site out."
         ) from error
     for name, tensor, own, stays in zip(candidates, drafts, inside, kept, strict=True):
         if isinstance(tensor, CompactTensor):
@@ -67,10 +67,11 @@ def _stretch(draft: Draft, axis: Axis, alpha: int) -> Tensor:
     return inside.view([-1 if dim == axis.dim else 1 for dim in range(value.dim())])
 
 
-def _candidates(site: Site, budget: str) -> dict[str, list[Axis]]:
+def _candidates(split: Sequence[tuple[Site, int]], budget: str) -> dict[str, list[tuple[Axis, int]]]:
     """The axes whose weights make room, by parameter: a weight may lie in a producing and in a consuming stretch."""
-    axes = {"total": [*site.producers, *site.consumers], "incoming": site.producers, "outgoing": site.consumers}[budget]
-    candidates: dict[str, list[Axis]] = {}
-    for axis in axes:
-        candidates.setdefault(axis.parameter, []).append(axis)
+    candidates: dict[str, list[tuple[Axis, int]]] = {}
+    for site, alpha in split:
+        axes = {"total": [*site.producers, *site.consumers], "outgoing": site.consumers}.get(budget, site.producers)
+        for axis in axes:
+            candidates.setdefault(axis.parameter, []).append((axis, alpha))
     return candidates

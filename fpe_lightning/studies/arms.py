@@ -79,6 +79,7 @@ ARMS: dict[str, Arm] = {
 SUFFIXES: dict[str, dict[str, Any]] = {
     "incoming": {"budget": "incoming"},
     "outgoing": {"budget": "outgoing"},
+    "global": {"budget": "global"},
     "columns": {"budget": "columns"},
     "blocks": {"budget": "blocks"},
     "redraw": {"redraw": True},
