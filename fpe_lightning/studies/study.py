@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpe_lightning.expansion.budget import GLOBAL
 from fpe_lightning.studies.arms import Arm, arms_named
 from fpe_lightning.studies.boolean import Regime
 from fpe_lightning.studies.clip_probe import Probe
@@ -18,6 +19,7 @@ from fpe_lightning.studies.pictures import CNN, ViT
 from fpe_lightning.studies.pixels import Pixels
 from fpe_lightning.studies.robustness import Robustness
 from fpe_lightning.studies.setting import Setting
+from fpe_lightning.studies.splitting import FROM_ROWS
 from fpe_lightning.studies.training import run_block
 
 STUDIES: dict[str, type[Setting]] = {
@@ -99,6 +101,11 @@ class Study:
                     )
                 if arm.again is not None and not isinstance(setting.hidden, int):
                     raise StudyError(f"Arm {name!r} refits one hidden layer, but setting {label!r} has several.")
+                if arm.budget == GLOBAL and arm.partition in FROM_ROWS and not isinstance(setting.hidden, int):
+                    raise StudyError(
+                        f"Arm {name!r} splits the hidden layers of setting {label!r} one after the other, as its "
+                        "partition is that of the first: they cannot make room together; drop `_global`."
+                    )
 
     def prepare(self) -> None:
         """Find the data of every setting, and check that its networks fit them.

@@ -19,7 +19,7 @@ from fpe_lightning.sparse import GroupedLinear, parents_of, record_of
 
 EXPAND = sys.modules["fpe_lightning.expansion.expand"]  # the module; the package has a function of that name
 PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
-BUDGETS = ("total", "incoming", "outgoing", "columns", "blocks")
+BUDGETS = ("total", "incoming", "outgoing", "global", "columns", "blocks")
 
 
 def mlp() -> tuple[nn.Module, Tensor]:

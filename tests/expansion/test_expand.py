@@ -292,7 +292,7 @@ class Gate(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Splitting first")
-@pytest.mark.parametrize("budget", ["total", "incoming", "outgoing", "columns", "blocks"])
+@pytest.mark.parametrize("budget", ["total", "incoming", "outgoing", "global", "columns", "blocks"])
 def test_a_weight_that_produces_and_consumes_makes_room_once(budget: str) -> None:
     model, x = Gate(), torch.randn(4, 64)
     (site,) = fpe.find_sites(model, x)

@@ -76,3 +76,12 @@ def test_an_arm_that_splits_twice_keeps_the_budget_and_ends_wider() -> None:
         Study({"A": regime}, ["random_x2_at_4_then_3"]).check()
     with pytest.raises(StudyError, match="refits one hidden layer, but setting 'A' has several"):
         Study({"A": Regime(hidden=[4, 4])}, ["random_x2_at_1_then_3"]).check()
+
+
+def test_hidden_layers_make_room_together_where_the_arm_says_so() -> None:
+    regime = Regime(hidden=[4, 4], epochs=4, samples=64)
+    rows = run_block(regime, arms_named(["dense", "random_global_at_1"]), [0])
+    assert [row.status for row in rows] == ["done", "done"]
+    assert rows[0].nonzeros == rows[1].nonzeros
+    with pytest.raises(StudyError, match="cannot make room together; drop `_global`"):
+        Study({"A": regime}, ["interaction_global_at_1"]).check()
