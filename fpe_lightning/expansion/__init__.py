@@ -5,7 +5,6 @@ from fpe_lightning.expansion.budget import count_nonzeros as count_nonzeros
 from fpe_lightning.expansion.checkpoint import load_expanded_state_dict as load_expanded_state_dict
 from fpe_lightning.expansion.checkpoint import restore_structure as restore_structure
 from fpe_lightning.expansion.checkpoint import restore_structure_on_load as restore_structure_on_load
-from fpe_lightning.expansion.expand import ExpansionWarning as ExpansionWarning
 from fpe_lightning.expansion.expand import expand as expand
 from fpe_lightning.expansion.find import Refusal as Refusal
 from fpe_lightning.expansion.find import find_sites as find_sites
@@ -16,3 +15,4 @@ from fpe_lightning.expansion.sites import Attribute as Attribute
 from fpe_lightning.expansion.sites import Axis as Axis
 from fpe_lightning.expansion.sites import Producer as Producer
 from fpe_lightning.expansion.sites import Site as Site
+from fpe_lightning.expansion.split_site import ExpansionWarning as ExpansionWarning

@@ -11,40 +11,29 @@ The steps of the paper's definition, for each site (a dense layer pair ``W1``, `
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Generator, Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.budget import GLOBAL, STRUCTURED, count_nonzeros
-from fpe_lightning.expansion.compact import fits_compact, hand_out_blocks, put_in_place
+from fpe_lightning.expansion.budget import GLOBAL, count_nonzeros
+from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
 from fpe_lightning.expansion.held import check_unwrapped, check_whole
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
-from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.partition import Groups, Partition
-from fpe_lightning.expansion.partition_shared import SharedPartition
-from fpe_lightning.expansion.refit import BudgetRule, make_ruled_room, settle
-from fpe_lightning.expansion.report import ExpansionReport, SiteReport
+from fpe_lightning.expansion.refit import BudgetRule, settle
+from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
-from fpe_lightning.expansion.single import make_single_room
-from fpe_lightning.expansion.sites import Axis, Site
+from fpe_lightning.expansion.sites import Site
+from fpe_lightning.expansion.split_site import make_global_room, split_site
 from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_storage
-from fpe_lightning.expansion.structured import make_structured_room
 from fpe_lightning.expansion.ways import Way, way_of, ways_of
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
 from fpe_lightning.sparse.storage import stored_masked
-
-
-class ExpansionWarning(UserWarning):
-    """An expansion that is possible but unlikely to help."""
 
 
 def expand(
@@ -131,12 +120,13 @@ def expand(
         _check_layout(ways, chosen)
         draft = Draft(model)
         compact = fits_compact(model, chosen, ways, optimizers)
-        done = []
+        counts, reports = [], []
         for site, factor in chosen:
-            done.append(_split(draft, site, factor, ways[site.name], seed, site.name in compact))
+            counts.append(split_site(draft, site, factor, ways[site.name], seed, site.name in compact))
+            reports.append(counts[-1].report(draft))  # before a later site takes from weights that both touch
         if together := [(site, factor) for site, factor in chosen if ways[site.name].budget == GLOBAL]:
-            _make_global_room(draft, together)
-        reports = tuple(each.report(draft) for each in done)
+            make_global_room(draft, together)
+            reports = [each.report(draft) for each in counts]
         if change := draft.change():
             raise ValueError(
                 f"Splitting {', '.join(site.name for site, _ in chosen)} together would change the number of non-zeros "
@@ -163,7 +153,7 @@ def expand(
             settle(each, site, budget)
     after = count_nonzeros(model)
     assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
-    return ExpansionReport(before, after, reports, {name: str(choice) for name, choice in choices.items()})
+    return ExpansionReport(before, after, tuple(reports), {name: str(choice) for name, choice in choices.items()})
 
 
 def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -> list[tuple[Site, int]]:
@@ -184,125 +174,3 @@ def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> No
                 f"{alpha} inputs: that is sparser than 2:4, and a 2:4 kernel would multiply zeros. Use alpha=2, or "
                 'layout="grouped" with partition="shared:4".'
             )
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """Non-zeros of a site: before the split, and with all copies."""
-
-    site: Site
-    alpha: int
-    before: int
-    incoming_before: int
-    incoming_copied: int
-    outgoing_copied: int
-
-    def report(self, draft: Draft) -> SiteReport:
-        """What the split did, once weights have made room."""
-        site, alpha = self.site, self.alpha
-        incoming, outgoing = (_count(draft, axes) for axes in (site.producers, site.consumers))
-        return SiteReport(
-            name=site.name,
-            alpha=alpha,
-            width_before=site.width,
-            width_after=alpha * site.width,
-            fan_in_before=self.incoming_before / site.width,
-            fan_in_after=incoming / (alpha * site.width),
-            nonzeros=self.before,
-            removed_incoming=self.incoming_copied - incoming,
-            removed_outgoing=self.outgoing_copied - outgoing,
-        )
-
-
-def _count(draft: Draft, axes: Iterable[Axis]) -> int:
-    """Entries of some tensors that may be non-zero; one that plays several roles counts once."""
-    return sum(draft.count(parameter) for parameter in dict.fromkeys(axis.parameter for axis in axes))
-
-
-def _split(
-    draft: Draft,
-    site: Site,
-    alpha: int,
-    way: Way,
-    seed: int,
-    compact: bool,
-) -> _Counts:
-    """Work out the split of one site; under a global budget it makes no room yet."""
-    everything = [*site.producers, *site.consumers, *site.values]
-    for parameter in dict.fromkeys(axis.parameter for axis in everything):
-        if not _is_finite(draft[parameter].value):
-            raise ValueError(f"`{parameter}` holds NaN or infinity: the run has diverged, so {site.name} is not split.")
-    before, incoming_before = _count(draft, everything), _count(draft, site.producers)
-
-    asked, generator = site, site_generator(seed, site)
-    if compact and isinstance(way.partition, SharedPartition):
-        site, together = hand_out_blocks(draft, site, alpha, way.partition, generator)
-    else:
-        shares = draw_shares(draft, site, alpha, way.partition, generator)
-        together = common_group(shares)
-        if way.layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
-            site = site if together == 1 else block_order(draft.model, site)
-        hand_out(draft, site, alpha, shares, None if site is asked else together)
-    for axis in (*site.consumers, *site.values):
-        draft.widen(axis, alpha)
-    for attribute in site.attributes:
-        draft.grow(attribute, alpha)
-
-    incoming_copied, outgoing_copied = (_count(draft, axes) for axes in (site.producers, site.consumers))
-    excess = _count(draft, everything) - before
-    if way.budget not in (
-        "blocks",
-        GLOBAL,
-    ):  # where outgoing weights are handed out, incoming ones pay nothing for them
-        _warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
-    if isinstance(way.budget, BudgetRule):
-        make_ruled_room(draft, site, way.budget, excess)
-    elif way.budget in STRUCTURED:
-        make_structured_room(draft, site, alpha, together, site is not asked, way.budget, before)
-    elif way.budget != GLOBAL:
-        make_single_room(draft, [(site, alpha)], way.budget, excess)
-    return _Counts(site, alpha, before, incoming_before, incoming_copied, outgoing_copied)
-
-
-def _make_global_room(draft: Draft, split: list[tuple[Site, int]]) -> None:
-    """Let the incoming weights of all sites make room for the copies of all."""
-    excess = draft.change()
-    incoming = _count(draft, [producer for site, _ in split for producer in site.producers])
-    _warn_if_costly(", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split), excess, incoming)
-    make_single_room(draft, split, GLOBAL, excess)
-    for producer in [producer for site, _ in split for producer in site.producers]:
-        if not draft.count(producer.parameter):
-            raise ValueError(
-                f'budget="{GLOBAL}" takes all weights of `{producer.parameter}`, whose magnitudes are the smallest of '
-                "all layers, and nothing would pass it; leave its site out, or use another budget."
-            )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; the extremes tell, without a copy."""
-    return not tensor.numel() or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
-
-
-def site_generator(seed: int, site: Site) -> Generator:
-    """The source of randomness of one site: the same on every process, whatever other sites are split or compiled.
-
-    Example:
-        >>> site = Site("0", 8, 4, (), (), ())
-        >>> site_generator(0, site).initial_seed() == site_generator(0, site).initial_seed()
-        True
-    """
-    name = site.name.replace("_orig_mod.", "")  # what torch.compile puts in front
-    digest = hashlib.sha256(f"{seed}:{name}:{site.width}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _warn_if_costly(what: str, excess: int, incoming: int) -> None:
-    """METHOD: where copies eat a large share of what the neurons read, a split loses accuracy."""
-    if 2 * excess > incoming:
-        warnings.warn(
-            f"Splitting {what} adds {excess} copies to {incoming} incoming weights ({excess / incoming:.0%}), and as "
-            "many weights have to go. With few inputs and many outputs a split tends to lose accuracy; consider a "
-            "smaller alpha.",
-            ExpansionWarning,
-            stacklevel=4,
-        )

@@ -10,9 +10,9 @@ from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.affinity import affinity_partition, input_affinity
-from fpe_lightning.expansion.expand import ExpansionWarning
 from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.expansion.refit import DiscriminantRefit
+from fpe_lightning.expansion.split_site import ExpansionWarning
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.studies.arms import Arm

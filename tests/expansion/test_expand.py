@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 import fpe_lightning as fpe
-from fpe_lightning.expansion.expand import site_generator
+from fpe_lightning.expansion.split_site import site_generator
 from fpe_lightning.sparse import check_masks, mask_of, masked_parameters, parents_of
 
 CLAUSES = [list(range(start, start + 4)) for start in range(0, 48, 4)]
@@ -110,6 +110,14 @@ def test_total_budget_removes_by_one_magnitude_order() -> None:
         else:
             gone.append(old.detach().abs()[~mask.view(5, 2, 64).any(1)])
     assert torch.cat(gone).max() <= torch.cat(kept).min()
+
+
+@pytest.mark.parametrize("budget", ["total", "incoming", "columns"])
+def test_each_site_reports_its_own_room_where_sites_share_a_weight(budget: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    first, second = fpe.expand(model, alpha=2, budget=budget, example_inputs=torch.randn(2, 64)).sites
+    assert first.removed_incoming + first.removed_outgoing == 8 + 8 * 6, "copies of biases and of outgoing weights"
+    assert second.removed_incoming + second.removed_outgoing == 6 + 6 * 2
 
 
 def test_outgoing_budget_keeps_every_input() -> None:

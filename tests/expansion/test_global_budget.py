@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fpe_lightning as fpe
-from fpe_lightning.expansion.expand import ExpansionWarning
+from fpe_lightning.expansion.split_site import ExpansionWarning
 from fpe_lightning.sparse.masked import mask_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Splitting 0 by alpha=2", "ignore:Splitting 2 by alpha=2")
