@@ -94,7 +94,7 @@ def reach_of(found: Sequence[Estimate]) -> np.ndarray:
 
 
 def curve(ax: Axes, points: dict[float, dict[int, float]], label: str, style: int) -> None:
-    """Means with intervals, told apart by colour and mark alike."""
+    """Means with intervals, told apart by colour and mark alike; broken lines where colours come again."""
     found = {value: estimate(seeds) for value, seeds in points.items() if seeds}
     means = np.array([each.mean for each in found.values()])
     ax.errorbar(
@@ -103,6 +103,7 @@ def curve(ax: Axes, points: dict[float, dict[int, float]], label: str, style: in
         yerr=reach_of(list(found.values())),
         label=label.replace("_", " "),
         color=COLORS[style % len(COLORS)],
+        linestyle="-" if style < len(COLORS) else "--",
         marker="so^DvP*X<>"[style % 10],
         markersize=4,
         linewidth=1,

@@ -88,12 +88,16 @@ def epochs_figure(rows: Sequence[Row]) -> Figure | None:
         rows: Runs of one study.
 
     Returns:
-        A panel for each setting, those of a grid in rows of its first number; bars are 95 % intervals over seeds, lines
-        are the means of the baselines. None where there are fewer than three epochs.
+        A panel for each setting in which something was split, those of a grid in rows of its first number; bars are
+        95 % intervals over seeds, lines are the means of the baselines. None where there are fewer than three epochs.
     """
-    arms, settings = names(rows, "arm"), names(rows, "setting")
+    arms = names(rows, "arm")
     moved = {arm: epoch for arm in arms if (epoch := arm_named(arm).split) is not None}
     if len(set(moved.values())) < 3:
+        return None
+    ran = {row.setting for row in rows if row.status == "done" and row.arm in moved}
+    settings = [setting for setting in names(rows, "setting") if setting in ran]
+    if not settings:
         return None
     families = {family: {moved[arm]: arm for arm in moved if _family(arm) == family} for family in map(_family, moved)}
     numbers = [values_of(setting)[1] for setting in settings]

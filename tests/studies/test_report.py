@@ -103,6 +103,15 @@ def test_epochs_of_the_split_have_a_figure_of_their_own() -> None:
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["random", "dense, at any epoch"]
 
 
+def test_settings_in_which_nothing_could_be_split_have_no_panel_of_epochs() -> None:
+    timed = [row for epoch in (0, 2, 10) for row in moved("A", f"random_at_{epoch}", 0.9)]
+    failed = [replace(row, setting="B", status="failed", why="too little is left") for row in timed]
+    drawn = epochs_figure([*failed, *timed, *moved("B", "dense", 0.8)])
+    assert drawn is not None
+    assert [ax.get_title() for ax in drawn.axes] == ["A"]
+    assert epochs_figure([*failed, *moved("B", "dense", 0.8)]) is None
+
+
 def test_many_settings_stand_in_rows() -> None:
     drawn = arms_figure([row for each in range(6) for row in moved(f"S{each}", "dense", 0.5)])
     assert [ax.get_visible() for ax in drawn.axes] == [True] * 6 + [False] * 2
