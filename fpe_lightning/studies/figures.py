@@ -29,7 +29,7 @@ STYLES: dict[str, Literal[":", "--"]] = dict(zip(BASELINES, (":", "--"), strict=
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
 """Okabe and Ito's colours, which the colour-blind can tell apart."""
 ACROSS = 4
-"""Panels in a row."""
+"""Panels in a row, at most."""
 
 
 def arms_figure(rows: Sequence[Row]) -> Figure:
@@ -42,8 +42,8 @@ def arms_figure(rows: Sequence[Row]) -> Figure:
         A figure with one panel a setting; dotted and dashed lines are the means of the baselines.
     """
     settings, arms = names(rows, "setting"), names(rows, "arm")
-    across = min(ACROSS, len(settings))
-    down = -(-len(settings) // across)
+    down = -(-len(settings) // ACROSS)
+    across = -(-len(settings) // down)  # rows of equal length, as far as that goes
     size = (3.4 * across + 2.4, down * (0.3 * len(arms) + 1.0) + 1.0)
     drawn = Figure(figsize=size, layout="constrained")
     axes = list(drawn.subplots(down, across, sharey=True, squeeze=False).flat)

@@ -12,7 +12,7 @@ from rich.console import Console
 from fpe_lightning.studies.__main__ import main
 
 
-@pytest.mark.parametrize("config", ["clip_probe", "clip_probe_full"])
+@pytest.mark.parametrize("config", ["clip_probe", "clip_probe_alpha_8"])
 def test_two_keys_take_the_shipped_config_to_a_folder_of_pictures(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
