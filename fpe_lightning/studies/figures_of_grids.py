@@ -60,9 +60,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure | None:
             drawn_already |= set(panel.values())
     if not chosen:
         return None
-    arms = _one_of_each_family(names(rows, "arm"))
-    if len(arms) > FEW:
-        arms = [arm for arm in arms if not arm_named(arm).marked]
+    arms = few(_one_of_each_family(names(rows, "arm")))
     across = min(3, len(chosen))
     down = -(-len(chosen) // across)
     drawn = Figure(figsize=(3.6 * across + 0.4, 2.7 * down + 1.0), layout="constrained")
@@ -125,6 +123,16 @@ def epochs_figure(rows: Sequence[Row]) -> Figure | None:
     ]
     _finish(drawn, axes, len(settings), lines)
     return drawn
+
+
+def few(arms: Sequence[str]) -> list[str]:
+    """The arms, or where they are many those that spend no more non-zeros than the others.
+
+    Example:
+        >>> few(["dense", "ensemble"]), few(["dense", "ensemble", *(f"random_at_{epoch}" for epoch in range(7))])[:2]
+        (['dense', 'ensemble'], ['dense', 'random_at_0'])
+    """
+    return [arm for arm in arms if len(arms) <= FEW or not arm_named(arm).marked]
 
 
 def _one_of_each_family(arms: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fpe_lightning.studies.arms import BASELINES
 from fpe_lightning.studies.figures import curve
+from fpe_lightning.studies.figures_of_grids import few
 from fpe_lightning.studies.findings import Findings
 from fpe_lightning.studies.overview import values_of
 from fpe_lightning.studies.results import Row
@@ -62,20 +63,20 @@ def clean_errors(rows: Sequence[Row]) -> Table:
 
 
 def conditions(rows: Sequence[Row], setting: str) -> list[Table]:
-    """Accuracies and calibration errors of one setting, a line for each condition; then the paired differences."""
+    """Accuracies and calibration errors of one setting, a line for each arm; then its differences to each baseline."""
     arms, found = names(rows, "arm"), measured(rows)
-    pairs = [(arm, base) for base in BASELINES for arm in arms if base in arms and arm != base]
-    # Of two baselines the second is not compared with the first both ways.
-    pairs = [(arm, base) for arm, base in pairs if (base, arm) not in pairs or BASELINES.index(base) == 0]
     tables = []
     for prefix, what in (("", "accuracy in %"), (ERROR, "expected calibration error in %")):
-        levels = [(c, *(plus_minus(estimate(by_seed(rows, setting, a, prefix + c))) for a in arms)) for c in found]
+        levels = [
+            (arm, *(plus_minus(estimate(by_seed(rows, setting, arm, prefix + c))) for c in found)) for arm in arms
+        ]
         title = f"Setting {setting}: {what} on test pictures, mean ± standard error"
-        tables.append(Table(title, ("test pictures", *arms), levels, []))
-        header = ("test pictures", *(f"{arm} minus {base}" for arm, base in pairs))
-        apart = [(c, *(difference(rows, setting, arm, base, prefix + c) for arm, base in pairs)) for c in found]
-        title = f"Setting {setting}: {what}, paired differences in points [95 %], then relative"
-        tables.append(Table(title, header, apart, []))
+        tables.append(Table(title, ("arm", *found), levels, []))
+        for base in BASELINES:
+            others = [arm for arm in arms if arm != base] if base in arms else []
+            apart = [(arm, *(difference(rows, setting, arm, base, prefix + c) for c in found)) for arm in others]
+            title = f"Setting {setting}: {what} minus {base}, paired, in points [95 %], then relative"
+            tables += [Table(title, ("arm", *found), apart, [])] if apart else []
     return tables
 
 
@@ -86,7 +87,8 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     clean pictures, and where several values of something else go with it, at the one with the most.
 
     Returns:
-        A column for each; None where nothing was measured.
+        A column for each; None where nothing was measured. Of many arms those that spend more non-zeros than the
+        others are left out.
     """
     settings = names(rows, "setting")
     found = measured(rows)
@@ -121,7 +123,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
 
 
 def _panel(ax: Axes, rows: Sequence[Row], levels: dict[float, tuple[str, str]], prefix: str) -> None:
-    for style, arm in enumerate(names(rows, "arm")):
+    for style, arm in enumerate(few(names(rows, "arm"))):
         at = {level: by_seed(rows, setting, arm, prefix + name) for level, (setting, name) in sorted(levels.items())}
         curve(ax, at, arm, style)
     ax.tick_params(labelsize=8)

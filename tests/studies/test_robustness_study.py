@@ -20,7 +20,6 @@ from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.robustness import Robustness, mislabelled
 from fpe_lightning.studies.robustness_report import ERROR, findings
 from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.tables import as_markdown
 from fpe_lightning.studies.task import Task
 from fpe_lightning.studies.training import run_block
 
@@ -171,18 +170,22 @@ def made(setting: str, lift: float) -> list[Row]:
 
 def test_the_report_holds_every_condition_and_differences_to_both_baselines() -> None:
     found = findings(made("S", 0.1))
-    lines = as_markdown(found.tables).splitlines()
-    assert "| test pictures | dense | random | wide_sparse |" in lines
-    assert "| noise=0.2 | 40.5 ± 0.5 | 50.5 ± 0.5 | 45.5 ± 0.5 |" in lines
-    assert "| test pictures | random minus dense | wide_sparse minus dense | random minus wide_sparse |" in lines
-    (line,) = [line for line in lines if line.startswith("| noise=0.1 | +10.0 ")]
-    assert (
-        line == "| noise=0.1 | +10.0 [+10.0, +10.0], +20.0 % | +5.0 [+5.0, +5.0], +10.0 % | +5.0 [+5.0, +5.0], +9.1 % |"
+    tables = {
+        table.title.partition(": ")[2]: dict((line[0], line[1:]) for line in table.lines) for table in found.tables
+    }
+    assert all(table.header == ("arm", "clean", "noise=0.1", "noise=0.2") for table in found.tables)
+    levels = tables["accuracy in % on test pictures, mean ± standard error"]
+    assert [levels[arm][2] for arm in ("dense", "random", "wide_sparse")] == ["40.5 ± 0.5", "50.5 ± 0.5", "45.5 ± 0.5"]
+    dense, wide = (
+        tables[f"accuracy in % minus {base}, paired, in points [95 %], then relative"]
+        for base in ("dense", "wide_sparse")
     )
-    assert (
-        "| noise=0.2 | -10.0 [-10.0, -10.0], -33.3 % | -5.0 [-5.0, -5.0], -16.7 % | -5.0 [-5.0, -5.0], -20.0 % |"
-        in lines
-    )
+    assert dense["random"][1] == "+10.0 [+10.0, +10.0], +20.0 %"
+    assert dense["wide_sparse"][1] == "+5.0 [+5.0, +5.0], +10.0 %"
+    assert wide["random"][1] == "+5.0 [+5.0, +5.0], +9.1 %"
+    assert (set(dense), set(wide)) == ({"random", "wide_sparse"}, {"dense", "random"})
+    errors = tables["expected calibration error in % minus wide_sparse, paired, in points [95 %], then relative"]
+    assert errors["random"][2] == "-5.0 [-5.0, -5.0], -20.0 %"
 
 
 def test_the_figure_has_a_column_for_everything_that_gets_worse() -> None:
