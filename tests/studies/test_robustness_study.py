@@ -170,9 +170,7 @@ def made(setting: str, lift: float) -> list[Row]:
 
 def test_the_report_holds_every_condition_and_differences_to_both_baselines() -> None:
     found = findings(made("S", 0.1))
-    tables = {
-        table.title.partition(": ")[2]: dict((line[0], line[1:]) for line in table.lines) for table in found.tables
-    }
+    tables = {table.title.partition(": ")[2]: {line[0]: line[1:] for line in table.lines} for table in found.tables}
     assert all(table.header == ("arm", "clean", "noise=0.1", "noise=0.2") for table in found.tables)
     levels = tables["accuracy in % on test pictures, mean ± standard error"]
     assert [levels[arm][2] for arm in ("dense", "random", "wide_sparse")] == ["40.5 ± 0.5", "50.5 ± 0.5", "45.5 ± 0.5"]
