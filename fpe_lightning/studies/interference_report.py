@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ NOTES = (
     "Each point of a fit is an arm in a setting. R^2 has a 95 % bootstrap interval over settings; as they share "
     "seeds, it is rather too narrow. The rank correlation is Spearman's.",
     "A dense layer has collisions and coverage of 1, so those after the split are their own fold changes.",
+    "Layers of which fewer than two neurons kept a weight have no cosines, and no point in their fits.",
 )
 
 
@@ -72,16 +74,18 @@ def fold(rows: Sequence[Row], setting: str, arm: str, measure: str, when: str) -
     Returns:
         A ratio of means over seeds; None where something was not measured, or the denominator is zero.
     """
-
-    def mean(moment: str, of: str = arm) -> float | None:
-        values = by_seed(rows, setting, of, f"{measure}_{moment}")
-        return estimate(values).mean / 100 if values else None
-
-    above = mean("after") if when == "split" else mean("end")
-    below = mean("before") if when == "split" else mean("end", "dense")
+    above = measured(rows, setting, arm, f"{measure}_{'after' if when == 'split' else 'end'}")
+    below = measured(rows, setting, *((arm, f"{measure}_before") if when == "split" else ("dense", f"{measure}_end")))
     if when == "split" and below is None and measure in ("collisions", "coverage"):
         below = 1.0  # that of every dense layer
     return above / below if above is not None and below else None
+
+
+def measured(rows: Sequence[Row], setting: str, arm: str, column: str) -> float | None:
+    """The mean of a measure over seeds; None where a seed has none, as a layer of dead neurons has no cosines."""
+    values = by_seed(rows, setting, arm, column)
+    mean = estimate(values).mean / 100 if values else math.nan
+    return None if math.isnan(mean) else mean
 
 
 def accuracies(rows: Sequence[Row], setting: str, arm: str) -> tuple[float, float] | None:
@@ -143,7 +147,9 @@ def summary_table(bases: Mapping[str, Sequence[Row]]) -> Table:
     lines = []
     for base, rows in bases.items():
         found = [points(rows, measure, when) for measure, when in shown]
-        lines.append((base, str(max(map(len, found))), *(_directed(fitted(each)) for each in found)))
+        counts = sorted({len(each) for each in found if each})
+        count = " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))
+        lines.append((base, count or "-", *(_directed(fitted(each)) for each in found)))
     title = "R^2 [95 %] of the relative gain on each fold change, and which way the line goes"
     return Table(title, header, lines, [])
 
@@ -214,8 +220,8 @@ def _cell(rows: Sequence[Row], setting: str, arm: str, measure: str) -> str:
     """Both pairs of a measure, as ``0.21 -> 0.43 (2.0); 0.20 -> 0.40 (2.0)``."""
 
     def mean(of: str, moment: str) -> str:
-        values = by_seed(rows, setting, of, f"{measure}_{moment}")
-        return f"{estimate(values).mean / 100:.3f}" if values else "-"
+        found = measured(rows, setting, of, f"{measure}_{moment}")
+        return "-" if found is None else f"{found:.3f}"
 
     if measure in ("collisions", "coverage"):
         return f"1 -> {mean(arm, 'after')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,6 +119,21 @@ def test_fold_changes_and_gains_are_ratios_of_means() -> None:
     assert fold(EXACT, setting, "random", "cosine", "split") is None
     assert gain(EXACT, setting, "random") == pytest.approx(15)
     assert [point.arm for point in points(EXACT, "capacity", "split")] == ["random"] * 4
+
+
+def test_layers_without_cosines_make_no_point_and_leave_the_others_in_the_fit() -> None:
+    rows = [
+        Row(**{**vars(each), "measures": {name.replace("capacity", "cosine"): v for name, v in each.measures.items()}})
+        for each in EXACT
+    ]
+    dead = next(each for each in rows if each.setting == "A hidden=16" and each.arm == "random")
+    rows[rows.index(dead)] = Row(**{**vars(dead), "measures": {**dead.measures, "cosine_after": math.nan}})
+    assert fold(rows, "A hidden=16", "random", "cosine", "split") is None
+    assert [point.fold for point in points(rows, "cosine", "split")] == pytest.approx([1.5, 2, 3])
+    text = as_markdown(findings(rows).tables)
+    assert "| mean cosine similarity | just after / just before the split | 3 | +10 | 1.00 [1.00, 1.00] |" in text
+    assert "| A | 3 to 4 | - | - | 1.00 [1.00, 1.00] rising |" in text  # at the end it has one
+    assert "| A hidden=16 | random | 50.0 -> 62.5 (+25.0 %) | 0.300 -> - (-); 0.200 -> 1.250 (6.25) |" in text
 
 
 def test_the_report_holds_fits_and_a_panel_for_each_measure() -> None:
