@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from fpe_lightning.studies.__main__ import main
 from fpe_lightning.studies.arms import arms_named
 from fpe_lightning.studies.errors import StudyError
 from fpe_lightning.studies.interference import Interference
-from fpe_lightning.studies.interference_report import findings, fold, gain, points
+from fpe_lightning.studies.interference_report import accuracies, findings, fold, gain, points
 from fpe_lightning.studies.results import Row
 from fpe_lightning.studies.study import Study
 from fpe_lightning.studies.tables import as_markdown
@@ -120,6 +121,21 @@ def test_fold_changes_and_gains_are_ratios_of_means() -> None:
     assert [point.arm for point in points(EXACT, "capacity", "split")] == ["random"] * 4
 
 
+def test_layers_without_cosines_make_no_point_and_leave_the_others_in_the_fit() -> None:
+    rows = [
+        Row(**{**vars(each), "measures": {name.replace("capacity", "cosine"): v for name, v in each.measures.items()}})
+        for each in EXACT
+    ]
+    dead = next(each for each in rows if each.setting == "A hidden=16" and each.arm == "random")
+    rows[rows.index(dead)] = Row(**{**vars(dead), "measures": {**dead.measures, "cosine_after": math.nan}})
+    assert fold(rows, "A hidden=16", "random", "cosine", "split") is None
+    assert [point.fold for point in points(rows, "cosine", "split")] == pytest.approx([1.5, 2, 3])
+    text = as_markdown(findings(rows).tables)
+    assert "| mean cosine similarity | just after / just before the split | 3 | +10 | 1.00 [1.00, 1.00] |" in text
+    assert "| A | 3 to 4 | - | - | 1.00 [1.00, 1.00] rising |" in text  # at the end it has one
+    assert "| A hidden=16 | random | 50.0 -> 62.5 (+25.0 %) | 0.300 -> - (-); 0.200 -> 1.250 (6.25) |" in text
+
+
 def test_the_report_holds_fits_and_a_panel_for_each_measure() -> None:
     other = [Row(**{**vars(each), "setting": each.setting.replace("A", "B")}) for each in EXACT]
     found = findings([*EXACT, *other])
@@ -130,13 +146,40 @@ def test_the_report_holds_fits_and_a_panel_for_each_measure() -> None:
         "1.00 [1.00, 1.00] |"
     )
     assert "| clause collisions | just after / just before the split | 4 | - | - | - | - |" in text  # it never varies
-    assert "| A hidden=2 | random | +15.0 % | 0.300 -> 0.450 (1.50); 0.200 -> 0.450 (2.25) | 1 -> 0.100 |" in text
-    drawn = found.figures["interference"]
-    shown = [ax for ax in drawn.axes if ax.get_visible()]
-    assert len(shown) == 6  # two bases: capacity at the split and at the end, collisions at the split
-    assert shown[0].get_title() == "R² = 1.00 [1.00, 1.00]"
-    assert shown[0].get_ylabel() == "A, at the split\nrelative gain (%)"
-    assert all("fold change of" in ax.get_xlabel() for ax in shown)
+    assert (
+        "| A hidden=2 | random | 50.0 -> 57.5 (+15.0 %) | 0.300 -> 0.450 (1.50); 0.200 -> 0.450 (2.25) | 1 -> 0.100 |"
+    ) in text
+    assert list(found.figures) == list(found.captions) == ["interference_A", "interference_B"]
+    for drawn in found.figures.values():
+        shown = [ax for ax in drawn.axes if ax.get_visible()]
+        assert len(shown) == 3  # capacity at the split and at the end, collisions at the split
+        assert shown[0].get_title() == "R² = 1.00 [1.00, 1.00]"
+        assert shown[0].get_ylabel() == "just after / just before the split\nrelative gain (%)"
+        assert all("fold change of" in ax.get_xlabel() for ax in shown)
+
+
+def test_one_table_says_how_much_each_measure_explains_and_which_way() -> None:
+    falling = [
+        Row(**{**vars(each), "setting": each.setting.replace("A hidden=", "b c hidden=[2, 2] width=")})
+        for each in made({setting: -0.1 * value for setting, value in FOLDS.items()}, FOLDS)
+    ]
+    table = findings([*EXACT, *falling]).tables[0]
+    assert table.header[:4] == (
+        *("study", "points"),
+        *("feature capacity, at the split", "feature capacity, at the end"),
+    )
+    found = {line[0]: line[1:4] for line in table.lines}
+    assert found["A"][:2] == ("4", "1.00 [1.00, 1.00] rising")
+    assert found["b c"][:2] == ("4", "1.00 [1.00, 1.00] falling")  # a list of widths is no part of the name
+    assert all(line[4:] == ("-",) * 4 for line in table.lines)  # cosines were not measured
+    assert list(findings(falling).figures) == ["interference_b_c"]
+
+
+def test_a_gain_is_over_the_seeds_that_have_both_accuracies() -> None:
+    rows = [row("A", "dense", 0, 0.5, {}), row("A", "dense", 1, 0.1, {}), row("A", "random", 0, 0.6, {})]
+    assert accuracies(rows, "A", "random") == pytest.approx((50, 60))
+    assert gain(rows, "A", "random") == pytest.approx(20)
+    assert gain(rows, "A", "shared") is None
 
 
 def test_rows_without_measures_make_no_figure() -> None:
@@ -146,7 +189,7 @@ def test_rows_without_measures_make_no_figure() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"of": "bolean"}, "`of` has to be one of boolean, clip_probe, pixels, found 'bolean'"),
+        ({"of": "bolean"}, "`of` has to be one of boolean, clip_probe, cnn, deep, pixels, transformer, found 'bolean'"),
         ({"when": 1.0}, "`when` has to be at least 0 and below 1, found 1.0"),
         (
             {"data": {"clause": 2}},
@@ -156,6 +199,10 @@ def test_rows_without_measures_make_no_figure() -> None:
         ({"of": "pixels", "data": {"clauses": 2}}, "`data` of 'pixels' has no 'clauses'. Known: dataset, data_dir"),
         ({"data": {"lr": 0.1}}, "`data` of 'boolean' has no 'lr'"),
         ({"data": {"samples": "many"}}, "`data` of 'boolean' cannot be: "),
+        ({"of": "cnn", "hidden": [4, 4]}, "`hidden` is the one hidden width of the head, found [4, 4]"),
+        ({"of": "cnn", "data": {"shrink": 0}}, "`shrink` has to be at least 1, found 0"),
+        ({"of": "transformer", "hidden": [4, 4, 4]}, "`hidden` has to be one number, or one for each block"),
+        ({"of": "deep", "hidden": []}, "`hidden` has to be at least 1, found []"),
         ({"alpha": 1}, "`alpha` has to be at least 2, found 1"),
     ],
 )
@@ -170,6 +217,7 @@ TINY = """
 settings:
   boolean: {of: boolean, epochs: 8, data: {samples: 32}}
   digits: {of: pixels, epochs: 2, batch_size: 512}
+  picture: {of: cnn, epochs: 2, batch_size: 128, data: {classes: [15, 17], shrink: 8, channels: [4]}}
 grid:
   - {hidden: [2, 4], when: [0.5]}
 arms: [dense, random]
@@ -184,14 +232,14 @@ def test_the_command_measures_and_fits_and_goes_on(tmp_path: Path) -> None:
     assert main(words, console) == 0
     with (tmp_path / "out" / "results.csv").open() as file:
         records = list(csv.DictReader(file))
-    assert len(records) == 8
+    assert len(records) == 12
     split = next(each for each in records if each["arm"] == "random" and each["setting"].startswith("digits"))
     assert 0 < float(split["capacity_before"]) < float(split["capacity_after"]) <= 1
     assert split["collisions_after"] == ""  # only formulas have clauses
-    for name in ("interference.png", "interference.svg", "figure.png"):
+    for name in ("interference_boolean.png", "interference_digits.svg", "interference_picture.png", "figure.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 2  # accuracies and fits
+    assert page.count("data:image/svg+xml;base64,") == 4  # accuracies, and fits of each
     lines = (tmp_path / "out" / "results.csv").read_text().splitlines(keepends=True)
     (tmp_path / "out" / "results.csv").write_text("".join(lines[:5]))
 
