@@ -131,15 +131,18 @@ def test_a_trigger_remembers_what_it_saw(tmp_path: Path, epoch: int) -> None:
     assert equal(resumed, expected)
 
 
-def test_two_callbacks_keep_their_own_counts(tmp_path: Path) -> None:
-    class Two(Plain):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net.append(torch.nn.Tanh())
-            self.net.append(torch.nn.Linear(3, 3))
-            self.net[3] = torch.nn.Linear(6, 12)
-            self.net[5] = torch.nn.Linear(12, 3)
+class Deep(Plain):
+    """Two hidden layers that can be split."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.append(torch.nn.Tanh())
+        self.net.append(torch.nn.Linear(3, 3))
+        self.net[3] = torch.nn.Linear(6, 12)
+        self.net[5] = torch.nn.Linear(12, 3)
+
+
+def test_two_callbacks_keep_their_own_counts(tmp_path: Path) -> None:
     def run(ckpt_path: Path | None = None) -> dict[str, Any]:
         torch.manual_seed(0)
         callbacks = [
@@ -148,13 +151,30 @@ def test_two_callbacks_keep_their_own_counts(tmp_path: Path) -> None:
         ]
         saving = checkpoints(tmp_path, every_n_train_steps=3)
         fitted = trainer(*callbacks, saving, directory=tmp_path, max_epochs=3)
-        fitted.fit(Two(), resumable(), ckpt_path=ckpt_path)
+        fitted.fit(Deep(), resumable(), ckpt_path=ckpt_path)
         return outcome(fitted)
 
     expected = run()
     assert expected["model"]["net.3.weight"].shape == (48, 12)
     for step in (6, 12):
         assert equal(run(tmp_path / f"step={step}.ckpt"), expected)
+
+
+def test_layers_that_make_room_together_resume_exactly(tmp_path: Path) -> None:
+    def run(ckpt_path: Path | None = None) -> tuple[dict[str, Any], tuple[int, int]]:
+        torch.manual_seed(0)
+        module = Deep()
+        before = fpe.count_nonzeros(module)
+        saving = checkpoints(tmp_path, every_n_train_steps=3)
+        fitted = trainer(ExpansionCallback(step=9, budget="global"), saving, directory=tmp_path, max_epochs=3)
+        fitted.fit(module, resumable(), ckpt_path=ckpt_path)
+        return outcome(fitted), (before, fpe.count_nonzeros(module))
+
+    expected, (before, after) = run()
+    assert before == after
+    assert (expected["model"]["net.0.weight"].shape, expected["model"]["net.3.weight"].shape) == ((12, 48), (24, 12))
+    for step in (6, 12):
+        assert equal(run(tmp_path / f"step={step}.ckpt")[0], expected)
 
 
 def test_the_same_callback_twice_is_refused_by_the_trainer() -> None:
