@@ -18,6 +18,7 @@ def joined(rank: int, port: int) -> Iterator[None]:
     """The process group of both processes."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     yield
+    dist.barrier()  # neither leaves while the other still listens to it
     dist.destroy_process_group()
 
 
