@@ -105,19 +105,19 @@ def split_site(
         draft.grow(attribute, alpha)
 
     incoming_copied, outgoing_copied = (_count(draft, axes) for axes in (site.producers, site.consumers))
+    counts = SiteCounts(site, alpha, before, incoming_before, incoming_copied, outgoing_copied)
+    if way.budget == GLOBAL:
+        return counts
     excess = _count(draft, everything) - before
-    if way.budget not in (
-        "blocks",
-        GLOBAL,
-    ):  # where outgoing weights are handed out, incoming ones pay nothing for them
+    if way.budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
         _warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
     if isinstance(way.budget, BudgetRule):
         make_ruled_room(draft, site, way.budget, excess)
     elif way.budget in STRUCTURED:
         make_structured_room(draft, site, alpha, together, site is not asked, way.budget, before)
-    elif way.budget != GLOBAL:
+    else:
         make_single_room(draft, [(site, alpha)], way.budget, excess)
-    return SiteCounts(site, alpha, before, incoming_before, incoming_copied, outgoing_copied)
+    return counts
 
 
 def make_global_room(draft: Draft, split: list[tuple[Site, int]]) -> None:
@@ -126,11 +126,12 @@ def make_global_room(draft: Draft, split: list[tuple[Site, int]]) -> None:
     Raises:
         ValueError: If too little would be left, or nothing of one layer.
     """
+    producers = [producer for site, _ in split for producer in site.producers]
     excess = draft.change()
-    incoming = _count(draft, [producer for site, _ in split for producer in site.producers])
-    _warn_if_costly(", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split), excess, incoming)
+    described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split)
+    _warn_if_costly(described, excess, _count(draft, producers))
     make_single_room(draft, split, GLOBAL, excess)
-    for producer in [producer for site, _ in split for producer in site.producers]:
+    for producer in producers:
         if not draft.count(producer.parameter):
             raise ValueError(
                 f'budget="{GLOBAL}" takes all weights of `{producer.parameter}`, whose magnitudes are the smallest of '
@@ -157,7 +158,7 @@ def site_generator(seed: int, site: Site) -> Generator:
 
 
 def _warn_if_costly(what: str, excess: int, incoming: int) -> None:
-    """METHOD: where copies eat a large share of what the neurons read, a split loses accuracy."""
+    """Where copies eat a large share of what the neurons read, a split loses accuracy."""
     if 2 * excess > incoming:
         warnings.warn(
             f"Splitting {what} adds {excess} copies to {incoming} incoming weights ({excess / incoming:.0%}), and as "
