@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fpe_lightning.expansion.partition import random_partition
 from fpe_lightning.interference import clause_collisions, clause_coverage
+from fpe_lightning.partitions.builtin import random_partition
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 from benchmarks.coverage_counts import sites_that_exist
 from benchmarks.coverage_zoo import Entry, parameters
-from fpe_lightning.expansion import Site, count_nonzeros, expand, find_sites, load_expanded_state_dict
-from fpe_lightning.expansion.proof import prove_sites
-from fpe_lightning.expansion.tracing.forward import Inputs, tensors_in
+from fpe_lightning.checkpoints import load_expanded_state_dict
+from fpe_lightning.expansion import expand
+from fpe_lightning.sites import Site, find_sites
+from fpe_lightning.sites.tracing.forward import Inputs, tensors_in
+from fpe_lightning.sparse import count_nonzeros
 from fpe_lightning.sparse.model_masks import check_masks
+from tests.support.proof import prove_sites
 
 RESERVE = 2.0
 """GiB of the process beside the model: libraries, and the address space that their threads reserve."""

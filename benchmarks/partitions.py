@@ -31,10 +31,10 @@ from torch.optim import Adam, Optimizer
 import fpe_lightning as fpe
 from fpe_lightning.data import EmbeddingDataModule
 from fpe_lightning.networks import MLP
-from fpe_lightning.studies.batches import Batches
-from fpe_lightning.studies.stacked import train_together
-from fpe_lightning.studies.statistics import estimate, paired
-from fpe_lightning.studies.tables import Table, as_markdown
+from studies.batches import Batches
+from studies.stacked import train_together
+from studies.statistics import estimate, paired
+from studies.tables import Table, as_markdown
 
 Split = tuple[Tensor, Tensor]
 Arm = tuple[str, str]

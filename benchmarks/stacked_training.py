@@ -27,7 +27,7 @@ from fpe_lightning.data.boolean import dnf_task
 from fpe_lightning.data.loader import BatchLoader
 from fpe_lightning.modules import Classifier
 from fpe_lightning.networks import MLP
-from fpe_lightning.studies.stacked import train_together
+from studies.stacked import train_together
 
 LR = 3e-3
 bce = nn.functional.binary_cross_entropy_with_logits

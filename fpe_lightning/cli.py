@@ -21,7 +21,7 @@ import fpe_lightning.callbacks
 import fpe_lightning.data
 import fpe_lightning.modules
 import fpe_lightning.networks  # noqa: F401
-from fpe_lightning.checkpoint_file import check_checkpoint_file
+from fpe_lightning.checkpoints.file import check_checkpoint_file
 
 # How jsonargparse says that it does not know a key; the first to match is the innermost in its nested messages.
 REJECTIONS = (

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from fpe_lightning.cli import CLI
-from fpe_lightning.sparse.semi_format import not_semi_structured
-from fpe_lightning.studies.__main__ import main as study
+from fpe_lightning.sparse.semi_structured.format import not_semi_structured
+from studies.__main__ import main as study
 
 ROOT = Path(__file__).parent.parent
 EVERY = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -111,9 +111,9 @@ def test_what_needs_no_download_runs(
 def test_a_study_says_how_to_run_it_and_its_grid_can_be_shown(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fpe_lightning.studies.__main__.seconds_of", lambda blocks: 60.0)  # which would read the data
+    monkeypatch.setattr("studies.__main__.seconds_of", lambda blocks: 60.0)  # which would read the data
     words = (ROOT / config).read_text().splitlines()[0].removeprefix("# ").split()
-    assert words[:3] == ["python", "-m", "fpe_lightning.studies"]
+    assert words[:3] == ["python", "-m", "studies"]
     assert words[words.index("--config") + 1] == config
     assert study([*words[3:], "--dry-run", f"--output={tmp_path}"]) == 0
 

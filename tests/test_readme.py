@@ -12,8 +12,8 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from fpe_lightning.callbacks.fsdp2.checks import TESTED
 from fpe_lightning.cli import CLI
-from fpe_lightning.expansion.sharded_checks import TESTED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -30,7 +30,7 @@ def test_every_row_names_a_test_that_exists(row: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("set_ups", "optimizers_and_schedulers", "grad_scaler", "copies", "exchange", "compile", "resume"),
+        *("set_ups", "optimizers_and_schedulers", "grad_scaler", "averages", "exchange", "compile", "resume"),
         *("distributed", "fsdp2"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from fpe_lightning.callbacks.batch_norm import BatchNormReestimation as BatchNormReestimation
 from fpe_lightning.callbacks.expansion import ExpansionCallback as ExpansionCallback
-from fpe_lightning.callbacks.fsdp2 import ExpandableModelParallelStrategy as ExpandableModelParallelStrategy
+from fpe_lightning.callbacks.fsdp2.strategy import ExpandableModelParallelStrategy as ExpandableModelParallelStrategy
 from fpe_lightning.callbacks.interference_monitor import InterferenceMonitor as InterferenceMonitor
 from fpe_lightning.callbacks.recipe import two_splits as two_splits
 from fpe_lightning.callbacks.run_summary import RunSummary as RunSummary

@@ -21,10 +21,10 @@ from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 from torch.optim import Optimizer
 
-from fpe_lightning.callbacks.fsdp2 import ExpandableModelParallelStrategy
-from fpe_lightning.expansion.checkpoint import restores_structure_on_load
-from fpe_lightning.expansion.sharded import whole_parameters
-from fpe_lightning.expansion.sites import Site
+from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
+from fpe_lightning.callbacks.fsdp2.strategy import ExpandableModelParallelStrategy
+from fpe_lightning.checkpoints.restore import restores_structure_on_load
+from fpe_lightning.sites.site import Site
 
 SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
 NOT_SUPPORTED = (DeepSpeedStrategy, XLAStrategy)

@@ -14,21 +14,21 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fpe_lightning.callbacks.copies import check_averages, copies_of
+from fpe_lightning.callbacks.averages import check_averages, copies_of
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
-from fpe_lightning.callbacks.fsdp2 import check_fsdp2
+from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.module_sites import sites_of_module
-from fpe_lightning.callbacks.recorder import Call, CallRecorder
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
-from fpe_lightning.expansion.checkpoint import restore_structure_on_load
+from fpe_lightning.checkpoints.restore import restore_structure_on_load
+from fpe_lightning.expansion.by_shape import PAPER, completed, way_of
 from fpe_lightning.expansion.expand import expand
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.expansion.partition import Partition
-from fpe_lightning.expansion.refit import BudgetRule
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.expansion.select import check_alpha, select_sites
-from fpe_lightning.expansion.sites import Site
-from fpe_lightning.expansion.ways import PAPER, completed, way_of
+from fpe_lightning.partitions.builtin import Partition
+from fpe_lightning.pruning.discriminant import BudgetRule
+from fpe_lightning.sites.recorder import Call, CallRecorder
+from fpe_lightning.sites.select import check_alpha, select_sites
+from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import check_masks
 
 

@@ -6,8 +6,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from fpe_lightning.callbacks.expansion import ExpansionCallback
-from fpe_lightning.expansion.affinity import interaction_partition
-from fpe_lightning.expansion.refit import DiscriminantRefit
+from fpe_lightning.partitions.interaction import interaction_partition
+from fpe_lightning.pruning.discriminant import DiscriminantRefit
 
 
 def two_splits(
@@ -22,9 +22,9 @@ def two_splits(
     """The recipe of ``docs/results/open_problem.md``: split early by interaction, then once more with a refit.
 
     The first split keeps inputs together whose product correlates with the targets
-    (:func:`~fpe_lightning.expansion.affinity.interaction_partition`), and incoming weights make room. The second one
-    splits every child in two by the same rule, fits the classifier anew to the children in closed form
-    (:class:`~fpe_lightning.expansion.refit.DiscriminantRefit`), and begins the optimizer state of what was split anew.
+    (:func:`~fpe_lightning.partitions.interaction.interaction_partition`), and incoming weights make room. The second
+    one splits every child in two by the same rule, fits the classifier anew to the children in closed form
+    (:class:`~fpe_lightning.pruning.discriminant.DiscriminantRefit`), and resets the optimizer state of what was split.
     It needs training samples and their classes, and no knowledge of what the inputs mean; and a network of one hidden
     layer with a classifier behind it.
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from fpe_lightning.expansion.budget import count_nonzeros
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.expansion.sites import Site
+from fpe_lightning.sites.site import Site
+from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
 class RunSummary(pl.Callback):

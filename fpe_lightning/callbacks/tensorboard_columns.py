@@ -12,8 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from fpe_lightning.callbacks.expansion import ExpansionCallback
-from fpe_lightning.expansion.budget import count_nonzeros
-from fpe_lightning.expansion.ways import BY_SHAPE
+from fpe_lightning.expansion.by_shape import BY_SHAPE
+from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
 def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float | str]:

@@ -16,17 +16,17 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
+from fpe_lightning.expansion.assign import common_group
+from fpe_lightning.expansion.by_shape import Way
 from fpe_lightning.expansion.draft import Draft, DraftTensor, parameter_like
-from fpe_lightning.expansion.hand_out import common_group
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.partition_shared import SharedPartition
-from fpe_lightning.expansion.room import summed_in
-from fpe_lightning.expansion.sites import Producer, Site
-from fpe_lightning.expansion.smallest import Piece
-from fpe_lightning.expansion.ways import Way
+from fpe_lightning.partitions.shared import SharedPartition
+from fpe_lightning.pruning.columns import summed_in
+from fpe_lightning.pruning.smallest import Piece
+from fpe_lightning.sites.site import Producer, Site
 from fpe_lightning.sparse.autotune import MOST_BLOCKS
-from fpe_lightning.sparse.blocks import join_blocks
-from fpe_lightning.sparse.grouped import cannot_group, set_structure
+from fpe_lightning.sparse.grouped.blocks import join_blocks
+from fpe_lightning.sparse.grouped.layers import cannot_group, set_structure
 from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.record import Split
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.sites import Attribute, Axis
+from fpe_lightning.sites.site import Attribute, Axis
 from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, Split, record_of
 

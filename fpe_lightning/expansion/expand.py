@@ -19,21 +19,23 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.budget import GLOBAL, count_nonzeros
+from fpe_lightning.expansion.by_shape import Way, way_of, ways_of
+from fpe_lightning.expansion.checks import check_unwrapped, check_whole
 from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.expansion.held import check_unwrapped, check_whole
+from fpe_lightning.expansion.layout_choice import SEMI_STRUCTURED, choose_storage
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
-from fpe_lightning.expansion.partition import Groups, Partition
-from fpe_lightning.expansion.refit import BudgetRule, settle
+from fpe_lightning.expansion.prune import settle
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.expansion.select import Alpha, Sites, check_alpha, select_sites, sites_of
-from fpe_lightning.expansion.sites import Site
 from fpe_lightning.expansion.split_site import make_global_room, split_site
-from fpe_lightning.expansion.storage_choice import SEMI_STRUCTURED, choose_storage
-from fpe_lightning.expansion.ways import Way, way_of, ways_of
+from fpe_lightning.partitions.builtin import Groups, Partition
+from fpe_lightning.pruning.discriminant import BudgetRule
+from fpe_lightning.pruning.magnitude import GLOBAL
+from fpe_lightning.sites.select import Alpha, Sites, check_alpha, select_sites, sites_of
+from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
-from fpe_lightning.sparse.storage import stored_masked
+from fpe_lightning.sparse.convert import stored_masked
+from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
 def expand(
@@ -63,17 +65,17 @@ def expand(
         partition: Which child inherits which input: ``"random"`` (the paper's rule), ``"shared"``,
             ``"shared:<groups of neurons>"``, ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``,
             ``"clause"``, ``"semi_structured"``, ``"overlapping"``, or a callable (see
-            :mod:`fpe_lightning.expansion.partition`). ``"by_shape"`` splits large linear layers into blocks that are
+            :mod:`fpe_lightning.partitions.builtin`). ``"by_shape"`` splits large linear layers into blocks that are
             stored and computed at the size of their non-zeros, and all others by the paper's rule; it decides on
-            budget and layout too (see :mod:`fpe_lightning.expansion.ways`). None stands for it, and for ``"random"``
-            where ``groups``, a ``budget`` or a ``layout`` other than ``"auto"`` is given.
+            budget and layout too (see :mod:`fpe_lightning.expansion.by_shape`). None stands for it, and for
+            ``"random"`` where ``groups``, a ``budget`` or a ``layout`` other than ``"auto"`` is given.
         groups: For ``"clause"``: lists of input indices, one a clause.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
         budget: Which weights make room: ``"total"`` (the paper's rule, and what None stands for beside a partition),
             ``"incoming"`` or ``"outgoing"`` (single weights of each site), ``"global"`` (incoming weights of all sites
-            together, which suits deep networks; see :mod:`fpe_lightning.expansion.budget`),
-            ``"columns"`` or ``"blocks"`` (whole ones; see :mod:`fpe_lightning.expansion.room`), or a rule such as
-            :class:`~fpe_lightning.expansion.refit.DiscriminantRefit`.
+            together, which suits deep networks; see :mod:`fpe_lightning.pruning.magnitude`),
+            ``"columns"`` or ``"blocks"`` (whole ones; see :mod:`fpe_lightning.pruning.columns`), or a rule such as
+            :class:`~fpe_lightning.pruning.discriminant.DiscriminantRefit`.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
         layout: How the result is stored: ``"masked"`` (any structure, and what None stands for beside a partition or a
             budget), ``"grouped"`` (dense blocks at the size of the

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from fpe_lightning.expansion.sites import Axis, Site
+from fpe_lightning.sites.site import Axis, Site
 
 AnyAxis = TypeVar("AnyAxis", bound=Axis)
 ORDERLESS = frozenset(

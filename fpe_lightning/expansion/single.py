@@ -1,4 +1,4 @@
-"""Make room by single weights; the rules are in :mod:`fpe_lightning.expansion.budget`."""
+"""Make room by single weights; the rules are in :mod:`fpe_lightning.pruning.magnitude`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fpe_lightning.expansion.budget import comparable, keep_largest
 from fpe_lightning.expansion.compact import CompactTensor
 from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.expansion.sites import Axis, Site
-from fpe_lightning.expansion.smallest import pieces_of
+from fpe_lightning.pruning.magnitude import comparable, keep_largest
+from fpe_lightning.pruning.smallest import pieces_of
+from fpe_lightning.sites.site import Axis, Site
 
 
 def make_single_room(draft: Draft, split: Sequence[tuple[Site, int]], budget: str, excess: int) -> None:

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from fpe_lightning.expansion.budget import GLOBAL, STRUCTURED
+from fpe_lightning.expansion.assign import common_group, draw_shares, hand_out
+from fpe_lightning.expansion.by_shape import Way
 from fpe_lightning.expansion.compact import hand_out_blocks
 from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.expansion.hand_out import common_group, draw_shares, hand_out
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.partition_shared import SharedPartition
-from fpe_lightning.expansion.refit import BudgetRule, make_ruled_room
+from fpe_lightning.expansion.prune import make_ruled_room, make_structured_room
 from fpe_lightning.expansion.report import SiteReport
 from fpe_lightning.expansion.single import make_single_room
-from fpe_lightning.expansion.sites import Axis, Site
-from fpe_lightning.expansion.structured import make_structured_room
-from fpe_lightning.expansion.ways import Way
+from fpe_lightning.partitions.shared import SharedPartition
+from fpe_lightning.pruning.discriminant import BudgetRule
+from fpe_lightning.pruning.magnitude import GLOBAL, STRUCTURED
+from fpe_lightning.sites.site import Axis, Site
 
 
 class ExpansionWarning(UserWarning):

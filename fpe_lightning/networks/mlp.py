@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.expansion.budget import count_nonzeros
 from fpe_lightning.expansion.expand import expand
 from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, sparsify_
+from fpe_lightning.sparse.model_masks import count_nonzeros
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

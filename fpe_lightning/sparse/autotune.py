@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.sparse.blocks import find_blocks
 from fpe_lightning.sparse.choices import Choice, ChoiceFile, decided_by_rank_0
-from fpe_lightning.sparse.grouped import GroupedLinear, GroupedModule, cannot_group, structure_of
+from fpe_lightning.sparse.convert import group, ungroup
+from fpe_lightning.sparse.grouped.blocks import find_blocks
+from fpe_lightning.sparse.grouped.layers import GroupedLinear, GroupedModule, cannot_group, structure_of
 from fpe_lightning.sparse.masked import mask_of
-from fpe_lightning.sparse.semi_kernels import no_kernel
-from fpe_lightning.sparse.semi_structured import cannot_semi_structure, is_semi_structured, set_semi_structured
-from fpe_lightning.sparse.storage import group, ungroup
+from fpe_lightning.sparse.semi_structured.kernels import no_kernel
+from fpe_lightning.sparse.semi_structured.layers import cannot_semi_structure, is_semi_structured, set_semi_structured
 from fpe_lightning.sparse.timing import measure
 
 log = logging.getLogger(__name__)

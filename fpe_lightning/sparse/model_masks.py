@@ -53,3 +53,26 @@ def check_masks(model: nn.Module) -> None:
                 "entry wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or "
                 "AdamW, and let weights be read by the forward of the module that owns them."
             )
+
+
+def count_nonzeros(model: nn.Module) -> int:
+    """Count the parameters that the structure lets be non-zero: weights, biases and norm parameters.
+
+    A weight that merely happens to be zero counts; one that its mask holds at zero does not. Shared parameters count
+    once.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The number of parameters, the same before and after every expansion.
+
+    Example:
+        >>> count_nonzeros(nn.Linear(4, 2))
+        10
+    """
+    masks = {id(parameter): mask for _, parameter, mask in masked_parameters(model)}
+    return sum(
+        int(masks[id(parameter)].count_nonzero()) if id(parameter) in masks else parameter.numel()
+        for parameter in model.parameters()
+    )

@@ -23,7 +23,7 @@ from benchmarks.coverage_counts import sites_that_exist
 from benchmarks.coverage_page import page
 from benchmarks.coverage_table import print_report, totals
 from benchmarks.coverage_zoo import Entry, pick
-from fpe_lightning.expansion import find_sites
+from fpe_lightning.sites import find_sites
 
 
 class TestPick:

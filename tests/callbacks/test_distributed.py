@@ -25,7 +25,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.callbacks.distributed import check_ranks_agree, check_strategy
-from fpe_lightning.expansion import restore_structure_on_load
+from fpe_lightning.checkpoints import restore_structure_on_load
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 

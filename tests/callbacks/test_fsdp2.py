@@ -21,10 +21,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpandableModelParallelStrategy, ExpansionCallback
-from fpe_lightning.callbacks.recorder import CallRecorder
+from fpe_lightning.callbacks.fsdp2.checks import TESTED, check_sharding
+from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.data import BatchLoader
-from fpe_lightning.expansion.sharded import whole_parameters
-from fpe_lightning.expansion.sharded_checks import TESTED, check_sharding
+from fpe_lightning.sites.recorder import CallRecorder
 from fpe_lightning.sparse import check_masks
 
 if not torch.__version__.startswith(TESTED):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.expansion.refit import DiscriminantRefit
+from fpe_lightning.pruning.discriminant import DiscriminantRefit
 
 
 class Probe(pl.LightningModule):

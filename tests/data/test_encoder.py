@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from fpe_lightning.data.encoder import GLYPH_CLIP_DIRECTORY, ImageEncoder, load_encoder, zero_shot_accuracy
 from fpe_lightning.data.glyphs import GlyphDataset
-from fpe_lightning.data.train_glyph_clip import CONFIG
+from studies.train_glyph_clip import CONFIG
 
 
 @pytest.fixture(scope="module")

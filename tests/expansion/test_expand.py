@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import cnn, mlp, train
 from torch import nn
 from torch.optim import SGD, AdamW
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.split_site import site_generator
 from fpe_lightning.sparse import check_masks, mask_of, masked_parameters, parents_of
+from tests.support.nets import cnn, mlp, train
 
 CLAUSES = [list(range(start, start + 4)) for start in range(0, 48, 4)]
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Net, equal, proven, train
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import check_masks, mask_of
+from tests.support.nets import Net, equal, proven, train
 
 LINE, IMAGE, VOLUME = (3, 16, 9), (3, 16, 7, 6), (3, 16, 5, 4, 6)
 """Shapes of batches of sequences, images and volumes with 16 channels."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
-from fpe_lightning.expansion.partition import Partition
 from fpe_lightning.interference import LayerState
+from fpe_lightning.partitions.builtin import Partition
 from fpe_lightning.sparse import (
     GroupedConv2d,
     GroupedLinear,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from nets import equal, mlp, train
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import check_masks, mask_of, parents_of
+from tests.support.nets import equal, mlp, train
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "SGD": partial(optim.SGD, lr=0.01, weight_decay=0.1),

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from nets import cnn, equal, mlp, snapshot, train
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 import fpe_lightning as fpe
+from tests.support.nets import cnn, equal, mlp, snapshot, train
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"alpha": 1}, "integer of at least 2; found 1"),

@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from stand_ins_of_kernels import kernels_on_cpu
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import check_masks, is_semi_structured, set_semi_structured
+from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 BUDGETS = ("total", "incoming")
 
@@ -123,8 +123,8 @@ def test_refusals_are_one_sentence_and_change_nothing() -> None:
     assert 'layout="grouped" with partition="shared:4"' in refused(alpha=4, partition="random")
     assert '2:4 allows 2; use partition="semi_structured"' in refused(partition="random")
     with (
-        patch("fpe_lightning.expansion.storage_choice.no_kernel", lambda device: "they need a newer one"),
-        patch("fpe_lightning.expansion.storage_choice.asks_a_gpu", lambda device: True),
+        patch("fpe_lightning.expansion.layout_choice.no_kernel", lambda device: "they need a newer one"),
+        patch("fpe_lightning.expansion.layout_choice.asks_a_gpu", lambda device: True),
     ):
         assert "this GPU cannot run the kernels: they need a newer one" in refused()
 

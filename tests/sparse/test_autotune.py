@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from stand_ins_of_kernels import kernels_on_cpu
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
@@ -24,6 +23,7 @@ from fpe_lightning.sparse import (
 )
 from fpe_lightning.sparse.choices import ChoiceFile
 from fpe_lightning.sparse.timing import measure
+from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 Clock = Callable[..., None]
 
@@ -184,8 +184,8 @@ def test_a_gpu_without_kernels_costs_a_line(clock: Clock, caplog: pytest.LogCapt
     clock()
     with (
         caplog.at_level(logging.INFO),
-        patch("fpe_lightning.expansion.storage_choice.asks_a_gpu", lambda device: True),
-        patch("fpe_lightning.expansion.storage_choice.no_kernel", lambda device: "they need compute capability 8.0"),
+        patch("fpe_lightning.expansion.layout_choice.asks_a_gpu", lambda device: True),
+        patch("fpe_lightning.expansion.layout_choice.no_kernel", lambda device: "they need compute capability 8.0"),
     ):
         model, _ = split("auto", "semi_structured")
     assert not is_semi_structured(model[0])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fpe_lightning.sparse.blocks import block_rows, count_blocks, expand_blocks, find_blocks, pack, unpack
+from fpe_lightning.sparse.grouped.blocks import block_rows, count_blocks, expand_blocks, find_blocks, pack, unpack
 
 
 @st.composite

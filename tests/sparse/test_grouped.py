@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fpe_lightning.sparse import GroupedConv2d, GroupedLinear, check_masks, dense_mask, dense_weight, set_mask
-from fpe_lightning.sparse.blocks import expand_blocks
-from fpe_lightning.sparse.grouped import cannot_group, set_structure, structure_of
-from fpe_lightning.sparse.storage import group, ungroup
+from fpe_lightning.sparse.convert import group, ungroup
+from fpe_lightning.sparse.grouped.blocks import expand_blocks
+from fpe_lightning.sparse.grouped.layers import cannot_group, set_structure, structure_of
 
 INPUTS = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 1, 0]], dtype=torch.bool)
 LAYERS: dict[str, Any] = {

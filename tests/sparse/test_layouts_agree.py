@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from stand_ins_of_kernels import kernels_on_cpu
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fpe_lightning.sparse import dense_mask, group, set_mask, set_semi_structured, structure_of
-from fpe_lightning.sparse.blocks import expand_blocks, unpack
-from fpe_lightning.sparse.grouped import GroupedModule
+from fpe_lightning.sparse.grouped.blocks import expand_blocks, unpack
+from fpe_lightning.sparse.grouped.layers import GroupedModule
+from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 LAYOUTS = ("masked", "grouped", "semi_structured")
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 5e-2}

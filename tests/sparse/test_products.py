@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fpe_lightning.sparse.blocks import expand_blocks, pack, unpack
-from fpe_lightning.sparse.plan import Plan, make_plan
-from fpe_lightning.sparse.products import block_linear
+from fpe_lightning.sparse.grouped.blocks import expand_blocks, pack, unpack
+from fpe_lightning.sparse.grouped.plan import Plan, make_plan
+from fpe_lightning.sparse.grouped.products import block_linear
 
 ROWS, INPUTS = 13, 64
 

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fpe_lightning.sparse.semi_format import not_semi_structured, pack_semi_structured, unpack_semi_structured
+from fpe_lightning.sparse.semi_structured.format import (
+    not_semi_structured,
+    pack_semi_structured,
+    unpack_semi_structured,
+)
 
 
 def weight_of(dtype: torch.dtype, seed: int, density: float = 1.0) -> Tensor:

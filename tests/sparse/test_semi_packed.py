@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from stand_ins_of_kernels import kernels_on_cpu
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import PackedLinear, is_semi_structured, pack_for_inference, unpack_for_training
-from fpe_lightning.sparse.semi_packed import unpacked_state_dict
+from fpe_lightning.sparse.semi_structured.packed import unpacked_state_dict
+from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 
 def model_of(seed: int = 0) -> nn.Sequential:
@@ -37,7 +37,7 @@ def test_packed_layers_compute_the_same(backend: str | None, dtype: torch.dtype,
         assert torch.equal(model(x), expected)
         return
     with kernels_on_cpu(backend):
-        monkeypatch.setattr("fpe_lightning.sparse.semi_packed.backend_of", lambda device: backend)
+        monkeypatch.setattr("fpe_lightning.sparse.semi_structured.packed.backend_of", lambda device: backend)
         assert pack_for_inference(model) == 1
         assert isinstance(model[0], PackedLinear)
         assert (model[0].compressed is not None) == (backend == "cusparselt")

@@ -9,21 +9,21 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from stand_ins_of_kernels import kernels_on_cpu
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fpe_lightning.expansion.partition import semi_structured_partition
+from fpe_lightning.partitions.builtin import semi_structured_partition
 from fpe_lightning.sparse import check_masks, set_mask
 from fpe_lightning.sparse.masked import MaskedLinear, mask_of
-from fpe_lightning.sparse.semi_format import not_semi_structured
-from fpe_lightning.sparse.semi_kernels import multiply, no_kernel, pack
-from fpe_lightning.sparse.semi_structured import (
+from fpe_lightning.sparse.semi_structured.format import not_semi_structured
+from fpe_lightning.sparse.semi_structured.kernels import multiply, no_kernel, pack
+from fpe_lightning.sparse.semi_structured.layers import (
     SemiStructuredLinear,
     cannot_semi_structure,
     is_semi_structured,
     set_semi_structured,
 )
+from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 BACKENDS = ("cutlass", "cusparselt")
 
@@ -82,7 +82,7 @@ def test_outputs_and_gradients_equal_the_masked_layer(
 
 def test_the_kernels_are_what_computes(backend: str) -> None:
     layer, calls = semi_structured(masked_layer()), []
-    with patch("fpe_lightning.sparse.semi_kernels.multiply", lambda *a: calls.append(a) or multiply(*a)):
+    with patch("fpe_lightning.sparse.semi_structured.kernels.multiply", lambda *a: calls.append(a) or multiply(*a)):
         layer(torch.randn(8, 64, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
     assert len(calls) == 2  # the forward product, and the gradient of the inputs
 

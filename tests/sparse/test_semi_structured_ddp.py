@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins_of_kernels import kernels_on_cpu
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import joined, states_of_both
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import check_masks, is_semi_structured
+from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 
 def make() -> tuple[nn.Sequential, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import pack_for_inference, set_semi_structured
-from fpe_lightning.sparse.semi_kernels import no_kernel, pack
+from fpe_lightning.sparse.semi_structured.kernels import no_kernel, pack
 
 REASON = no_kernel(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
 pytestmark = [

@@ -8,12 +8,12 @@ import torch
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.model_masks import check_masks
-from fpe_lightning.studies.arms import ARMS, Arm, arm_named, arms_named
-from fpe_lightning.studies.boolean import Regime
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.splitting import redraw_, split
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.training import run_block
+from studies.arms import ARMS, Arm, arm_named, arms_named
+from studies.boolean import Regime
+from studies.errors import StudyError
+from studies.splitting import redraw_, split
+from studies.study import Study
+from studies.training import run_block
 
 TASK = Regime().task(0)
 

@@ -8,9 +8,9 @@ from torch import nn
 
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP
-from fpe_lightning.studies.arms import ARMS, Arm, arms_named
-from fpe_lightning.studies.boolean import Regime
-from fpe_lightning.studies.training import run_block
+from studies.arms import ARMS, Arm, arms_named
+from studies.boolean import Regime
+from studies.training import run_block
 
 SMALL = Regime(epochs=60, split=20, samples=128)
 

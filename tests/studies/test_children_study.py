@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 
 import fpe_lightning as fpe
-from fpe_lightning.studies import children
-from fpe_lightning.studies.arms import arms_named
-from fpe_lightning.studies.children import Trained, activations, main, measure, study, train
-from fpe_lightning.studies.children_report import Neurons, entropy_figure, lines_of, table
-from fpe_lightning.studies.clip_probe import Probe
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.task import Task
+from studies import children
+from studies.arms import arms_named
+from studies.children import Trained, activations, main, measure, study, train
+from studies.children_report import Neurons, entropy_figure, lines_of, table
+from studies.clip_probe import Probe
+from studies.errors import StudyError
+from studies.task import Task
 
 
 @dataclass(frozen=True)

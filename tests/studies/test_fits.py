@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpe_lightning.studies.fits import fit
+from studies.fits import fit
 
 
 def noisy(slope: float, n: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 import fpe_lightning as fpe
-from fpe_lightning.studies import clip_probe, pictures
-from fpe_lightning.studies.arms import ARMS, arms_named
-from fpe_lightning.studies.clip_probe import Probe
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.from_scratch import begin
-from fpe_lightning.studies.interference import Interference
-from fpe_lightning.studies.pictures import CNN, ViT
-from fpe_lightning.studies.pixels import Pixels
-from fpe_lightning.studies.setting import Setting
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.task import Task
-from fpe_lightning.studies.training import run_block
+from studies import clip_probe, pictures
+from studies.arms import ARMS, arms_named
+from studies.clip_probe import Probe
+from studies.errors import StudyError
+from studies.from_scratch import begin
+from studies.interference import Interference
+from studies.pictures import CNN, ViT
+from studies.pixels import Pixels
+from studies.setting import Setting
+from studies.study import Study
+from studies.task import Task
+from studies.training import run_block
 
 pytestmark = pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")  # the networks here are tiny
 

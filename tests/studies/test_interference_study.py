@@ -23,15 +23,15 @@ from fpe_lightning.interference import (
     mean_cosine_similarity,
 )
 from fpe_lightning.networks import MLP
-from fpe_lightning.studies.__main__ import main
-from fpe_lightning.studies.arms import arms_named
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.interference import Interference
-from fpe_lightning.studies.interference_report import accuracies, findings, fold, gain, points
-from fpe_lightning.studies.results import Row
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.tables import as_markdown
-from fpe_lightning.studies.training import run_block
+from studies.__main__ import main
+from studies.arms import arms_named
+from studies.errors import StudyError
+from studies.interference import Interference
+from studies.interference_report import accuracies, findings, fold, gain, points
+from studies.results import Row
+from studies.study import Study
+from studies.tables import as_markdown
+from studies.training import run_block
 
 SMALL = Interference(epochs=20, when=0.5, data={"samples": 128})
 

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 from fpe_lightning import __version__
-from fpe_lightning.studies import results, workers
-from fpe_lightning.studies.__main__ import main
-from fpe_lightning.studies.training import run_block
+from studies import results, workers
+from studies.__main__ import main
+from studies.training import run_block
 
 
 def run(*words: object) -> tuple[int, str]:
@@ -218,8 +218,8 @@ def test_a_row_says_with_what_it_was_made(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(Path("configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_opens_with_its_command_and_can_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = path.read_text().splitlines()[0].removeprefix("# python -m fpe_lightning.studies ").split()
-    monkeypatch.setattr("fpe_lightning.studies.__main__.seconds_of", lambda blocks: 60.0)
+    words = path.read_text().splitlines()[0].removeprefix("# python -m studies ").split()
+    monkeypatch.setattr("studies.__main__.seconds_of", lambda blocks: 60.0)
     code, said = run(*words, "--dry-run")
     assert (code, words[2]) == (0, str(path))
     assert " runs, about " in said

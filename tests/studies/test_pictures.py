@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
-from fpe_lightning.expansion.select import select_sites
 from fpe_lightning.networks import SmallCNN
+from fpe_lightning.sites.select import select_sites
 from fpe_lightning.sparse import check_masks, mask_of
-from fpe_lightning.studies import pictures
-from fpe_lightning.studies.arms import ARMS, arm_named, arms_named
-from fpe_lightning.studies.dropconnect import DropConnect
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.from_scratch import begin, layers_of
-from fpe_lightning.studies.pictures import CNN, Pictures, ViT
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.task import Task
-from fpe_lightning.studies.training import run_block
+from studies import pictures
+from studies.arms import ARMS, arm_named, arms_named
+from studies.dropconnect import DropConnect
+from studies.errors import StudyError
+from studies.from_scratch import begin, layers_of
+from studies.pictures import CNN, Pictures, ViT
+from studies.study import Study
+from studies.task import Task
+from studies.training import run_block
 
 pytestmark = pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")  # the networks here are tiny
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fpe_lightning.studies.__main__ import main
+from studies.__main__ import main
 
 
 @pytest.mark.parametrize("config", ["clip_probe", "clip_probe_alpha_8"])

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from fpe_lightning.studies import ray_runner
-from fpe_lightning.studies.boolean import Regime
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.results import Results, Row
-from fpe_lightning.studies.runner import run_study
-from fpe_lightning.studies.setting import Setting
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.task import Task
-from fpe_lightning.studies.workers import in_turn
+from studies import ray_runner
+from studies.boolean import Regime
+from studies.errors import StudyError
+from studies.results import Results, Row
+from studies.runner import run_study
+from studies.setting import Setting
+from studies.study import Study
+from studies.task import Task
+from studies.workers import in_turn
 
 SETTINGS = {
     "S": Regime(epochs=6, split=2, samples=32),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fpe_lightning.studies.figures import arms_figure
-from fpe_lightning.studies.figures_of_grids import curves_figure, epochs_figure
-from fpe_lightning.studies.overview import overview
-from fpe_lightning.studies.report import write_report
-from fpe_lightning.studies.results import Row
-from fpe_lightning.studies.tables import as_markdown, tables
+from studies.figures import arms_figure
+from studies.figures_of_grids import curves_figure, epochs_figure
+from studies.overview import overview
+from studies.report import write_report
+from studies.results import Row
+from studies.tables import as_markdown, tables
 
 LEVELS = {"dense": 0.80, "random": 0.90, "wide_sparse": 0.85}
 ROWS = [

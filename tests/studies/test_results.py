@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fpe_lightning.studies import results as module
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.results import Results, Row
+from studies import results as module
+from studies.errors import StudyError
+from studies.results import Results, Row
 
 CONFIG = {"seeds": 2, "settings": {"A": {"lr": 0.1}}}
 

@@ -13,15 +13,15 @@ import torch
 from fpe_lightning.data import embeddings
 from fpe_lightning.data.glyphs import GlyphDataset
 from fpe_lightning.data.sources import ImageSplits
-from fpe_lightning.studies import clip_probe, robustness
-from fpe_lightning.studies.arms import arms_named
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.results import Row
-from fpe_lightning.studies.robustness import Robustness, mislabelled
-from fpe_lightning.studies.robustness_report import ERROR, findings
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.task import Task
-from fpe_lightning.studies.training import run_block
+from studies import clip_probe, robustness
+from studies.arms import arms_named
+from studies.errors import StudyError
+from studies.results import Row
+from studies.robustness import Robustness, mislabelled
+from studies.robustness_report import ERROR, findings
+from studies.study import Study
+from studies.task import Task
+from studies.training import run_block
 
 
 def samples(seed: int, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:

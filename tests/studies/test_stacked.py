@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP, WideSparseMLP
 from fpe_lightning.sparse.model_masks import check_masks
-from fpe_lightning.studies.dropconnect import DropConnectMLP
-from fpe_lightning.studies.stacked import Batches, Stack, gradient_of, train_together
-from fpe_lightning.studies.stacked_optimizer import update
+from studies.dropconnect import DropConnectMLP
+from studies.stacked import Batches, Stack, gradient_of, train_together
+from studies.stacked_optimizer import update
 
 bce = nn.functional.binary_cross_entropy_with_logits
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpe_lightning.studies.statistics import estimate, paired
+from studies.statistics import estimate, paired
 
 
 def test_the_interval_is_that_of_a_t_test() -> None:

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from fpe_lightning.networks import MLP
-from fpe_lightning.studies import clip_probe
-from fpe_lightning.studies.arms import ARMS, arms_named
-from fpe_lightning.studies.boolean import Regime
-from fpe_lightning.studies.clip_probe import Probe
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.from_scratch import begin, larger, outline, parameters
-from fpe_lightning.studies.pixels import Pixels, digits
-from fpe_lightning.studies.study import Study, on_grid
-from fpe_lightning.studies.task import Task
-from fpe_lightning.studies.training import run_block
+from studies import clip_probe
+from studies.arms import ARMS, arms_named
+from studies.boolean import Regime
+from studies.clip_probe import Probe
+from studies.errors import StudyError
+from studies.from_scratch import begin, larger, outline, parameters
+from studies.pixels import Pixels, digits
+from studies.study import Study, on_grid
+from studies.task import Task
+from studies.training import run_block
 
 
 def classes(seed: int = 0, n: int = 60) -> Task:

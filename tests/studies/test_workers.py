@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from fpe_lightning.studies.__main__ import main
-from fpe_lightning.studies.boolean import Regime
-from fpe_lightning.studies.errors import StudyError
-from fpe_lightning.studies.results import Results
-from fpe_lightning.studies.runner import run_study
-from fpe_lightning.studies.study import Study
-from fpe_lightning.studies.task import Task
+from studies.__main__ import main
+from studies.boolean import Regime
+from studies.errors import StudyError
+from studies.results import Results
+from studies.runner import run_study
+from studies.study import Study
+from studies.task import Task
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def test_a_study_that_is_killed_leaves_no_process_and_goes_on(how: signal.Signal
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(words(long, whole)) == 0
 
-    command = [sys.executable, "-m", "fpe_lightning.studies", *words(long, broken), "--jobs", "2"]
+    command = [sys.executable, "-m", "studies", *words(long, broken), "--jobs", "2"]
     # What a shell starts in the background ignores interrupts, and so would its children.
     first = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)

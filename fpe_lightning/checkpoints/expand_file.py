@@ -1,0 +1,290 @@
+"""Widen a checkpoint file: stop a run, split its neurons in the file, and resume from the wider one.
+
+It serves every strategy, also those that shard parameters and cannot be split while they train.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fpe_lightning.checkpoints.file import check_checkpoint_file
+from fpe_lightning.checkpoints.optimizers import load_optimizers, optimizers_of, widened_states
+from fpe_lightning.checkpoints.restore import restore_structure
+from fpe_lightning.expansion.expand import expand
+from fpe_lightning.partitions.builtin import Groups, Partition
+from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.sites.select import Alpha, Sites, select_sites, sites_of
+from fpe_lightning.sites.site import Site
+
+
+def expand_checkpoint(
+    path: str | Path,
+    target: str | Path,
+    module: nn.Module | type[nn.Module],
+    alpha: Alpha = 2,
+    partition: str | Partition | None = None,
+    groups: Groups | None = None,
+    sites: Sites = None,
+    budget: str | None = None,
+    seed: int = 0,
+    layout: str | None = None,
+    optimizer_state: str = "follow",
+    example_inputs: Any = None,
+    example_batch: Any = None,
+    configure_optimizers: Callable[[Any], Any] | None = None,
+    weights_only: bool = True,
+) -> ExpansionReport:
+    """Split the neurons of a checkpoint: weights, masks, optimizer states and averages of the weights, in a new file.
+
+    The new file holds what the checkpoint of an ``ExpansionCallback`` with the same options would hold at this point,
+    bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, give the module the new
+    widths with :func:`restore_structure_from_file` and pass the file as ``ckpt_path``. Splits that an
+    ``ExpansionCallback`` of the resumed run has yet to make come on top.
+
+    Args:
+        path: A checkpoint of Lightning in one file, of any stage, or a file that holds a bare ``state_dict``.
+        target: The file to write; it must not exist yet, and appears only once it is whole.
+        module: The module that the checkpoint belongs to, narrow or wide; it is copied. Or its class, which is built
+            from the hyperparameters in the checkpoint.
+        alpha: See :func:`~fpe_lightning.expansion.expand.expand`, as for all options up to ``optimizer_state``.
+        partition: See above.
+        groups: See above.
+        sites: See above; names are relative to ``module``.
+        budget: See above.
+        seed: See above.
+        layout: See above.
+        optimizer_state: See above.
+        example_inputs: What the module's ``forward`` takes. None takes its ``example_input_array``, or else what an
+            ``ExpansionCallback`` noted in the checkpoint.
+        example_batch: A batch as ``training_step`` takes it, for a LightningModule whose networks are found by looking
+            at one step rather than at its ``forward``.
+        configure_optimizers: Called with the module in place of its own ``configure_optimizers``, where that needs a
+            Trainer or there is none; returns the same.
+        weights_only: As in ``torch.load``; False also loads files that hold more than plain types, and runs code in
+            them.
+
+    Returns:
+        Widths, fan-ins and non-zeros before and after.
+
+    Raises:
+        ValueError: If a file is missing, broken, of another kind, or already there; if the module or its optimizers do
+            not fit the checkpoint; or if :func:`~fpe_lightning.expansion.expand.expand` refuses. No file is written.
+
+    Example:
+        >>> narrow = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> expand_checkpoint("no/such.ckpt", "wide.ckpt", narrow, example_inputs=torch.zeros(1, 64))
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no checkpoint at no/such.ckpt; check the path.
+    """
+    path, target = Path(path), Path(target)
+    checkpoint = read_checkpoint(path, weights_only)
+    if target.exists():
+        raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.")
+    if not target.parent.is_dir():
+        raise ValueError(f"There is no directory {target.parent} to write {target.name} into; create it first.")
+    model = _model(module, checkpoint)
+    state = weights_in(checkpoint, path)
+    missing = _load(model, state, path)
+    if not any(isinstance(site, Site) for site in sites or ()):
+        names = cast("str | Sequence[str] | None", sites)
+        chosen = select_sites(_find(model, checkpoint, example_inputs, example_batch), alpha, names)
+        alpha, sites = {site.name: factor for site, factor in chosen}, [site for site, _ in chosen]
+    _take_dtypes(model, state)
+    known, held = set(model.state_dict()), list(_copies_in(checkpoint, state))
+    copies = [_copy(model, each, prefix) for each, prefix in held]
+    saved = checkpoint.get("optimizer_states") or []
+    optimizers = optimizers_of(model, configure_optimizers) if saved else []
+    load_optimizers(model, optimizers, saved)
+    report = expand(
+        model,
+        *(alpha, partition, groups, sites, budget, seed, layout),
+        optimizer=optimizers,
+        optimizer_state=optimizer_state,
+        copies=copies,
+    )
+    for each, prefix, wide in [(state, "", model), *((*entry, wide) for entry, wide in zip(held, copies, strict=True))]:
+        _refill(each, wide, prefix, known, missing)
+    if saved:
+        checkpoint["optimizer_states"] = widened_states(model, optimizers, saved)
+    _write(checkpoint, target)
+    return report
+
+
+def restore_structure_from_file(model: nn.Module, path: str | Path, weights_only: bool = True) -> bool:
+    """Give a model the widths and masks of a checkpoint file, whose weights are loaded later, by ``fit`` for example.
+
+    Args:
+        model: Changed in place; narrow or wide.
+        path: A checkpoint in one file, as :func:`expand_checkpoint` takes it.
+        weights_only: As there.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: If the file is missing or broken, or is of another network.
+
+    Example:
+        >>> restore_structure_from_file(nn.Linear(4, 2), "no/such.ckpt")
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no checkpoint at no/such.ckpt; check the path.
+    """
+    return restore_structure(model, weights_in(read_checkpoint(Path(path), weights_only), Path(path)))
+
+
+def read_checkpoint(path: Path, weights_only: bool) -> dict[str, Any]:
+    """Read a checkpoint in one file, its tensors mapped into memory until they are used.
+
+    Raises:
+        ValueError: If it is missing, broken, a directory, or holds more than plain types.
+    """
+    check_checkpoint_file(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is the directory of a sharded checkpoint; save a full one, or make one file of it with "
+            f"`python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than plain types and tensors; if you trust it, pass `weights_only=False`."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; check the path.")
+    return checkpoint
+
+
+def weights_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights that were trained; averaging callbacks of Lightning keep them beside the average.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    state = checkpoint.get("current_model_state", checkpoint.get("state_dict", checkpoint))
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        found = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
+        raise ValueError(f"{path} is no checkpoint of Lightning and no `state_dict`: it holds {found}.")
+    return state
+
+
+def _model(module: nn.Module | type[nn.Module], checkpoint: Mapping[str, Any]) -> nn.Module:
+    """A copy of the module, or a new one of the class."""
+    if isinstance(module, nn.Module):
+        return copy.deepcopy(module)
+    try:
+        load = getattr(module, "load_from_checkpoint", None)
+        if load is None:
+            return module()
+        # Lightning knows how hyperparameters were saved; weights are another matter, as their shapes may differ.
+        bare = io.BytesIO()
+        torch.save({**checkpoint, "state_dict": {}, "optimizer_states": [], "callbacks": {}}, bare)
+        bare.seek(0)
+        built: nn.Module = load(bare, map_location="cpu", strict=False)
+        return built
+    except Exception as error:  # whatever a user's constructor raises
+        raise ValueError(
+            f"{module.__name__} cannot be built from the hyperparameters of the checkpoint ({error}); pass an instance."
+        ) from error
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> set[str]:
+    """Load weights of any stage; return what a module that is not strict misses in them."""
+    strict = getattr(model, "strict_loading", True)
+    try:
+        restore_structure(model, state)
+        return set(model.load_state_dict(state, strict=strict).missing_keys)
+    except (ValueError, RuntimeError) as error:
+        lines = str(error).splitlines()
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {(lines[1:] or lines)[0].strip()}") from error
+
+
+def _find(model: nn.Module, checkpoint: Mapping[str, Any], example_inputs: Any, example_batch: Any) -> list[Site]:
+    """The sites of the model, from whatever is known of its inputs."""
+    calls = [call for state in checkpoint.get("callbacks", {}).values() for call in _calls(state)]
+    if example_batch is not None or (
+        calls and example_inputs is None and getattr(model, "example_input_array", None) is None
+    ):
+        # Lightning is needed for a LightningModule alone.
+        from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
+
+        return sites_of_calls(model, calls if example_batch is None else calls_of_step(model, example_batch))
+    return sites_of(model, example_inputs)
+
+
+def _calls(state: Any) -> list[Any]:
+    return state.get("calls", []) if isinstance(state, dict) and "done" in state else []
+
+
+def _take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Compute in the precision that was trained in, as a split while training does."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in state and state[name].dtype != tensor.dtype:
+                tensor.data = state[name].clone()
+
+
+def _copies_in(value: Any, state: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every other ``state_dict`` of the same module in a checkpoint, such as averages, and what stands before names."""
+    if isinstance(value, dict) and value is not state:
+        for prefix in ("", "module."):
+            if all(isinstance(value.get(prefix + name), Tensor) for name in state):
+                yield value, prefix
+                return
+        for each in value.values():
+            yield from _copies_in(each, state)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _copies_in(each, state)
+
+
+def _copy(model: nn.Module, state: Mapping[str, Tensor], prefix: str) -> nn.Module:
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in twin.state_dict(keep_vars=True).items():
+            if prefix + name in state:
+                tensor.data = state[prefix + name].clone()
+    return twin
+
+
+def _refill(state: dict[str, Any], model: nn.Module, prefix: str, known: set[str], missing: set[str]) -> None:
+    """Put the weights of a model in the place of those that it was loaded from, by their names then; others stay."""
+    wide = {prefix + name: tensor for name, tensor in model.state_dict().items() if name not in missing}
+    old = {prefix + name for name in known}
+    others = {name: value for name, value in state.items() if name not in old}
+    state.clear()
+    state.update(others | wide)
+
+
+def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
+    """Write beside the target and link the whole file to its name, which fails where somebody else took it."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        os.link(name, target)
+    except FileExistsError as error:
+        raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,124 @@
+"""Widen the producers of a site, and hand each child its share of the inputs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.partitions.builtin import Partition, children_masks
+from fpe_lightning.partitions.shared import group_size
+from fpe_lightning.sites.site import Producer, Site
+
+
+def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, generator: Generator) -> list[Tensor]:
+    """Which child of each unit inherits which input, for each producer of a site.
+
+    Producers of the same units with equally many inputs (the gate and the value of a gated network) share one
+    partition.
+
+    Args:
+        draft: The expansion; it is not changed.
+        site: The site.
+        alpha: Children of each unit.
+        partition: Which child inherits which input.
+        generator: The only source of randomness.
+
+    Returns:
+        For each producer, bool ``(units, alpha, inputs)``; the units are those that it computes, in their order: one
+        of several that are concatenated computes some alone.
+
+    Raises:
+        ValueError: If a unit has fewer inputs than children, or the partition returned no partition.
+    """
+    together: dict[tuple[int, bytes], list[Producer]] = {}
+    keys = []
+    for producer in site.producers:
+        inputs = draft[producer.parameter].value.shape[producer.input_dim]
+        keys.append((inputs, _units(producer, site.width).unique().numpy().tobytes()))
+        together.setdefault(keys[-1], []).append(producer)
+    shares: dict[tuple[int, bytes], Tensor] = {}
+    for key, producers in together.items():
+        weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
+        alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
+        fan_in = int(alive.sum(1).max())
+        if alpha > fan_in:
+            raise ValueError(
+                f"alpha={alpha} was asked for {site.name}, whose neurons have {fan_in} incoming weights at most: "
+                f"some child would inherit nothing. Use alpha <= {fan_in}, or leave this site out."
+            )
+        shares[key] = children_masks(partition, weight.cpu(), alive.cpu(), alpha, generator)
+    return [shares[key] for key in keys]
+
+
+def common_group(shares: list[Tensor]) -> int:
+    """Neurons in each of the largest equal groups that share a partition, in all producers of a site.
+
+    Example:
+        >>> common_group([torch.eye(2, dtype=torch.bool).expand(6, 2, 2)])
+        6
+    """
+    return math.gcd(*map(group_size, shares))
+
+
+def hand_out(draft: Draft, site: Site, alpha: int, shares: list[Tensor], together: int | None = None) -> None:
+    """Widen the producers, and mask what a child does not inherit.
+
+    Args:
+        draft: The expansion.
+        site: The site.
+        alpha: Children of each unit.
+        shares: From :func:`draw_shares`.
+        together: Neurons that share a partition, where children stand in block order; None where they do not.
+    """
+    for producer, share in zip(site.producers, shares, strict=True):
+        size = draft[producer.parameter].value.shape[producer.dim]
+        split = draft.widen(producer, alpha)
+        whole = producer.dim == 0 and producer.length == size
+        rows = producer.run if together is None else producer.run // site.width * together
+        draft[producer.parameter].block = rows if whole else 0
+        child = split.child(size)
+        inside = child >= 0
+        unit = _position(producer, site.width)[split.index(size)[inside] - split.start]
+        reads = torch.ones(len(child), share.shape[2], dtype=torch.bool)
+        reads[inside] = share[unit, child[inside]]
+        draft.restrict(
+            producer.parameter, along(reads, draft[producer.parameter].value, producer.dim, producer.input_dim)
+        )
+
+
+def _units(axis: Producer, width: int) -> Tensor:
+    return torch.arange(width) if axis.units is None else axis.units
+
+
+def _position(axis: Producer, width: int) -> Tensor:
+    """For each entry of an axis, its unit's position among the units of this axis."""
+    return _units(axis, width).unique(return_inverse=True)[1]
+
+
+def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Tensor:
+    """The stretch of a producer as ``(units, inputs, k)``: several rows of one unit, and kernels, side by side."""
+    stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
+    rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
+    rows = rows.reshape(*rows.shape[:2], -1)
+    position = _position(producer, width)
+    count = position.bincount()
+    order = position.argsort(stable=True)
+    rank = torch.arange(len(order)) - (count.cumsum(0) - count)[position[order]]
+    by_unit = rows.new_zeros(len(count), int(count.max()), *rows.shape[1:])  # units of fewer rows are filled up
+    by_unit[position[order], rank] = rows[order]
+    return by_unit.transpose(1, 2).reshape(len(count), rows.shape[1], -1)
+
+
+def along(rows: Tensor, value: Tensor, dim: int, input_dim: int) -> Tensor:
+    """Expand a ``(rows, inputs)`` mask to the shape of a weight that has the rows and the inputs along two of its axes.
+
+    Example:
+        >>> along(torch.eye(2, dtype=torch.bool), torch.zeros(2, 2, 3), 0, 1).sum()
+        tensor(6)
+    """
+    shape = [1] * value.dim()
+    shape[dim], shape[input_dim] = rows.shape
+    return (rows if dim < input_dim else rows.T).reshape(shape).expand(value.shape).clone()

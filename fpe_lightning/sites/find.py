@@ -1,0 +1,145 @@
+"""Find every hidden width of a model that can be widened, whatever the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from fpe_lightning.sites.attributes import layer_attributes
+from fpe_lightning.sites.candidates import Refusal, candidates_of
+from fpe_lightning.sites.site import Site
+from fpe_lightning.sites.tracing.facts import Ledger
+from fpe_lightning.sites.tracing.forward import Inputs, trace
+from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, owners_of, state_of
+from fpe_lightning.sites.tracing.units import resolve
+from fpe_lightning.sites.trial import Bench, sentence_of
+from fpe_lightning.sparse.convert import stored_masked
+
+__all__ = ["Refusal", "find_sites"]
+
+STREAM = "a residual stream: several weights add to it; pass streams=True to widen it"
+
+
+@overload
+def find_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False) -> list[Site]: ...
+@overload
+def find_sites(
+    model: nn.Module, example_inputs: Any, *, explain: Literal[False], streams: bool = False
+) -> list[Site]: ...
+@overload
+def find_sites(
+    model: nn.Module, example_inputs: Any, *, explain: Literal[True], streams: bool = False
+) -> tuple[list[Site], list[Refusal]]: ...
+def find_sites(
+    model: nn.Module, example_inputs: Any, *, explain: bool = False, streams: bool = False
+) -> list[Site] | tuple[list[Site], list[Refusal]]:
+    """Find the hidden widths of a model that can be widened without touching inputs, outputs or a residual stream.
+
+    Every entry of every parameter axis is followed through the operators of a forward pass, in training and in
+    evaluation mode. Entries that meet (a row of a weight, the bias that is added to it, the column that reads it) are
+    one unit. What a rule cannot vouch for is refused, and what is left has to pass a trial at larger widths. Only
+    shapes are computed, unless the forward's control flow reads values. Forward hooks do not run. Widths of a
+    single unit are not looked at.
+
+    Args:
+        model: Any module; it is as before afterwards, also if this raises.
+        example_inputs: What the forward takes: a tensor, a tuple of positional arguments or a dict of keyword
+            arguments. Values do not matter, shapes and dtypes do.
+        explain: Whether to say why the other widths are refused.
+        streams: Whether residual streams are wanted too.
+
+    Returns:
+        Sites in the order of the forward; with ``explain`` also the refusals.
+
+    Raises:
+        TypeError: If ``example_inputs`` is of another type.
+        ValueError: If the model has lazy parameters, or does not run on the example inputs.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> [(site.name, site.width, site.fan_in) for site in find_sites(net, torch.zeros(2, 8))]
+        [('0', 16, 8)]
+        >>> sites, refusals = find_sites(net, torch.zeros(2, 8), explain=True)
+        >>> print(*refusals)
+        2: it reaches an output of the model
+    """
+    inputs = Inputs.of(example_inputs)
+    _check(model)
+    with stored_masked(model):  # packed weights have no axes of neurons and inputs to follow
+        sites, refusals = _find(model, inputs, streams)
+    return (sites, refusals) if explain else sites
+
+
+def _find(model: nn.Module, inputs: Inputs, streams: bool) -> tuple[list[Site], list[Refusal]]:
+    ledger, runs, refusals = _traces(model, inputs)
+    units = resolve(ledger)
+    owners = owners_of(model)
+    modules = modules_by_name(model)
+    candidates, refused = candidates_of(units, state_of(model), _shared(owners))
+    candidates = layer_attributes(candidates, units, modules, owners)
+    wanted = [c for c in candidates if streams or c.site.kind != "stream"]
+    bench = Bench(model, runs, units)
+    sites = [_with_reads(candidate.site, ledger.reads) for candidate in bench.accept(wanted)]
+    refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + bench.refusals
+    return sites, refusals
+
+
+def _with_reads(site: Site, reads: Mapping[str, tuple[int, ...]]) -> Site:
+    owners = {axis.parameter.rpartition(".")[0] for axis in (*site.producers, *site.consumers)}
+    return replace(site, reads={owner: reads[owner] for owner in sorted(owners) if owner in reads})
+
+
+def _check(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"find_sites needs the shapes of all parameters, but {name} is not initialised yet: "
+                "run one forward pass of the lazy module first."
+            )
+
+
+def _traces(model: nn.Module, inputs: Inputs) -> tuple[Ledger, list[tuple[Inputs, bool, bool]], list[Refusal]]:
+    """Trace both modes into one ledger; fall back from fake to real tensors, and in training to two examples."""
+    attempts: list[list[tuple[Inputs, bool, bool]]] = [
+        [
+            (given, training, fake)
+            for fake in (True, False)
+            for given in ((inputs, inputs.doubled()) if training else (inputs,))
+        ]
+        for training in (False, True)
+    ]
+    ledger, runs, refusals, errors = Ledger(), [], [], []
+    stand_ins = {fake: Tensors(fake) for fake in (True, False)}
+    for options in attempts:
+        for given, training, fake in options:
+            try:
+                ledger.absorb(trace(model, given, training=training, tensors=stand_ins[fake]))
+            except Exception as error:  # whatever a user's forward raises
+                failure = error
+                continue
+            runs.append((given, training, fake))
+            break
+        else:
+            errors.append(failure)
+            mode = "training" if options[0][1] else "evaluation"
+            refusals.append(Refusal("", f"not traced in {mode} mode, where the forward raises {sentence_of(failure)}"))
+    if not runs:
+        raise ValueError(
+            f"find_sites runs the model on the example inputs, but the forward raises {sentence_of(errors[0])}: "
+            "pass inputs of the shapes and dtypes that the model takes."
+        ) from errors[0]
+    return ledger, runs, refusals
+
+
+def _shared(owners: Mapping[str, list[tuple[str, str]]]) -> dict[str, str]:
+    """Parameters that several modules hold: widening one holder would leave the others behind."""
+    return {
+        name: "tied weights: " + " and ".join(f"{module}.{attribute}" for module, attribute in held) + " are one tensor"
+        for name, held in owners.items()
+        if len(held) > 1
+    }

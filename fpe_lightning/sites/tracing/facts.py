@@ -1,0 +1,151 @@
+"""The ledger of a trace: what the operators of a forward say about the entries of parameter axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpe_lightning.sites.tracing.labels import UNLABELLED, along
+
+MANY = 4096  # entries above which it pays to drop repetitions
+
+
+class Role(IntFlag):
+    """What a parameter entry does for the unit that it belongs to."""
+
+    PRODUCER = 1
+    VALUE = 2
+    CONSUMER = 4
+    DEPTHWISE = 8
+    INPUT = 16  # contracted over, whether or not what it is contracted with is labelled
+
+
+@dataclass(frozen=True)
+class Span:
+    """The numbers given to the entries of one parameter axis: ``start .. start + length - 1``."""
+
+    parameter: str
+    dim: int
+    start: int
+    length: int
+
+    @property
+    def numbers(self) -> slice:
+        """The numbers as a slice."""
+        return slice(self.start, self.start + self.length)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A size that a module met in its own forward, and the label of the axis that had it.
+
+    Attributes:
+        module: Qualified name of the module whose code ran.
+        size: The size, or the position at which the axis was cut.
+        axis: Position of the axis counted from the end (-1 is the last), or None for a cut.
+        label: Label of the entries that the size counts.
+        written: Whether the number was an argument of the operator, so that the code must have written it.
+    """
+
+    module: str
+    size: int
+    axis: int | None
+    label: Tensor
+    written: bool = False
+
+
+class Ledger:
+    """Everything that one or several traces of a model say; read by ``resolve``.
+
+    Attributes:
+        spans: Numbered parameter axes.
+        ties: Pairs of entries that belong to one unit, as ``(2, n)`` arrays with how they met
+            (``"sum"``, ``"product"`` of two activations, or ``""``).
+        frozen: Entries that must not be widened, with the reason.
+        bundles: Entries that can only be widened together, with the reason.
+        roles: Entries and what they do, in the order of the forward.
+        groupings: Labels cut into groups by normalisation or grouped convolution; copies must stay in their group.
+        uses: Sizes that modules met.
+        reads: Shape of what each module read, by qualified name.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.ties: list[tuple[np.ndarray, str]] = []
+        self.frozen: list[tuple[np.ndarray, str]] = []
+        self.bundles: list[tuple[np.ndarray, str]] = []
+        self.roles: list[tuple[np.ndarray, Role]] = []
+        self.groupings: list[np.ndarray] = []
+        self.uses: list[Use] = []
+        self.reads: dict[str, tuple[int, ...]] = {}
+        self.size = UNLABELLED + 1
+        self._axes: dict[tuple[str, int], Span] = {}
+
+    def labels_of(self, name: str, parameter: Tensor) -> list[Tensor]:
+        """Number the axes of a parameter (once) and return one label for each axis of size above 1."""
+        labels = []
+        for dim, length in enumerate(parameter.shape):
+            if length < 2:
+                continue
+            span = self._axes.get((name, dim))
+            if span is None:
+                span = self._axes[name, dim] = Span(name, dim, self.size, length)
+                self.spans.append(span)
+                self.size += length
+            labels.append(along(torch.arange(span.start, span.start + length), dim, parameter.dim()))
+        return labels
+
+    def absorb(self, other: Ledger) -> None:
+        """Add what another trace of the same model says; both number the entries alike."""
+        if not self.spans:
+            self.spans, self.size, self._axes = other.spans, other.size, other._axes
+        for name in ("ties", "frozen", "bundles", "roles", "groupings", "uses"):
+            getattr(self, name).extend(getattr(other, name))
+        self.reads = {**other.reads, **self.reads}
+
+    def span(self, parameter: str, dim: int) -> Span:
+        """The span of one parameter axis."""
+        return self._axes[parameter, dim]
+
+    def tie(self, first: Tensor, second: Tensor, how: str = "") -> None:
+        """Say that two labels that broadcast against each other name the same units."""
+        first, second = torch.broadcast_tensors(first, second)
+        pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()])
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        if pairs.shape[1]:
+            self.ties.append((np.unique(pairs, axis=1) if pairs.shape[1] > MANY else pairs, how))
+
+    def freeze(self, label: Tensor, reason: str) -> None:
+        """Refuse the units of a label."""
+        self.frozen.append((_numbers(label), reason))
+
+    def bundle(self, label: Tensor, reason: str) -> None:
+        """Say that the units of a label can only be widened all together."""
+        self.bundles.append((_numbers(label), reason))
+
+    def mark(self, label: Tensor, role: Role) -> None:
+        """Record what the entries of a parameter's label do."""
+        self.roles.append((_numbers(label), role))
+
+    def group(self, label: Tensor, groups: int) -> None:
+        """Record that the entries of a label are cut into consecutive groups that copies must not leave."""
+        self.groupings.append(label.reshape(groups, -1).numpy())
+
+    def use(self, module: str, tensors: Sequence[tuple[Tensor, Sequence[Tensor]]], written: set[int]) -> None:
+        """Record the sizes of the labelled axes of tensors that a module's code handled, and the numbers it wrote."""
+        for tensor, labels in tensors:
+            for label in labels:
+                for axis, size in enumerate(label.shape):
+                    if size > 1:
+                        length = int(tensor.shape[axis])
+                        self.uses.append(Use(module, length, axis - label.dim(), label, length in written))
+
+
+def _numbers(label: Tensor) -> np.ndarray:
+    numbers = label.reshape(-1).numpy()
+    return np.unique(numbers) if len(numbers) > MANY else numbers

@@ -1,0 +1,124 @@
+"""Trace a model: run its forward in training and in evaluation mode and keep the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fpe_lightning.sites.tracing import (  # noqa: F401  (importing the rules registers them)
+    rules_contract,
+    rules_norm,
+    rules_pointwise,
+    rules_shape,
+)
+from fpe_lightning.sites.tracing.facts import Ledger
+from fpe_lightning.sites.tracing.sandbox import ModuleStack, Tensors, borrowed, stand_in
+from fpe_lightning.sites.tracing.tracer import AxisTracer
+
+
+@dataclasses.dataclass(frozen=True)
+class Widening:
+    """A model at other widths.
+
+    Attributes:
+        sizes: For each parameter and axis the ``(new length,)`` int64 entries of the old axis that it repeats.
+        values: New values of module attributes, by (module name, attribute name).
+    """
+
+    sizes: Mapping[str, Mapping[int, Tensor]] = dataclasses.field(default_factory=dict)
+    values: Mapping[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Example inputs of a forward."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @staticmethod
+    def of(example_inputs: Any) -> Inputs:
+        """Read a tensor, a tuple of positional arguments, a mapping of keyword arguments, or inputs read before."""
+        if isinstance(example_inputs, Inputs):
+            return example_inputs
+        if isinstance(example_inputs, Tensor):
+            return Inputs((example_inputs,), {})
+        if isinstance(example_inputs, Mapping):
+            return Inputs((), dict(example_inputs))
+        if isinstance(example_inputs, tuple):
+            return Inputs(example_inputs, {})
+        raise TypeError(
+            "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+            f"but it is a {type(example_inputs).__name__}: wrap it in a tuple."
+        )
+
+    def doubled(self) -> Inputs:
+        """The same inputs twice along the first axis, for layers that need more than one example in training."""
+        args, kwargs = tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, (self.args, self.kwargs))
+        return Inputs(args, kwargs)
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """All tensors in a forward's result: containers, dataclasses and plain objects are looked into.
+
+    Args:
+        value: Anything a forward may return.
+        seen: Objects that have been looked into already.
+
+    Yields:
+        The tensors.
+    """
+    seen = set() if seen is None else seen
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif id(leaf) not in seen and hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
+            seen.add(id(leaf))
+            yield from tensors_in(list(vars(leaf).values()), seen)
+
+
+def trace(
+    model: nn.Module, inputs: Inputs, *, training: bool, tensors: Tensors, widening: Widening | None = None
+) -> Ledger:
+    """Run one forward of a model and write down what happens; the model is as before afterwards.
+
+    Args:
+        model: The model.
+        inputs: Example inputs; in training they are repeated along the batch if the model needs more than one.
+        training: Whether the modules are in training mode.
+        tensors: Who makes stand-ins for the model's tensors; one for all traces at the same widths. Real ones are for
+            models whose control flow reads values.
+        widening: Other widths to run at.
+
+    Returns:
+        The ledger of this forward.
+
+    Raises:
+        Exception: Whatever the forward raises.
+    """
+    widening = widening or Widening()
+    ledger = Ledger()
+    with borrowed(model):
+        for module in model.modules():
+            vars(module)["training"] = training
+        state = stand_in(model, tensors, widening.sizes)
+        modules = dict(model.named_modules())
+        for (module_name, attribute), value in widening.values.items():
+            modules[module_name].__dict__[attribute] = value
+        device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
+        stack = ModuleStack(model)
+        tracer = AxisTracer(ledger, state, stack)  # outside of the fake mode, because labels are real
+        with tensors.active():
+            args, kwargs = tree_map_only(Tensor, lambda t: tensors.of(t).to(device), (inputs.args, inputs.kwargs))
+            with stack.watching(), tracer:
+                output = model(*args, **kwargs)
+        for tensor in tensors_in(output):
+            for label in tracer.tags[tensor].labels if tensor in tracer.tags else ():
+                ledger.freeze(label, "it reaches an output of the model")
+    ledger.reads.update(stack.reads)
+    return ledger

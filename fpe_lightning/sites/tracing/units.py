@@ -1,0 +1,135 @@
+"""From a ledger to candidate widths: entries become units, units that must be widened together become groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from fpe_lightning.sites.tracing.facts import Ledger, Role, Span
+from fpe_lightning.sites.tracing.labels import UNLABELLED
+
+COMPUTES = Role.PRODUCER | Role.DEPTHWISE
+
+
+def components(size: int, pairs: np.ndarray) -> np.ndarray:
+    """The connected component of each of ``size`` nodes, for a ``(2, n)`` array of edges."""
+    graph = coo_matrix((np.ones(pairs.shape[1], dtype=bool), (pairs[0], pairs[1])), shape=(size, size))
+    return connected_components(graph, directed=False)[1]
+
+
+def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros((2, 0), dtype=np.int64), *arrays], axis=1)
+
+
+@dataclass
+class Units:
+    """What a ledger amounts to.
+
+    Attributes:
+        ledger: Where it comes from.
+        unit: ``(numbers,)`` the unit of each numbered entry.
+        roles: ``(numbers,)`` what each entry does, as the bits of ``Role``.
+        first_use: ``(numbers,)`` position in the forward at which each entry got its first role.
+        reasons: For each refused group why.
+        group: ``(units,)`` units of one group can only be widened together.
+        added: ``(groups,)`` whether producers of the group meet in a sum.
+        gated: ``(groups,)`` whether units of the group meet in a product.
+    """
+
+    ledger: Ledger
+    unit: np.ndarray
+    roles: np.ndarray
+    first_use: np.ndarray
+    reasons: dict[int, str]
+    group: np.ndarray
+    added: np.ndarray
+    gated: np.ndarray
+
+    def of(self, span: Span) -> np.ndarray:
+        """The units of the entries of one parameter axis."""
+        return self.unit[span.numbers]
+
+    def groups_of(self, span: Span) -> np.ndarray:
+        """The groups of the entries of one parameter axis."""
+        return self.group[self.of(span)]
+
+    def role_of(self, span: Span) -> Role:
+        """All roles that entries of one parameter axis have."""
+        return Role(int(np.bitwise_or.reduce(self.roles[span.numbers])))
+
+
+def resolve(ledger: Ledger) -> Units:
+    """Find the units and their groups.
+
+    Args:
+        ledger: A complete ledger.
+
+    Returns:
+        Units, groups and refusals.
+    """
+    pairs = {how: _joined(p for p, h in ledger.ties if h == how) for how in ("", "sum", "product")}
+    real = {how: p[:, (p != UNLABELLED).all(0)] for how, p in pairs.items()}
+    unit = components(ledger.size, _joined(real.values()))
+    roles, first_use = _roles(ledger)
+    group = _groups(ledger, unit, roles)
+    reasons = _reasons(ledger, group[unit], roles, _joined(pairs.values()))
+    makes = np.zeros(ledger.size, dtype=bool)
+    makes[(roles & Role.PRODUCER) > 0] = True
+    marks = {}
+    for how in ("sum", "product"):
+        others = [p for h, p in real.items() if h != how]
+        before = components(ledger.size, _joined(others))
+        computed = np.zeros(before.max() + 1, dtype=bool)
+        computed[before[makes]] = True
+        a, b = real[how]
+        meet = (before[a] != before[b]) & computed[before[a]] & computed[before[b]]
+        marks[how] = np.zeros(group.max() + 1, dtype=bool)
+        marks[how][group[unit[a[meet]]]] = True
+    return Units(ledger, unit, roles, first_use, reasons, group, marks["sum"], marks["product"])
+
+
+def _roles(ledger: Ledger) -> tuple[np.ndarray, np.ndarray]:
+    roles = np.zeros(ledger.size, dtype=np.int64)
+    first_use = np.full(ledger.size, np.iinfo(np.int64).max)
+    for position, (numbers, role) in enumerate(ledger.roles):
+        roles[numbers] |= int(role)
+        if role != Role.INPUT:
+            first_use[numbers] = np.minimum(first_use[numbers], position)
+    return roles, first_use
+
+
+def _reasons(ledger: Ledger, group: np.ndarray, roles: np.ndarray, pairs: np.ndarray) -> dict[int, str]:
+    """The first reason against each refused group, given the group of each number."""
+    reasons: dict[int, str] = {}
+
+    def refuse(numbers: np.ndarray, reason: str) -> None:
+        for member in np.unique(group[numbers[numbers != UNLABELLED]]):
+            reasons.setdefault(int(member), reason)
+
+    for numbers, reason in ledger.frozen:
+        refuse(numbers, reason)
+    refuse(pairs[:, (pairs == UNLABELLED).any(0)].reshape(-1), "it meets entries that no weight computes")
+    for numbers, reason in ledger.bundles:
+        if (numbers == UNLABELLED).any():
+            refuse(numbers, f"only part of the axis is computed by weights ({reason})")
+    both = ((roles & Role.CONSUMER) > 0) & ((roles & (Role.PRODUCER | Role.VALUE | Role.DEPTHWISE)) > 0)
+    refuse(np.flatnonzero(both), "tied weights: the same entries compute units and read units")
+    return reasons
+
+
+def _groups(ledger: Ledger, unit: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    """Units of one computing axis, or of one bundle, belong together."""
+    edges = []
+    for span in ledger.spans:
+        if (roles[span.numbers] & COMPUTES).any():
+            members = unit[span.numbers]
+            edges.append(np.stack([np.full(len(members), members[0]), members]))
+    for numbers, _ in ledger.bundles:
+        members = unit[numbers[numbers != UNLABELLED]]
+        if len(members):
+            edges.append(np.stack([np.full(len(members), members[0]), members]))
+    return components(int(unit.max()) + 1, _joined(edges))

@@ -1,0 +1,1 @@
+"""Layers that store and compute dense blocks alone."""

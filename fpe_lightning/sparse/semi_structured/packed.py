@@ -1,0 +1,183 @@
+"""2:4 layers packed once, for inference: 9/16 of the bytes of the weight, as plain tensors for any file format."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fpe_lightning.sparse.masked import set_mask
+from fpe_lightning.sparse.prepared import PreparedModule
+from fpe_lightning.sparse.semi_structured.format import DTYPES, pack_semi_structured, unpack_semi_structured
+from fpe_lightning.sparse.semi_structured.kernels import backend_of, multiply
+from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear, set_semi_structured
+
+VALUES, PLACES = "weight_values", "weight_places"
+"""Names of the buffers that hold a packed weight."""
+
+
+class PackedLinear(PreparedModule, nn.Linear):
+    """A 2:4 linear layer without a dense weight, for inference alone; made by :func:`pack_for_inference`.
+
+    CUTLASS reads the buffers as they are. cuSPARSELt has a format of its own, made from them at every move to a GPU and
+    kept beside them. Elsewhere the weight is unpacked in each forward pass: right, small and slow.
+    """
+
+    weight_values: Tensor
+    weight_places: Tensor
+    compressed: Tensor | None
+    backend: str | None
+
+    @override
+    def prepare(self) -> None:
+        """Work out how the device that the buffers are on multiplies by them."""
+        self.compressed, self.backend = None, None
+        if not self.weight_values.is_meta and self.weight_values.dtype in DTYPES:
+            self.backend = backend_of(self.weight_values.device)
+            if self.backend == "cusparselt":
+                self.compressed = torch._cslt_compress(self.dense_weight())
+
+    def dense_weight(self) -> Tensor:
+        """The weight in its own shape, ``(out_features, in_features)``."""
+        return unpack_semi_structured(self.weight_values, self.weight_places)
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if input.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "A packed 2:4 layer is for inference, and a gradient was asked for: run it under "
+                "torch.inference_mode(), or train the model that it was packed from."
+            )
+        dtype = self.weight_values.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        x = input.to(dtype).reshape(-1, self.in_features)
+        if self.backend is None or not len(x):
+            result = F.linear(x, self.dense_weight(), bias)
+        elif self.compressed is None:
+            result = multiply(x, self.weight_values, self.weight_places, bias, self.out_features)
+        else:
+            result = multiply(x, self.compressed, None, bias, self.out_features)
+        return result.view(*input.shape[:-1], self.out_features).to(input.dtype)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, packed 2:4"
+
+
+def pack_for_inference(model: nn.Module) -> int:
+    """Pack the weight of every 2:4 layer of a model, in place and once; for a model in float16 or bfloat16.
+
+    The dense parameters and their masks are gone afterwards. The packed ``state_dict`` holds plain tensors, and
+    ``load_expanded_state_dict`` gives any model of the same architecture the packed layers again.
+
+    Args:
+        model: A model some of whose layers were split with ``layout="semi_structured"``.
+
+    Returns:
+        How many layers were packed.
+
+    Raises:
+        TypeError: If a weight is of another dtype. Nothing is changed then.
+        ValueError: If a weight is not 2:4: something wrote to masked entries. Nothing is changed then.
+
+    Example:
+        >>> from fpe_lightning.sparse.masked import set_mask
+        >>> from fpe_lightning.sparse.semi_structured.layers import set_semi_structured
+        >>> model = nn.Sequential(nn.Linear(64, 64)).bfloat16()
+        >>> pair = torch.tensor([[True, True, False, False], [False, False, True, True]])
+        >>> set_mask(model[0], "weight", pair.repeat(32, 16))
+        >>> set_semi_structured(model[0])
+        >>> pack_for_inference(model)
+        1
+        >>> {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        {'0.bias': (64,), '0.weight_values': (64, 32), '0.weight_places': (64, 4)}
+    """
+    layers = [module for module in model.modules() if isinstance(module, SemiStructuredLinear)]
+    _pack(layers, [layer.weight.dtype for layer in layers])
+    return len(layers)
+
+
+def repack(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Pack single layers of a model that has just loaded what :func:`unpacked_state_dict` made of a packed file.
+
+    Args:
+        model: Changed in place.
+        dtypes: The dtype that each packed layer had, by the layer's name.
+    """
+    _pack([model.get_submodule(name) for name in dtypes], list(dtypes.values()))
+
+
+def unpack_for_training(model: nn.Module) -> None:
+    """Give every packed layer of a model its dense weight and its mask again; the inverse of packing.
+
+    Example:
+        >>> unpack_for_training(nn.Linear(4, 2))
+    """
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            layer: nn.Linear = module
+            weight = module.dense_weight()
+            for name in (VALUES, PLACES):
+                layer._buffers.pop(name)
+            for cached in ("backend", "compressed"):
+                layer.__dict__.pop(cached, None)
+            layer.__class__ = nn.Linear
+            layer._parameters = {"weight": nn.Parameter(weight), **layer._parameters}
+            if layer.bias is not None:
+                layer.bias.requires_grad_()
+            set_mask(layer, "weight", weight != 0)
+            set_semi_structured(layer)
+
+
+def _pack(layers: list[Any], dtypes: list[torch.dtype]) -> None:
+    packed = [pack_semi_structured(layer.weight.to(dtype)) for layer, dtype in zip(layers, dtypes, strict=True)]
+    for layer, (values, places) in zip(layers, packed, strict=True):
+        _become_packed(layer, values, places)
+
+
+def _become_packed(layer: nn.Linear, values: Tensor, places: Tensor) -> None:
+    del layer._parameters["weight"]
+    for name in ("weight_mask", MARK):
+        layer._buffers.pop(name, None)
+    for cached in ("backend", "pattern"):
+        layer.__dict__.pop(cached, None)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(False)
+    layer.__class__ = PackedLinear
+    assert isinstance(layer, PackedLinear)
+    layer.register_buffer(VALUES, values)
+    layer.register_buffer(PLACES, places)
+    layer.prepare()
+
+
+def packed_layers(state_dict: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The dtypes of the packed layers of a ``state_dict``, by the layer's name.
+
+    Example:
+        >>> packed_layers({"net.0.weight_values": torch.zeros(1), "net.0.weight_places": torch.zeros(1)})
+        {'net.0': torch.float32}
+    """
+    names = {key: key.rpartition(".") for key in state_dict}
+    return {path: state_dict[key].dtype for key, (path, _, name) in names.items() if name == VALUES}
+
+
+def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``state_dict`` of the model before it was packed, up to the dtype: with dense weights, masks and marks.
+
+    Entries that are zero count as masked, as the packed form tells no difference. The versions of layers, which torch
+    keeps beside the entries, stay.
+    """
+    result = copy.copy(state_dict) if isinstance(state_dict, OrderedDict) else dict(state_dict)
+    for name in packed_layers(state_dict):
+        path = f"{name}." if name else ""
+        weight = unpack_semi_structured(result.pop(path + VALUES), result.pop(path + PLACES))
+        result[path + "weight"] = weight
+        result[path + "weight_mask"] = weight != 0
+        result[path + MARK] = torch.ones((), dtype=torch.bool, device=weight.device)
+    return result
