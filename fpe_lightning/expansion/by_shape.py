@@ -142,7 +142,7 @@ def ways_of(
     if any(map(groups_of, model.modules())):  # blocks were not tested with FSDP2
         return {site.name: paper for site, _ in chosen}
     # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
-    touched = Counter(axis.parameter for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers))
+    touched = Counter(axis.parameter for site, _ in chosen for axis in site.axes())
     ways = {}
     for site, alpha in chosen:
         once = all(touched[producer.parameter] == 1 for producer in site.producers)
@@ -181,7 +181,7 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
         return None
     if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
         return None
-    if not all(axis.parameter.rpartition(".")[0] in site.reads for axis in (*site.producers, *site.consumers)):
+    if not all(axis.parameter.rpartition(".")[0] in site.input_shapes for axis in (*site.producers, *site.consumers)):
         return None  # somebody else reads the weight, and would find it packed
     if not all(_makes_blocks(model, axis, alpha) for axis in site.producers):
         return None

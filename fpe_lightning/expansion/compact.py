@@ -118,7 +118,7 @@ def fits_compact(
 
     All others are split by way of the wide weight, with equal results.
     """
-    axes = [axis for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers)]
+    axes = [axis for site, _ in chosen for axis in site.axes()]
     used = Counter(axis.parameter for axis in axes)
 
     def fits(site: Site, alpha: int) -> bool:
@@ -146,7 +146,7 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
         return False
     if isinstance(parent, nn.TransformerEncoderLayer):  # reads the weights of its children by itself
         return False
-    if owner not in site.reads:  # somebody else does
+    if owner not in site.input_shapes:  # somebody else does
         return False
     weight = module.weight
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)

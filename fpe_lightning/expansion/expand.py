@@ -141,7 +141,7 @@ def expand(
     del draft, states  # and with them all that was widened, before the largest tensors are made
     choices = {}
     if layout == "auto":
-        reads = {owner: shape for site, _ in chosen for owner, shape in site.reads.items()}
+        reads = {owner: shape for site, _ in chosen for owner, shape in site.input_shapes.items()}
         choices = choose_fastest(model, storages, reads)
         storages = {
             module: [s for s in found if name_of(s) == choices[module].layout] for module, found in storages.items()

@@ -43,7 +43,7 @@ def choose_storage(
         ValueError: If the weight of a producer cannot be stored as asked.
     """
     producers = {producer.parameter: site for site in sites for producer in site.producers}
-    called = {owner for site in sites for owner in site.reads}
+    called = {owner for site in sites for owner in site.input_shapes}
     found: dict[str, list[Storage]] = {}
     for name, tensor in draft.tensors.items():
         if tensor.apart:  # it is in blocks already

@@ -51,21 +51,15 @@ class Candidate:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Producers, values and consumers of the site."""
-        return axes_of(self.site)
+        return self.site.axes()
 
     def with_runs(self, runs: list[int]) -> Candidate:
         """The same candidate with the given run for each of its axes."""
         run = iter(runs)
-        site = replace(
-            self.site,
-            producers=tuple(replace(axis, run=next(run)) for axis in self.site.producers),
-            values=tuple(replace(axis, run=next(run)) for axis in self.site.values),
-            consumers=tuple(replace(axis, run=next(run)) for axis in self.site.consumers),
-        )
-        return replace(self, site=site)
+        return replace(self, site=self.site.map_axes(lambda axis: replace(axis, run=next(run))))
 
     def split(self) -> Candidate:
-        """The same candidate with the stretches of values and consumers cut wherever their units start anew.
+        """The same candidate with the stretches of values and consumers cut wherever their units start again.
 
         The columns that read a flattened image behind a pooled one need different runs.
         """
@@ -86,11 +80,6 @@ class Candidate:
     def with_attributes(self, attributes: tuple[Attribute, ...]) -> Candidate:
         """The same candidate with other attributes."""
         return replace(self, site=replace(self.site, attributes=attributes))
-
-
-def axes_of(site: Site) -> tuple[Axis, ...]:
-    """Producers, values and consumers of a site."""
-    return (*site.producers, *site.values, *site.consumers)
 
 
 def _sweeps(axis: Axis) -> list[Axis]:
@@ -118,7 +107,7 @@ def module_of(parameter: str) -> str:
 def candidates_of(
     units: Units, state: dict[str, Tensor], shared: dict[str, str]
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Divide the groups of a ledger into candidates and refusals.
+    """Divide the groups of units into candidates and refusals.
 
     Args:
         units: What the traces amount to.
@@ -129,7 +118,7 @@ def candidates_of(
         Candidates and refusals, both ordered by first use.
     """
     spans: dict[int, list[Span]] = {}
-    for span in units.ledger.spans:
+    for span in units.facts.spans:
         if units.role_of(span) & ~Role.INPUT:
             for group in np.unique(units.groups_of(span)):
                 spans.setdefault(int(group), []).append(span)
@@ -155,7 +144,7 @@ def _unread(units: Units, state: dict[str, Tensor]) -> list[Refusal]:
     """Weights that no operator used as they are: computed ones, and those of branches that were not taken."""
     roles: dict[str, Role] = {}
     why: dict[str, str] = {}
-    for span in units.ledger.spans:
+    for span in units.facts.spans:
         roles[span.parameter] = roles.get(span.parameter, Role(0)) | units.role_of(span)
         reason = units.reasons.get(int(units.groups_of(span)[0]))
         if reason is not None:
@@ -240,7 +229,7 @@ def _input_dim(units: Units, state: dict[str, Tensor], span: Span) -> int:
     """The axis of a producer that is contracted over."""
     contracted = [
         other.dim
-        for other in units.ledger.spans
+        for other in units.facts.spans
         if other.parameter == span.parameter and other.dim != span.dim and units.role_of(other) & Role.INPUT
     ]
     return contracted[0] if contracted else (1 if span.dim == 0 else 0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpe_lightning.sites.candidates import Candidate, axes_of
+from fpe_lightning.sites.candidates import Candidate
 from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sites.tracing.units import Units
 
@@ -72,7 +72,7 @@ def sizes_of(sites: Sequence[tuple[Site, int]], shapes: Mapping[str, torch.Size]
     """
     stretches: dict[tuple[str, int], list[tuple[Axis, int]]] = {}
     for site, alpha in sites:
-        for axis in axes_of(site):
+        for axis in site.axes():
             stretches.setdefault((axis.parameter, axis.dim), []).append((axis, alpha))
     sizes: dict[str, dict[int, Tensor]] = {}
     for (parameter, dim), found in stretches.items():
@@ -98,7 +98,7 @@ def find_runs(
     axes = candidate.axes
     widened = []
     for axis in axes:
-        first = after.ledger.span(axis.parameter, axis.dim).start + offsets[axis.parameter, axis.dim, axis.start]
+        first = after.facts.span(axis.parameter, axis.dim).start + offsets[axis.parameter, axis.dim, axis.start]
         widened.append(after.unit[first : first + copies * axis.length])
     for units in widened:
         reason = next((after.reasons[g] for g in map(int, np.unique(after.group[units])) if g in after.reasons), None)
@@ -176,11 +176,11 @@ def _groups_kept(
     for axis, run, units in zip(candidate.axes, runs, widened, strict=True):
         assert axis.units is not None
         owners[units] = axis.units.numpy()[run_index(axis.length, run, copies).numpy()]
-        start = before.ledger.span(axis.parameter, axis.dim).start + axis.start
+        start = before.facts.span(axis.parameter, axis.dim).start + axis.start
         names[before.unit[start : start + axis.length]] = axis.units.numpy()
-    if len(before.ledger.groupings) != len(after.ledger.groupings):
+    if len(before.facts.groupings) != len(after.facts.groupings):
         return False
-    for small, large in zip(before.ledger.groupings, after.ledger.groupings, strict=True):
+    for small, large in zip(before.facts.groupings, after.facts.groupings, strict=True):
         old, new = names[before.unit[small]], owners[after.unit[large]]
         if (old < 0).all() and (new < 0).all():
             continue

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 
@@ -13,29 +14,43 @@ from fpe_lightning.sites.attributes import changed_values, patch_attributes
 from fpe_lightning.sites.candidates import Candidate, Refusal
 from fpe_lightning.sites.runs import find_runs, sizes_of
 from fpe_lightning.sites.site import Attribute
-from fpe_lightning.sites.tracing.facts import Ledger
+from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.forward import Inputs, Widening, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, state_of
 from fpe_lightning.sites.tracing.units import Units, resolve
 
 
+class Run(NamedTuple):
+    """One way to run a model.
+
+    Attributes:
+        inputs: Its inputs.
+        training: Whether in training mode.
+        fake: Whether with fake tensors, which have shapes and no values.
+    """
+
+    inputs: Inputs
+    training: bool
+    fake: bool
+
+
 @dataclass
-class Bench:
-    """What all trials of a model share.
+class Trials:
+    """The trials of one model, and what they teach each other.
 
     Attributes:
         model: The model; every trial borrows it and puts it back.
-        runs: How the model can be run: (inputs, training, fake) for each trace.
+        runs: How the model can be run, once for each mode that works.
         units: What the traces at the original widths say.
         refusals: Filled with the candidates that fail.
         attempts: Trials so far.
         learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
             given their value), which are tried at once for later candidates.
-        hopeless: What failed candidates look like: blocks repeat, and one of each kind is enough to try every guess on.
+        hopeless: Kinds of candidates that failed: blocks repeat, so one of each kind is enough to try every guess on.
     """
 
     model: nn.Module
-    runs: Sequence[tuple[Inputs, bool, bool]]
+    runs: Sequence[Run]
     units: Units
     refusals: list[Refusal] = field(default_factory=list)
     attempts: int = 0
@@ -45,13 +60,13 @@ class Bench:
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Try candidates together and, where that fails, halves of them, down to single ones.
 
-        Candidates of one kind stand together, so that one bad kind does not break up all the others.
+        Candidates of one kind are tried next to each other, so that one bad kind does not break up all the others.
 
         Args:
             candidates: Candidates in the order of the forward.
 
         Returns:
-            Those that are sites, with their runs and all the attributes that they need.
+            The candidates that are sites, with their runs and all the attributes that they need.
         """
         kinds = [self._kind_of(candidate) for candidate in candidates]
         found = self._accept([candidates[i] for i in sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))])
@@ -91,24 +106,27 @@ class Bench:
         return self._accept(candidates[:middle]) + self._accept(candidates[middle:])
 
     def _attempt(self, candidates: Sequence[Candidate]) -> list[list[int] | str] | Exception:
-        """Widen some candidates at once: the runs of each (or why it has none), or what the forward raised.
+        """Widen some candidates at once.
 
         Neighbours get different numbers of copies, so that a forward which reads the size of one width from another
         one does not pass.
+
+        Returns:
+            The runs of each candidate, or the reason why it has none; or the exception of the forward.
         """
         self.attempts += 1
         copies = [2 + position % 2 for position in range(len(candidates))]
         sites = [(candidate.site, alpha) for candidate, alpha in zip(candidates, copies, strict=True)]
         shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
         widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
-        ledger = Ledger()
+        facts = Facts()
         try:
-            stand_ins = {fake: Tensors(fake) for fake in {fake for *_, fake in self.runs}}
+            stand_ins = {run.fake: Tensors(run.fake) for run in self.runs}
             for inputs, training, fake in self.runs:
-                ledger.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
-        except Exception as error:  # whatever a user's forward raises at a size it was not written for
+                facts.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
+        except Exception as error:  # a forward may raise anything at a size it was not written for
             return error
-        after = resolve(ledger)
+        after = resolve(facts)
         offsets = _offsets(candidates, copies)
         return [
             find_runs(candidate, alpha, offsets, self.units, after)
@@ -140,7 +158,7 @@ class Bench:
         return []
 
     def _kind_of(self, candidate: Candidate, guesses: Sequence[Attribute] = ()) -> Hashable:
-        """What is the same for a candidate in each of several equal blocks: classes and names, but no sizes."""
+        """A key that equal blocks share: classes and names of the candidate's parameters, but no sizes."""
         modules = modules_by_name(self.model)
         owners = (axis.parameter.rpartition(".") for axis in candidate.axes)
         axes = tuple((type(modules[owner]), name) for owner, _, name in owners)

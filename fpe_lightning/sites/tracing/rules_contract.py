@@ -55,10 +55,10 @@ def contract(call: Call, first: Tensor, left: str, second: Tensor, right: str, o
     for (tensor, *_), labels in zip(sides, inner, strict=True):
         if call.tag(tensor).parameter:
             for label in labels:
-                call.ledger.mark(label, Role.INPUT)
+                call.facts.mark(label, Role.INPUT)
     if single and one_weight:
-        call.ledger.tie(inner[0][0].reshape(-1), inner[1][0].reshape(-1))
-        call.ledger.mark(inner[0 if call.tag(first).parameter else 1][0], Role.CONSUMER)
+        call.facts.tie(inner[0][0].reshape(-1), inner[1][0].reshape(-1))
+        call.facts.mark(inner[0 if call.tag(first).parameter else 1][0], Role.CONSUMER)
     else:
         both = bool(inner[0] and inner[1])
         reason = ACTIVATIONS if both else UNLABELLED_INPUT
@@ -72,7 +72,7 @@ def contract(call: Call, first: Tensor, left: str, second: Tensor, right: str, o
             if letters & summed:
                 continue
             if call.tag(tensor).parameter:
-                call.ledger.mark(label, Role.PRODUCER)
+                call.facts.mark(label, Role.PRODUCER)
             _batch(call, label, letters, other, other_names, summed)
             outputs.append(transposed(label, names, out))
     call.emit(outputs)
@@ -90,10 +90,10 @@ def _batch(call: Call, label: Tensor, letters: set[str], other: Tensor, names: s
         return
     matches = [m for m in call.labels(other) if _letters(m, names) & batch and not _letters(m, names) & summed]
     if not matches:
-        call.ledger.freeze(label, HEADS)
+        call.facts.freeze(label, HEADS)
     for match in matches:
         if _letters(match, names) == letters and len(letters) == 1:
-            call.ledger.tie(label.reshape(-1), match.reshape(-1))
+            call.facts.tie(label.reshape(-1), match.reshape(-1))
         else:
             call.freeze((label, match), HEADS)
 
@@ -119,7 +119,7 @@ def convolution(call: Call) -> None:
     if tensor.shape[1] != groups or groups == 1:
         for label in rows:
             if call.tag(weight).parameter:
-                call.ledger.mark(label, Role.PRODUCER)
+                call.facts.mark(label, Role.PRODUCER)
     call.bias(call.arguments.get("bias"), 1)
 
 
@@ -130,9 +130,9 @@ def _channels(call: Call, tensor: Tensor) -> list[Tensor]:
         if 1 in varying(label):
             kept.append(call.merge(label, [axis for axis in varying(label) if axis != 1]))
         elif varying(label) != (0,):
-            call.ledger.freeze(label, "a convolution slides over the axis")
+            call.facts.freeze(label, "a convolution slides over the axis")
         else:
-            call.ledger.freeze(label, "a convolution takes the axis for its batch")
+            call.facts.freeze(label, "a convolution takes the axis for its batch")
     return kept
 
 
@@ -142,19 +142,19 @@ def _weight_labels(call: Call, weight: Tensor, flipped: bool) -> tuple[list[Tens
     row_axis, column_axis = (1, 0) if flipped else (0, 1)
     for label in labels:
         if len(varying(label)) > 1 or varying(label)[0] > 1:
-            call.ledger.freeze(label, "it is a kernel's extent")
+            call.facts.freeze(label, "it is a kernel's extent")
     rows = [label for label in labels if varying(label) == (row_axis,)]
     columns = [label for label in labels if varying(label) == (column_axis,)]
     if call.tag(weight).parameter:
         for label in columns:
-            call.ledger.mark(label, Role.INPUT)
+            call.facts.mark(label, Role.INPUT)
     return rows, columns
 
 
 def _dense(call: Call, inputs: list[Tensor], columns: list[Tensor], weight: Tensor) -> None:
     if inputs and columns and call.tag(weight).parameter:
-        call.ledger.tie(inputs[0].reshape(-1), columns[0].reshape(-1))
-        call.ledger.mark(columns[0], Role.CONSUMER)
+        call.facts.tie(inputs[0].reshape(-1), columns[0].reshape(-1))
+        call.facts.mark(columns[0], Role.CONSUMER)
     else:
         computed = "the weight that reads it is computed, not a plain parameter"
         call.freeze([*inputs, *columns], computed if inputs and columns else UNLABELLED_INPUT)
@@ -163,11 +163,11 @@ def _dense(call: Call, inputs: list[Tensor], columns: list[Tensor], weight: Tens
 def _depthwise(call: Call, inputs: list[Tensor], rows: list[Tensor], groups: int) -> list[Tensor]:
     """One filter (or several) for each channel: the filters are values of the channel."""
     for label in rows:
-        call.ledger.mark(label, Role.DEPTHWISE)
+        call.facts.mark(label, Role.DEPTHWISE)
     if not (inputs and rows):
         call.freeze([*inputs, *rows], "depthwise only: the filters follow an axis that no weight computes")
         return []
-    call.ledger.tie(inputs[0].reshape(-1, 1), rows[0].reshape(groups, -1))
+    call.facts.tie(inputs[0].reshape(-1, 1), rows[0].reshape(groups, -1))
     return rows
 
 
@@ -176,14 +176,14 @@ def _grouped(
 ) -> None:
     """Column ``i`` of the weight reads channel ``i`` of every group, so those channels are one unit."""
     if inputs and columns and call.tag(weight).parameter:
-        call.ledger.tie(inputs[0].reshape(groups, -1), columns[0].reshape(1, -1))
-        call.ledger.mark(columns[0], Role.CONSUMER)
-        call.ledger.bundle(inputs[0], "a grouped convolution reads it")
+        call.facts.tie(inputs[0].reshape(groups, -1), columns[0].reshape(1, -1))
+        call.facts.mark(columns[0], Role.CONSUMER)
+        call.facts.bundle(inputs[0], "a grouped convolution reads it")
     else:
         call.freeze([*inputs, *columns], UNLABELLED_INPUT)
     for label in rows:
-        call.ledger.bundle(label, "a grouped convolution computes it")
-        call.ledger.group(label, groups)
+        call.facts.bundle(label, "a grouped convolution computes it")
+        call.facts.group(label, groups)
 
 
 @rule("embedding")
@@ -191,8 +191,8 @@ def embedding(call: Call) -> None:
     """A table of rows: its width is computed from a vocabulary, which has no inputs to partition."""
     table = call.arguments["weight"]
     for label in call.labels(table):
-        call.ledger.mark(label, Role.PRODUCER)
-        call.ledger.freeze(label, "an embedding computes it, whose inputs are a vocabulary")
+        call.facts.mark(label, Role.PRODUCER)
+        call.facts.freeze(label, "an embedding computes it, whose inputs are a vocabulary")
     dim = call.outputs[0].dim()
     call.emit(along(label, dim - 1, dim) for label in call.labels(table) if varying(label) == (1,))
 

@@ -36,10 +36,10 @@ def pointwise(call: Call) -> None:
                 met = {axis for axis in varying(label) if shapes[other][axis] > 1}
                 matches = [match for match in labels[other] if met & set(varying(match))]
                 if met and not matches:
-                    call.ledger.freeze(label, "it meets an axis that no weight computes (an input or a constant)")
+                    call.facts.freeze(label, "it meets an axis that no weight computes (an input or a constant)")
                 how = _how(call, tensor, operands[other])
                 for match in matches:
-                    call.ledger.tie(label, match, how)
+                    call.facts.tie(label, match, how)
                     smaller = set(varying(match)) < set(varying(label))
                     if smaller or (set(varying(match)) == set(varying(label)) and other > one):
                         covered.append(match)
@@ -83,9 +83,9 @@ def glu(call: Call) -> None:
     outputs = []
     for label in call.labels(tensor):
         if axis in varying(label):
-            call.ledger.bundle(label, "glu")
+            call.facts.bundle(label, "glu")
             first, second = label.chunk(2, axis)
-            call.ledger.tie(first, second, "product")
+            call.facts.tie(first, second, "product")
             label = first
         outputs.append(label)
     call.emit(outputs)

@@ -50,11 +50,11 @@ def view(call: Call) -> None:
     labels = []
     for label in call.labels(call.input):
         if output.numel() != call.input.numel():  # a view as another type
-            call.ledger.freeze(label, f"unknown form of {call.name}")
+            call.facts.freeze(label, f"unknown form of {call.name}")
             continue
         seen = compress(label.expand(call.shapes[0]).reshape(output.shape))
         if len(varying(seen)) > len(varying(label)):
-            call.ledger.bundle(label, "an axis is split by a view")
+            call.facts.bundle(label, "an axis is split by a view")
         labels.append(seen)
     tag = call.tag(call.input)
     call.emit(labels, parameter=tag.parameter, filler=tag.filler)
@@ -88,14 +88,14 @@ def _cut(call: Call, label: Tensor, whole: Tensor, pieces: list[Tensor]) -> None
     if axis not in varying(label) or (len(pieces) == 1 and pieces[0].shape == whole.shape):
         return
     if call.name in ("select", "unbind") and varying(label) == (axis,):
-        call.ledger.freeze(label, "a single entry is selected from it")
+        call.facts.freeze(label, "a single entry is selected from it")
         return
-    call.ledger.bundle(label, f"{call.name} cuts the axis")
+    call.facts.bundle(label, f"{call.name} cuts the axis")
     for bound in ("start", "end"):
         position = call.arguments.get(bound)
         if isinstance(position, int) and 0 < position < whole.shape[axis]:
             part = label.narrow(axis, 0, position)
-            call.ledger.uses.append(Use(call.tracer.module(), position, None, part, written=True))
+            call.facts.uses.append(Use(call.tracer.module(), position, None, part, written=True))
 
 
 @rule("cat", "concat", "concatenate", "stack")
@@ -124,12 +124,12 @@ def _beside(call: Call, pieces: list[Tensor], labels: list[list[Tensor]], axis: 
                 continue
             matches = [match for match in labels[other] if set(varying(match)) & set(varying(label))]
             if not matches:
-                call.ledger.freeze(label, "it is concatenated with a tensor that no weight computes")
+                call.facts.freeze(label, "it is concatenated with a tensor that no weight computes")
             for match in matches:
                 if axis in varying(match):
                     call.freeze((label, match), "it is concatenated with a tensor of another layout")
                 else:
-                    call.ledger.tie(label, match)
+                    call.facts.tie(label, match)
     return [max((label for _, label in flat), key=Tensor.numel)] if flat else []
 
 
@@ -186,7 +186,7 @@ def _indexed(call: Call, label: Tensor) -> Tensor:
     axes = [axis for axis, entry in enumerate(indices) if entry is not None]
     boolean = any(indices[axis].dtype in (torch.bool, torch.uint8) for axis in axes)
     if boolean or set(varying(label)) & set(axes):
-        call.ledger.freeze(label, "indexing picks entries of the axis")
+        call.facts.freeze(label, "indexing picks entries of the axis")
         return torch.zeros(1, dtype=torch.long)
     width = max(indices[axis].dim() for axis in axes)
     rest = [label.shape[axis] for axis in range(label.dim()) if axis not in axes]
@@ -199,7 +199,7 @@ def _pass_unless(call: Call, axes: set[int], what: str) -> None:
     kept = []
     for label in call.labels(call.input):
         if set(varying(label)) & axes:
-            call.ledger.freeze(label, f"{call.name} {what}")
+            call.facts.freeze(label, f"{call.name} {what}")
         else:
             kept.append(aligned(label, call.input.dim()))
     call.emit(kept, filler=call.tag(call.input).filler)

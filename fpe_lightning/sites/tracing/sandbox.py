@@ -41,14 +41,14 @@ def owners_of(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
 
 
 class ModuleStack:
-    """Knows which module's forward is running, and the shape of what each module read first.
+    """Knows which module's forward is running, and the shape of each module's first input.
 
     Attributes:
-        reads: Shape of the first argument of each module's first call, by qualified name.
+        input_shapes: Shape of the first argument of each module's first call, by qualified name.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.reads: dict[str, tuple[int, ...]] = {}
+        self.input_shapes: dict[str, tuple[int, ...]] = {}
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[str] = []
 
@@ -72,7 +72,7 @@ class ModuleStack:
         name = self._names.get(id(module), self())
         self._stack.append(name)
         if args and isinstance(args[0], Tensor):
-            self.reads.setdefault(name, tuple(args[0].shape))
+            self.input_shapes.setdefault(name, tuple(args[0].shape))
 
     def _leave(self) -> None:
         if self._stack:

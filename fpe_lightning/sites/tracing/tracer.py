@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpe_lightning.sites.tracing.facts import Ledger, Role
+from fpe_lightning.sites.tracing.facts import Facts, Role
 from fpe_lightning.sites.tracing.labels import aligned, distinct, varying
 
 
@@ -57,9 +57,9 @@ class Call:
     tracer: AxisTracer
 
     @property
-    def ledger(self) -> Ledger:
+    def facts(self) -> Facts:
         """Where rules write what they learn."""
-        return self.tracer.ledger
+        return self.tracer.facts
 
     @property
     def inplace(self) -> bool:
@@ -90,19 +90,19 @@ class Call:
         for tensor in tensors:
             if self.tag(tensor).parameter:
                 for label in self.labels(tensor):
-                    self.ledger.mark(label, Role.VALUE)
+                    self.facts.mark(label, Role.VALUE)
 
     def freeze(self, labels: Iterable[Tensor], reason: str) -> None:
         """Refuse the units of some labels."""
         for label in labels:
-            self.ledger.freeze(label, reason)
+            self.facts.freeze(label, reason)
 
     def merge(self, label: Tensor, axes: Iterable[int]) -> Tensor:
         """Make the entries of a label along some axes one unit; the result no longer varies along them."""
         merged = label
         for axis in axes:
             merged = merged.narrow(axis, 0, 1)
-        self.ledger.tie(label, merged)
+        self.facts.tie(label, merged)
         return merged
 
     def bias(self, bias: Any, axis: int) -> None:
@@ -115,9 +115,9 @@ class Call:
         for label in self.labels(bias):
             shaped = aligned(label, output.dim()) if axis == output.dim() - 1 else label.reshape(-1)
             for target in targets:
-                self.ledger.tie(target if axis == output.dim() - 1 else target.reshape(-1), shaped)
+                self.facts.tie(target if axis == output.dim() - 1 else target.reshape(-1), shaped)
             if not targets:
-                self.ledger.freeze(label, "a bias is added to an axis that no weight computes")
+                self.facts.freeze(label, "a bias is added to an axis that no weight computes")
 
 
 Rule = Callable[[Call], None]
@@ -138,20 +138,20 @@ class AxisTracer(TorchDispatchMode):
     """Carry labels through every operator that runs while the mode is on.
 
     Args:
-        ledger: Where the rules write what they learn.
+        facts: Where the rules write what they learn.
         state: Parameters and float buffers by qualified name.
         module: Returns the qualified name of the module whose forward is running.
     """
 
-    def __init__(self, ledger: Ledger, state: dict[str, Tensor], module: Callable[[], str]) -> None:
+    def __init__(self, facts: Facts, state: dict[str, Tensor], module: Callable[[], str]) -> None:
         super().__init__()
-        self.ledger = ledger
+        self.facts = facts
         self.module = module
         # Weak keys: labels neither keep activations alive nor leave attributes on anybody's tensors.
         self.tags: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         for name, tensor in state.items():
             if tensor.is_floating_point() and tensor.dim():
-                self.tags[tensor] = Tag(tuple(ledger.labels_of(name, tensor)), parameter=True)
+                self.tags[tensor] = Tag(tuple(facts.labels_of(name, tensor)), parameter=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, then let its rule label the outputs."""
@@ -192,7 +192,7 @@ class AxisTracer(TorchDispatchMode):
         handled = [*before, *((tensor, call.tag(tensor).labels) for tensor in call.outputs)]
         written = {leaf for leaf in tree_leaves((call.positional, call.keywords)) if type(leaf) is int}
         fitting = [(tensor, labels) for tensor, labels in handled if all(la.dim() == tensor.dim() for la in labels)]
-        self.ledger.use(self.module(), fitting, written)
+        self.facts.use(self.module(), fitting, written)
 
 
 def _batch_norm_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
