@@ -220,6 +220,7 @@ def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list
         values=tuple(axis for kind, _, axis in found if kind == 1),
         consumers=tuple(axis for kind, _, axis in found if kind == 2),
         kind="stream" if several and (added or not gated) else "gated" if gated else "hidden",
+        linear=not units.bent[group],
     )
     order = sorted(range(len(kinds)), key=lambda index: (found[index][1], index))
     return Candidate(site, group, tuple(order))

@@ -73,9 +73,7 @@ def find_sites(
     return (sites, refusals) if explain else sites
 
 
-def explain_sites(
-    model: nn.Module, example_inputs: Any, *, streams: bool = False
-) -> tuple[list[Site], list[Refusal]]:
+def explain_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False) -> tuple[list[Site], list[Refusal]]:
     """Find the sites of a model whose layers are all dense or masked, and say why other widths are refused.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -45,9 +45,6 @@ class Producer(Axis):
     input_dim: int = 1
 
 
-AnyAxis = TypeVar("AnyAxis", bound=Axis)
-
-
 @dataclass(frozen=True)
 class Attribute:
     """An integer (or an entry of a tuple of integers) of a module that has to grow with the width.
@@ -80,6 +77,8 @@ class Site:
         consumers: Weights that read the units.
         attributes: Integers of modules that grow with the width.
         kind: ``"hidden"``, ``"gated"`` (several producers multiplied together) or ``"stream"`` (residual).
+        linear: Whether all operators between producers and consumers are linear, as between the factors of a LoRA
+            adapter; a split has nothing to gain there.
         input_shapes: Shape of the input of each module that owns a producer or a consumer, on the example inputs, by
             module name. Layouts are timed on these shapes.
     """
@@ -92,6 +91,7 @@ class Site:
     consumers: tuple[Axis, ...]
     attributes: tuple[Attribute, ...] = ()
     kind: str = "hidden"
+    linear: bool = False
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def axes(self) -> tuple[Axis, ...]:
@@ -107,7 +107,7 @@ class Site:
         """
         return tuple(dict.fromkeys(axis.parameter for axis in self.axes()))
 
-    def map_axes(self, change: Callable[[AnyAxis], AnyAxis]) -> Site:
+    def map_axes(self, change: Callable[[Any], Any]) -> Site:
         """The same site with every axis changed.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -68,6 +68,7 @@ class Facts:
             (``"sum"``, ``"product"`` of two activations, or ``""``).
         frozen: Entries that must not be widened, with the reason.
         bundles: Entries that can only be widened together, with the reason.
+        bends: Entries that enter an operator which is not linear in them.
         roles: Entries and what they do, in the order of the forward.
         groupings: Labels cut into groups by normalisation or grouped convolution; copies must stay in their group.
         uses: Sizes that modules met.
@@ -79,6 +80,7 @@ class Facts:
         self.ties: list[tuple[np.ndarray, str]] = []
         self.frozen: list[tuple[np.ndarray, str]] = []
         self.bundles: list[tuple[np.ndarray, str]] = []
+        self.bends: list[np.ndarray] = []
         self.roles: list[tuple[np.ndarray, Role]] = []
         self.groupings: list[np.ndarray] = []
         self.uses: list[Use] = []
@@ -104,7 +106,7 @@ class Facts:
         """Add what another trace of the same model says; both number the entries alike."""
         if not self.spans:
             self.spans, self.size, self._axes = other.spans, other.size, other._axes
-        for name in ("ties", "frozen", "bundles", "roles", "groupings", "uses"):
+        for name in ("ties", "frozen", "bundles", "bends", "roles", "groupings", "uses"):
             getattr(self, name).extend(getattr(other, name))
         self.input_shapes = {**other.input_shapes, **self.input_shapes}
 
@@ -127,6 +129,10 @@ class Facts:
     def bundle(self, label: Tensor, reason: str) -> None:
         """Say that the units of a label can only be widened all together."""
         self.bundles.append((_numbers(label), reason))
+
+    def bend(self, labels: Iterable[Tensor]) -> None:
+        """Record that the units of some labels enter an operator which is not linear in them."""
+        self.bends.extend(_numbers(label) for label in labels)
 
     def mark(self, label: Tensor, role: Role) -> None:
         """Record what the entries of a parameter's label do."""

@@ -6,9 +6,13 @@ from torch import Tensor
 
 from fpe_lightning.sites.tracing.facts import Role
 from fpe_lightning.sites.tracing.labels import along, transposed, varying
-from fpe_lightning.sites.tracing.tracer import Call, rule
+from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.operators import rule
 
 UNLABELLED_INPUT = "it is contracted with an axis that no weight computes"
+PRODUCTS = "mm bmm mv dot addmm baddbmm addmv linear matmul"
+CONVOLUTIONS = "convolution _convolution conv1d conv2d conv3d mkldnn_convolution cudnn_convolution"
+CONTRACTIONS = frozenset((*PRODUCTS.split(), *CONVOLUTIONS.split(), "embedding"))
 FUSED = (
     *("attention_math", "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"),
     "fused_attention_overrideable",
@@ -17,7 +21,7 @@ ACTIVATIONS = "contraction of two activations (queries with keys, or with a weig
 HEADS = "attention head structure: a batched product runs over the axis"
 
 
-@rule("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "linear", "matmul")
+@rule(*PRODUCTS.split())
 def matmul(call: Call) -> None:
     """Matrix products of every form."""
     given = call.arguments
@@ -98,7 +102,7 @@ def _batch(call: Call, label: Tensor, letters: set[str], other: Tensor, names: s
             call.freeze((label, match), HEADS)
 
 
-@rule("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "mkldnn_convolution", "cudnn_convolution")
+@rule(*CONVOLUTIONS.split())
 def convolution(call: Call) -> None:
     """Convolutions: dense, grouped, depthwise and transposed."""
     tensor, weight = call.arguments["input"], call.arguments["weight"]

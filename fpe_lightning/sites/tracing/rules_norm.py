@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fpe_lightning.sites.tracing.labels import aligned, along, varying
 from fpe_lightning.sites.tracing.rules_pointwise import pointwise
-from fpe_lightning.sites.tracing.tracer import Call, rule
+from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.operators import rule
 
 MEANS = "mean var std var_mean std_mean amax amin max min median aminmax"
 SUMS = "sum linalg_vector_norm norm prod logsumexp argmax argmin any all nansum"
@@ -26,6 +27,7 @@ POOLS = [
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d"),
     *("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
 ]
+LINEAR_POOLS = frozenset(name for name in POOLS if "max" not in name)
 BATCH_NORMS = [
     *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit_functional"),

@@ -5,8 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from fpe_lightning.sites.tracing.labels import aligned, varying
-from fpe_lightning.sites.tracing.tracer import FACTORIES, Call, rule
+from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.operators import rule
 
+_FILLS = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided")
+_NOISE = ("bernoulli", "uniform", "normal", "exponential", "random")
+FACTORIES = frozenset(
+    (*_FILLS, *(f"new_{n}" for n in _FILLS), *(f"{n}_like" for n in _FILLS), *_NOISE, "scalar_tensor")
+)
+"""Operators that make constants or noise."""
 SUMS = frozenset({"add", "sub", "rsub", "addcmul", "addcdiv", "lerp", "__iadd__", "__isub__"})
 PRODUCTS = frozenset({"mul", "div", "__imul__"})
 POINTWISE = (

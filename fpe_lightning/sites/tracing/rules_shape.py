@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fpe_lightning.sites.tracing.facts import Use
 from fpe_lightning.sites.tracing.labels import aligned, compress, varying
-from fpe_lightning.sites.tracing.tracer import Call, rule
+from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.operators import rule
 
 SAME = (
     "_to_copy to clone detach detach_copy alias contiguous lift_fresh lift_fresh_copy positive pin_memory "
@@ -22,6 +23,11 @@ REARRANGE = (
     "repeat_interleave"
 )
 CUTS = "slice select split split_with_sizes chunk unbind narrow tensor_split unsafe_split unsafe_chunk"
+MOVES = frozenset(
+    (*SAME.split(), *VIEWS.split(), *REARRANGE.split(), *CUTS.split(), "as_strided", "cat", "concat", "concatenate")
+    + ("stack", "roll", "flip", "constant_pad_nd", "index_select", "gather", "index")
+)
+"""Operators that only move entries."""
 
 
 @rule(*SAME.split())
@@ -95,7 +101,7 @@ def _cut(call: Call, label: Tensor, whole: Tensor, pieces: list[Tensor]) -> None
         position = call.arguments.get(bound)
         if isinstance(position, int) and 0 < position < whole.shape[axis]:
             part = label.narrow(axis, 0, position)
-            call.facts.uses.append(Use(call.tracer.module(), position, None, part, written=True))
+            call.facts.uses.append(Use(call.module, position, None, part, written=True))
 
 
 @rule("cat", "concat", "concatenate", "stack")
@@ -111,11 +117,11 @@ def concatenate(call: Call) -> None:
         return
     labels = [[la.unsqueeze(axis) if stack else la for la in call.labels(piece)] for piece in pieces]
     lengths = [1 if stack else piece.shape[axis] for piece in pieces]
-    beside = _beside(call, pieces, labels, axis)
-    call.emit(beside + _behind(call, labels, lengths, axis))
+    alongside = _alongside(call, pieces, labels, axis)
+    call.emit(alongside + _behind(call, labels, lengths, axis))
 
 
-def _beside(call: Call, pieces: list[Tensor], labels: list[list[Tensor]], axis: int) -> list[Tensor]:
+def _alongside(call: Call, pieces: list[Tensor], labels: list[list[Tensor]], axis: int) -> list[Tensor]:
     """Labels that do not run along the concatenated axis: the same axis in all pieces."""
     flat = [(index, label) for index, group in enumerate(labels) for label in group if axis not in varying(label)]
     for index, label in flat:

@@ -58,6 +58,7 @@ class Units:
         group: ``(units,)`` units of one group can only be widened together.
         added: ``(groups,)`` whether producers of the group meet in a sum.
         gated: ``(groups,)`` whether units of the group meet in a product.
+        bent: ``(groups,)`` whether units of the group enter an operator that is not linear in them.
     """
 
     facts: Facts
@@ -68,6 +69,7 @@ class Units:
     group: np.ndarray
     added: np.ndarray
     gated: np.ndarray
+    bent: np.ndarray
 
     def of(self, span: Span) -> np.ndarray:
         """The units of the entries of one parameter axis."""
@@ -109,7 +111,10 @@ def resolve(facts: Facts) -> Units:
         meet = (before[a] != before[b]) & computed[before[a]] & computed[before[b]]
         marks[how] = np.zeros(group.max() + 1, dtype=bool)
         marks[how][group[unit[a[meet]]]] = True
-    return Units(facts, unit, roles, first_use, reasons, group, marks["sum"], marks["product"])
+    bent = np.zeros(group.max() + 1, dtype=bool)
+    for numbers in facts.bends:
+        bent[group[unit[numbers[numbers != UNLABELLED]]]] = True
+    return Units(facts, unit, roles, first_use, reasons, group, marks["sum"], marks["product"], bent)
 
 
 def _roles(facts: Facts) -> tuple[np.ndarray, np.ndarray]:
