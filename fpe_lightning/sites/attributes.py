@@ -125,6 +125,7 @@ def patch_attributes(
     for use in units.facts.uses:
         if written and not use.written:
             continue
+        # The share of a size that belongs to the site grows with it, such as half of a fused gate.
         inside = units.group[units.unit[use.label.numpy()]] == candidate.group
         if inside.any() and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
             share = np.count_nonzero(inside) / inside.size

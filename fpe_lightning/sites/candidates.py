@@ -107,16 +107,17 @@ def module_of(parameter: str) -> str:
 def candidates_of(
     units: Units, state: dict[str, Tensor], shared: dict[str, str]
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Divide the groups of units into candidates and refusals.
+    """Divide groups of units into candidates and refusals.
 
     Args:
-        units: What the traces amount to.
+        units: The units of the model, from its traces.
         state: Parameters and buffers by qualified name.
         shared: Parameters that several modules hold, with the reason that refuses them.
 
     Returns:
         Candidates and refusals, both ordered by first use.
     """
+    # The axes of each group; axes that are only contracted over belong to the group of their inputs.
     spans: dict[int, list[Span]] = {}
     for span in units.facts.spans:
         if units.role_of(span) & ~Role.INPUT:
@@ -186,13 +187,13 @@ def _refused(
 
 def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list[Span]) -> Candidate:
     """Lay out the axes of a group."""
+    # 1. Number the units as they first appear, the rows of the leading producer first.
     leading = next(span for span in members if _role(units, span, group) & Role.PRODUCER)
     seen = np.concatenate([units.of(span)[units.groups_of(span) == group] for span in (leading, *members)])
     known, first = np.unique(seen, return_index=True)
     number = np.empty(len(known), dtype=np.int64)
-    number[np.argsort(first)] = np.arange(
-        len(known)
-    )  # numbered as they first appear, the leading producer's rows first
+    number[np.argsort(first)] = np.arange(len(known))
+    # 2. Cut each parameter axis into the stretches that belong to the group, and say what they do.
     found: list[tuple[int, int, Axis]] = []
     for position, span in enumerate(members):
         role = _role(units, span, group)
@@ -206,6 +207,7 @@ def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list
                     span.parameter, span.dim, start, length, units=numbers, input_dim=_input_dim(units, state, span)
                 )
             found.append((kind, position, axis))
+    # 3. Producers, values, consumers; `order` keeps the order of the forward.
     found.sort(key=lambda entry: entry[0])
     kinds = [kind for kind, _, _ in found]
     producers: list[Producer] = [axis for _, _, axis in found if isinstance(axis, Producer)]

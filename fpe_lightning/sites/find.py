@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fpe_lightning.sites.attributes import layer_attributes
 from fpe_lightning.sites.candidates import Refusal, candidates_of
+from fpe_lightning.sites.single import in_order, single_unit_sites
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.forward import Inputs, trace
@@ -101,7 +102,11 @@ def explain_sites(model: nn.Module, example_inputs: Any, *, streams: bool = Fals
     candidates = layer_attributes(candidates, units, modules, owners)
     wanted = [c for c in candidates if streams or c.site.kind != "stream"]
     trials = Trials(model, runs, units)
-    sites = [_with_shapes(candidate.site, facts.input_shapes) for candidate in trials.accept(wanted)]
+    sites = [candidate.site for candidate in trials.accept(wanted)]
+    single = single_unit_sites(trials, _shared(owners))
+    if single and not isinstance(trials.facts_at([(site, 2) for site in (*sites, *single)]), Exception):
+        sites = in_order([*sites, *single], list(facts.input_shapes))
+    sites = [_with_shapes(site, facts.input_shapes) for site in sites]
     refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + trials.refusals
     return sites, refusals
 

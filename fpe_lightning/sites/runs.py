@@ -1,4 +1,4 @@
-"""Layout: where the copies of a unit stand on each axis, read from a second trace at the widened sizes.
+"""Runs: the position of a unit's copies on each axis, read from a second trace at the widened sizes.
 
 Every axis of a site is widened in place by repeating runs of entries (see ``Axis``). Which run is right depends on the
 code between producer and consumer: a flattened image needs the whole block of a channel, a plain linear layer single
@@ -96,6 +96,7 @@ def find_runs(
         The run of each of ``candidate.axes``, or a sentence that says why there is none.
     """
     axes = candidate.axes
+    # The unit of each entry on the widened axes.
     widened = []
     for axis in axes:
         first = after.facts.span(axis.parameter, axis.dim).start + offsets[axis.parameter, axis.dim, axis.start]
@@ -154,6 +155,7 @@ def _assign(axis: Axis, run: int, copies: int, units: np.ndarray, owners: np.nda
     extended[units] = original
     if (extended[units] != original).any():
         return None
+    # Old positions rise within each widened unit, and each holds as many entries as its original.
     order = np.argsort(units, kind="stable")
     same = units[order][1:] == units[order][:-1]
     if (index[order][1:][same] <= index[order][:-1][same]).any():
@@ -171,6 +173,7 @@ def _groups_kept(
     candidate: Candidate, runs: list[int], copies: int, widened: Sequence[np.ndarray], before: Units, after: Units
 ) -> bool:
     """Whether every group of channels holds copies of the same units as before."""
+    # Name widened and original units alike, by their number in the site.
     owners = np.full(int(after.unit.max()) + 1, -1)
     names = np.full(int(before.unit.max()) + 1, -1)
     for axis, run, units in zip(candidate.axes, runs, widened, strict=True):

@@ -13,7 +13,7 @@ from torch import nn
 from fpe_lightning.sites.attributes import changed_values, patch_attributes
 from fpe_lightning.sites.candidates import Candidate, Refusal
 from fpe_lightning.sites.runs import find_runs, sizes_of
-from fpe_lightning.sites.site import Attribute
+from fpe_lightning.sites.site import Attribute, Site
 from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.forward import Inputs, Widening, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, state_of
@@ -68,8 +68,10 @@ class Trials:
         Returns:
             The candidates that are sites, with their runs and all the attributes that they need.
         """
+        # 1. Try all together, then halves, sorted by kind.
         kinds = [self._kind_of(candidate) for candidate in candidates]
         found = self._accept([candidates[i] for i in sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))])
+        # 2. Sites that were accepted apart must fit together too; keep as many as do, in the order of the forward.
         place = {candidate.group: i for i, candidate in enumerate(candidates)}
         good = sorted(found, key=lambda candidate: place[candidate.group])
         if self.attempts == 1 or self._fit_together(good):
@@ -117,15 +119,9 @@ class Trials:
         self.attempts += 1
         copies = [2 + position % 2 for position in range(len(candidates))]
         sites = [(candidate.site, alpha) for candidate, alpha in zip(candidates, copies, strict=True)]
-        shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
-        widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
-        facts = Facts()
-        try:
-            stand_ins = {run.fake: Tensors(run.fake) for run in self.runs}
-            for inputs, training, fake in self.runs:
-                facts.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
-        except Exception as error:  # a forward may raise anything at a size it was not written for
-            return error
+        facts = self.facts_at(sites)
+        if isinstance(facts, Exception):
+            return facts
         after = resolve(facts)
         offsets = _offsets(candidates, copies)
         return [
@@ -133,18 +129,41 @@ class Trials:
             for candidate, alpha in zip(candidates, copies, strict=True)
         ]
 
+    def facts_at(self, sites: Sequence[tuple[Site, int]]) -> Facts | Exception:
+        """Trace the model with some sites widened.
+
+        Args:
+            sites: Sites, each with its number of copies.
+
+        Returns:
+            The facts, or the exception that the forward raises.
+        """
+        shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
+        widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
+        stand_ins = {run.fake: Tensors(run.fake) for run in self.runs}
+        facts = Facts()
+        try:
+            for inputs, training, fake in self.runs:
+                facts.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
+        except Exception as error:  # a forward may raise anything at a size it was not written for
+            return error
+        return facts
+
     def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
         """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
+        # 1. Guess integers that the code around the candidate reads; numbers that it hands to operators come first.
         written, met = (self._guesses(candidate, written=flag) for flag in (True, False))
         kind = (self._kind_of(candidate, met), re.sub(r"\d+", "#", reason))
         if kind in self.hopeless:
             self._refuse(candidate, reason)
             return []
         options = list(dict.fromkeys([(), written, met, *((guess,) for guess in met)]))
+        # 2. Try no guess, all of a kind, single ones; with the candidate as it is and cut into sweeps.
         for variant, option in itertools.product(dict.fromkeys((candidate, candidate.split())), options):
             runs = self._runs_with(variant, option)
             if runs is None:
                 continue
+            # 3. Drop guesses that make no difference.
             needed = option
             for attribute in option if len(option) > 1 else ():
                 fewer = tuple(other for other in needed if other != attribute)

@@ -14,7 +14,7 @@ from fpe_lightning.sites.tracing.labels import aligned, distinct, varying
 
 
 class Tag(NamedTuple):
-    """What the tracer knows of a tensor.
+    """The knowledge of the tracer about one tensor.
 
     Attributes:
         labels: One label for each independent axis.
@@ -40,7 +40,7 @@ class Call:
         shapes: Shapes of ``tensors`` before the call.
         outputs: All tensors that the call returned.
         facts: Where rules write what they learn.
-        tags: What is known of each tensor.
+        tags: The tag of each tensor that has one.
         module: Qualified name of the module whose forward is running.
     """
 
@@ -67,7 +67,7 @@ class Call:
         return self.tensors[0]
 
     def tag(self, tensor: Any) -> Tag:
-        """What is known of a tensor (or of None)."""
+        """The tag of a tensor; an empty one for None and for tensors that have none."""
         return self.tags.get(tensor, Tag()) if isinstance(tensor, Tensor) else Tag()
 
     def labels(self, tensor: Any) -> list[Tensor]:

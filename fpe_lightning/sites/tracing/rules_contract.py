@@ -51,15 +51,18 @@ def matmul(call: Call) -> None:
 
 def contract(call: Call, first: Tensor, left: str, second: Tensor, right: str, out: str) -> None:
     """Contract two tensors whose axes are named by letters; letters missing from ``out`` are summed over."""
+    # 1. The labels of the summed axes on either side.
     summed = set(left) & set(right) - set(out)
     sides = [(first, left, call.labels(first), second, right), (second, right, call.labels(second), first, left)]
     inner = [[la for la in labels if _letters(la, names) & summed] for _, names, labels, _, _ in sides]
     one_weight = call.tag(first).parameter != call.tag(second).parameter
     single = all(len(labels) == 1 and len(varying(labels[0])) == 1 for labels in inner)
+    # 2. A weight's summed axis holds inputs, whatever it is contracted with: this is the axis to partition.
     for (tensor, *_), labels in zip(sides, inner, strict=True):
         if call.tag(tensor).parameter:
             for label in labels:
                 call.facts.mark(label, Role.INPUT)
+    # 3. A weight reads units where one axis of each side meets; everything else mixes units and is refused.
     if single and one_weight:
         call.facts.tie(inner[0][0].reshape(-1), inner[1][0].reshape(-1))
         call.facts.mark(inner[0 if call.tag(first).parameter else 1][0], Role.CONSUMER)
@@ -69,6 +72,7 @@ def contract(call: Call, first: Tensor, left: str, second: Tensor, right: str, o
         if both and one_weight:
             reason = "a weight contracts it together with another axis"
         call.freeze([*inner[0], *inner[1]], reason)
+    # 4. Free axes label the output; those of a weight compute it.
     outputs: list[Tensor] = []
     for tensor, names, labels, other, other_names in sides:
         for label in labels:
@@ -87,7 +91,7 @@ def _letters(label: Tensor, names: str) -> set[str]:
 
 
 def _batch(call: Call, label: Tensor, letters: set[str], other: Tensor, names: str, summed: set[str]) -> None:
-    """A label along a batch axis (both operands have it): tie the operands, or refuse what is not one axis each."""
+    """Tie the labels of a batch axis, which both operands have; refuse labels of more than one axis."""
     sizes = dict(zip(names, other.shape, strict=True))
     batch = {letter for letter in letters if sizes.get(letter, 1) > 1}
     if not batch:
@@ -110,6 +114,7 @@ def convolution(call: Call) -> None:
     flipped = bool(call.arguments.get("transposed"))
     inputs = _channels(call, tensor)
     rows, columns = _weight_labels(call, weight, flipped)
+    # How columns read the input, by kind of convolution.
     if groups == 1:
         _dense(call, inputs, columns, weight)
     elif flipped:
@@ -120,6 +125,7 @@ def convolution(call: Call) -> None:
     else:
         _grouped(call, inputs, rows, columns, weight, groups)
     call.emit((along(label, 1, call.outputs[0].dim()) for label in rows), call.outputs[0])
+    # Rows compute the output channels, unless they are the filters of a depthwise convolution.
     if tensor.shape[1] != groups or groups == 1:
         for label in rows:
             if call.tag(weight).parameter:

@@ -32,6 +32,7 @@ def pointwise(call: Call) -> None:
         call.emit((), filler=True)
         return
     call.value(*operands)
+    # Bring all labels to the axes of the output, as broadcasting does.
     shapes = [[1] * (dim - tensor.dim()) + list(tensor.shape) for tensor in operands]
     labels = [[aligned(label, dim) for label in call.labels(tensor)] for tensor in operands]
     covered: list[Tensor] = []
@@ -40,6 +41,7 @@ def pointwise(call: Call) -> None:
             for other in range(len(operands)):
                 if operands[other] is tensor or call.tag(operands[other]).filler:
                     continue
+                # The axes along which the label's units meet entries of the other operand one by one.
                 met = {axis for axis in varying(label) if shapes[other][axis] > 1}
                 matches = [match for match in labels[other] if met & set(varying(match))]
                 if met and not matches:
@@ -47,6 +49,7 @@ def pointwise(call: Call) -> None:
                 how = _how(call, tensor, operands[other])
                 for match in matches:
                     call.facts.tie(label, match, how)
+                    # Tied labels say the same; the output keeps the one that distinguishes more.
                     smaller = set(varying(match)) < set(varying(label))
                     if smaller or (set(varying(match)) == set(varying(label)) and other > one):
                         covered.append(match)

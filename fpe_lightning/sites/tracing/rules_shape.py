@@ -58,6 +58,7 @@ def view(call: Call) -> None:
         if output.numel() != call.input.numel():  # a view as another type
             call.facts.freeze(label, f"unknown form of {call.name}")
             continue
+        # Labels are entries too: the same view of them says where each unit goes.
         seen = compress(label.expand(call.shapes[0]).reshape(output.shape))
         if len(varying(seen)) > len(varying(label)):
             call.facts.bundle(label, "an axis is split by a view")

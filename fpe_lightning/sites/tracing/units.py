@@ -93,12 +93,16 @@ def resolve(facts: Facts) -> Units:
     Returns:
         Units, groups and refusals.
     """
+    # 1. Entries that are tied are one unit. Ties to the unlabelled entry refuse, they do not join.
     pairs = {how: _joined(p for p, h in facts.ties if h == how) for how in ("", "sum", "product")}
     real = {how: p[:, (p != UNLABELLED).all(0)] for how, p in pairs.items()}
     unit = components(facts.size, _joined(real.values()))
+    # 2. Units of one computing axis or one bundle are one group; reasons count for whole groups.
     roles, first_use = _roles(facts)
     group = _groups(facts, unit, roles)
     reasons = _reasons(facts, group[unit], roles, _joined(pairs.values()))
+    # 3. Producers of a group meet in a sum (a residual stream) or in a product (a gate) if they belong together by
+    #    such ties alone.
     makes = np.zeros(facts.size, dtype=bool)
     makes[(roles & Role.PRODUCER) > 0] = True
     marks = {}
@@ -111,6 +115,7 @@ def resolve(facts: Facts) -> Units:
         meet = (before[a] != before[b]) & computed[before[a]] & computed[before[b]]
         marks[how] = np.zeros(group.max() + 1, dtype=bool)
         marks[how][group[unit[a[meet]]]] = True
+    # 4. A group is linear until one of its units enters an operator that is not.
     bent = np.zeros(group.max() + 1, dtype=bool)
     for numbers in facts.bends:
         bent[group[unit[numbers[numbers != UNLABELLED]]]] = True
