@@ -39,8 +39,8 @@ def single_unit_sites(trials: Trials, shared: Mapping[str, str]) -> list[Site]:
         for name, module in modules_by_name(trials.model).items()
         if f"{name}.weight".strip(".") not in shared and _is_plain(module)
     }
-    computing = [name for name, module in modules.items() if module.weight.shape[0] == 1]
-    reading = [name for name, module in modules.items() if module.weight.shape[1] == 1]
+    computing = [name for name, module in modules.items() if module.get_parameter("weight").shape[0] == 1]
+    reading = [name for name, module in modules.items() if module.get_parameter("weight").shape[1] == 1]
     pairs = [(p, c) for p, c in itertools.product(computing, reading) if p != c]
     if len(pairs) > MOST_PAIRS:
         return []

@@ -45,8 +45,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def net(operator: Any) -> Net:
-    model = Net(lambda self, x: self.b(operator(self.a(x))), a=nn.Linear(16, 8), b=nn.Linear(8, 3))
-    return model
+    return Net(lambda self, x: self.b(operator(self.a(x))), a=nn.Linear(16, 8), b=nn.Linear(8, 3))
 
 
 def test_an_unknown_operator_ends_the_site_and_not_the_run() -> None:

@@ -12,13 +12,11 @@ from fpe_lightning.sites.tracing.rules_norm import LINEAR_POOLS
 from fpe_lightning.sites.tracing.rules_pointwise import FACTORIES
 from fpe_lightning.sites.tracing.rules_shape import MOVES
 
-LINEAR = FACTORIES.union(
-    CONTRACTIONS,
-    LINEAR_POOLS,
-    MOVES,
-    "mean sum cumsum add sub rsub neg where masked_fill dropout native_dropout feature_dropout copy fill zero".split(),
-    "__iadd__ __isub__ ones_like zeros_like".split(),
+OTHERS = (
+    "mean sum cumsum add sub rsub neg __iadd__ __isub__ where masked_fill dropout native_dropout feature_dropout "
+    "copy fill zero"
 )
+LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split())
 PRODUCTS = frozenset({"mul", "div", "lerp", "addcmul", "__imul__"})
 """Linear where at most one operand is an activation; a scale, a mask of noise or a number is none."""
 

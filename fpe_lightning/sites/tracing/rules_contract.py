@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.facts import Role
 from fpe_lightning.sites.tracing.labels import along, transposed, varying
-from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.operators import rule
 
 UNLABELLED_INPUT = "it is contracted with an axis that no weight computes"

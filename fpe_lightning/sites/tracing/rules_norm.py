@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fpe_lightning.sites.tracing.labels import aligned, along, varying
-from fpe_lightning.sites.tracing.rules_pointwise import pointwise
 from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.labels import aligned, along, varying
 from fpe_lightning.sites.tracing.operators import rule
+from fpe_lightning.sites.tracing.rules_pointwise import pointwise
 
 MEANS = "mean var std var_mean std_mean amax amin max min median aminmax"
 SUMS = "sum linalg_vector_norm norm prod logsumexp argmax argmin any all nansum"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fpe_lightning.sites.tracing.labels import aligned, varying
 from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.labels import aligned, varying
 from fpe_lightning.sites.tracing.operators import rule
 
 _FILLS = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided")

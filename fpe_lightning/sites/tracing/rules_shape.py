@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.facts import Use
 from fpe_lightning.sites.tracing.labels import aligned, compress, varying
-from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.operators import rule
 
 SAME = (
@@ -23,10 +23,8 @@ REARRANGE = (
     "repeat_interleave"
 )
 CUTS = "slice select split split_with_sizes chunk unbind narrow tensor_split unsafe_split unsafe_chunk"
-MOVES = frozenset(
-    (*SAME.split(), *VIEWS.split(), *REARRANGE.split(), *CUTS.split(), "as_strided", "cat", "concat", "concatenate")
-    + ("stack", "roll", "flip", "constant_pad_nd", "index_select", "gather", "index")
-)
+OTHERS = "as_strided cat concat concatenate stack roll flip constant_pad_nd index_select gather index"
+MOVES = frozenset(" ".join([SAME, VIEWS, REARRANGE, CUTS, OTHERS]).split())
 """Operators that only move entries."""
 
 

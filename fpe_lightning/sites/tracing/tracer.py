@@ -88,10 +88,3 @@ def _apply(call: Call) -> None:
 def _batch_norm_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What batch normalisation returns, without the many operators that fake tensors take it apart into."""
     return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-
-
-_FILLS = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided")
-_NOISE = ("bernoulli", "uniform", "normal", "exponential", "random")
-FACTORIES = frozenset(
-    (*_FILLS, *(f"new_{n}" for n in _FILLS), *(f"{n}_like" for n in _FILLS), *_NOISE, "scalar_tensor")
-)
