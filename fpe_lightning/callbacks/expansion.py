@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
@@ -23,6 +24,8 @@ from fpe_lightning.callbacks.training_samples import TrainingSamples
 from fpe_lightning.checkpoints.restore import restore_structure_on_load
 from fpe_lightning.expansion import AnyExpansion, BaseExpansion, ExpansionReport, expand, resolve_expansion
 from fpe_lightning.expansion.optimizer import hand_over
+from fpe_lightning.expansion.teachers import Teacher, find_teachers, resolve_averages, sites_of_students, watch
+from fpe_lightning.expansion.wrappers import check_holds
 from fpe_lightning.sites.recorder import Call, CallRecorder
 from fpe_lightning.sites.select import by_pattern, select_sites
 from fpe_lightning.sites.site import Site
@@ -50,6 +53,10 @@ class ExpansionCallback(pl.Callback):
             :class:`~fpe_lightning.callbacks.schedule.SaturationTrigger`.
         sites: Names or globs of the sites to split, relative to the LightningModule; None for all.
         exclude: Names or globs of sites that are left as they are.
+        averages: Names or globs of parts of the module that follow another part: by a moving average, as the teachers
+            of BYOL, MoCo and DINO do, or by ``load_state_dict``, as a DQN target does. They are split with it, with the
+            same masks. Most need no name: a part is found where nothing trains it, and it has the structure and much of
+            the weights of another part, or changes in training.
         max_splits: With a trigger, how often to split at most.
         example_inputs: The inputs of the LightningModule's ``forward``. Seldom needed: the callback uses the module's
             ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
@@ -76,6 +83,7 @@ class ExpansionCallback(pl.Callback):
         trigger: ExpansionTrigger | None = None,
         sites: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        averages: str | Sequence[str] = (),
         max_splits: int = 1,
         example_inputs: Any = None,
     ) -> None:
@@ -86,6 +94,7 @@ class ExpansionCallback(pl.Callback):
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(str(error)) from error
         self.sites, self.exclude = sites, exclude
+        self.averages = [averages] if isinstance(averages, str) else list(averages)
         self.example_inputs = example_inputs
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
@@ -100,6 +109,7 @@ class ExpansionCallback(pl.Callback):
         self._restoring: list[RemovableHandle] = []
         self._unchecked = False
         self._at_setup: dict[str, nn.Parameter] = {}
+        self._watched: dict[str, float] = {}
 
     def _reset(self) -> None:
         self.reports.clear()
@@ -143,10 +153,15 @@ class ExpansionCallback(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check_averages(trainer)
+        check_averages(trainer, pl_module)
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(trainer.optimizers, self._at_setup, pl_module)
         self._at_setup = {}
+        try:
+            find_teachers(pl_module, trainer.optimizers, resolve_averages(pl_module, self.averages))
+            check_holds(pl_module, self._optimizers(trainer, pl_module))
+        except ValueError as error:
+            raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
         check_fsdp2(trainer, pl_module, [getattr(each, "layout", "masked") for each in self.expansions()])
 
     @override
@@ -160,6 +175,7 @@ class ExpansionCallback(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.schedule.check_steps(trainer, pl_module)
+        self._watched = watch(pl_module, trainer.optimizers)
 
     @override
     def on_train_batch_start(
@@ -237,9 +253,25 @@ class ExpansionCallback(pl.Callback):
             return {name: each.fit(data, clauses) for name, each in self.expansion.items()}
         return self.expansion.fit(data, clauses)
 
+    def _teachers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Teacher]:
+        """The parts of the module that follow another part: named, alike, or changed since training began."""
+        now = watch(pl_module, trainer.optimizers)
+        changed = [name for name, value in now.items() if name in self._watched and value != self._watched[name]]
+        named = resolve_averages(pl_module, self.averages)
+        return find_teachers(pl_module, trainer.optimizers, named, changed)
+
+    @staticmethod
+    def _optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Optimizer]:
+        """The optimizers of the module; one of several may train something else."""
+        own = set(pl_module.parameters())
+        some = [each for each in trainer.optimizers if any(not own.isdisjoint(g["params"]) for g in each.param_groups)]
+        return some or trainer.optimizers
+
     def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: list[Site]) -> None:
         try:
-            chosen = select_sites(found, self.sites, self.exclude)
+            teachers = self._teachers(trainer, pl_module)
+            named = [self.sites] if isinstance(self.sites, str) else self.sites or ()
+            chosen = sites_of_students(select_sites(found, self.sites, self.exclude), teachers, named)
             if isinstance(self.expansion, Mapping):
                 chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
             _notify(trainer, "on_before_expansion", pl_module, chosen)
@@ -251,8 +283,8 @@ class ExpansionCallback(pl.Callback):
                     pl_module,
                     self._fitted(trainer),
                     sites=chosen,
-                    optimizer=trainer.optimizers,
-                    averages=averages_of(trainer, pl_module),
+                    optimizer=self._optimizers(trainer, pl_module),
+                    averages=[*averages_of(trainer, pl_module), *(each.module for each in teachers)],
                 )
         except ValueError as error:
             raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error

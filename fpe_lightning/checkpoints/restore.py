@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
-from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
+from fpe_lightning.expansion.optimizer import hand_over
+from fpe_lightning.expansion.wrappers import check_holds, holders_of
 from fpe_lightning.sites.tracing.sandbox import unless_it_raises
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
 
@@ -56,7 +57,8 @@ def restore_structure(
     """
     rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in model.named_modules()]
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
-    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
+    check_holds(model, optimizer)
+    optimizers, before = holders_of(optimizer), dict(model.named_parameters())
     for rebuild in changed:
         apply_rebuild(rebuild)
     hand_over(optimizers, before, model)
@@ -94,7 +96,8 @@ def load_expanded_state_dict(
         <All keys matched successfully>
     """
     packed = packed_layers(state_dict)
-    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
+    check_holds(model, optimizer)
+    optimizers, before = holders_of(optimizer), dict(model.named_parameters())
     with unless_it_raises(model, state_dict):
         unpack_for_training(model)
         state_dict = unpacked_state_dict(state_dict)

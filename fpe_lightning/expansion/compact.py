@@ -20,6 +20,8 @@ from fpe_lightning.expansion.assign import common_group
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor, parameter_like
 from fpe_lightning.expansion.order import block_order
+from fpe_lightning.expansion.teachers import part_of
+from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import summed_in
@@ -211,7 +213,9 @@ def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], op
             # From here on nothing but the models and the optimizers may hold the old weights, so that they can go.
             tensor.original = tensor.value = torch.empty(0)
             for model in models:
-                _replace(model.get_submodule(tensor.owner), tensor, optimizers)
+                module = part_of(model, tensor.owner)
+                if module is not None:
+                    _replace(module, tensor, optimizers)
 
 
 def _replace(module: nn.Module, tensor: CompactTensor, optimizers: Sequence[Optimizer]) -> None:
@@ -226,14 +230,16 @@ def _replace(module: nn.Module, tensor: CompactTensor, optimizers: Sequence[Opti
     states = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["params"] = [new if held is old else held for held in group["params"]]
+            group["params"][:] = [new if held is old else held for held in group["params"]]
         if old in optimizer.state:
             states.append((optimizer, optimizer.state.pop(old)))
     del old
     if gradient is not None:
         new.grad = tensor.follow(gradient)
         del gradient
-    for optimizer, state in () if tensor.reset_state else states:
+    for optimizer, state in states:
+        if tensor.reset_state and not is_wrapper(optimizer):
+            continue
         for key, value in state.items():
             if value.shape == shape:
                 state[key] = tensor.follow(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.teachers import part_of
+from fpe_lightning.expansion.wrappers import is_wrapper
 
 REFUSED = {
     "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
@@ -21,27 +24,7 @@ REFUSED = {
 States = list[tuple[Optimizer, nn.Parameter, dict[str, Any]]]
 
 
-def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """One optimizer, several or none, as a list; wrappers that hold one in ``.optimizer`` are opened.
-
-    Raises:
-        TypeError: If something is no optimizer.
-
-    Example:
-        >>> as_optimizers(None)
-        []
-    """
-    if optimizer is None:
-        return []
-    several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
-    opened = [getattr(each, "optimizer", each) for each in several]
-    for each in opened:
-        if not isinstance(each, Optimizer):
-            raise TypeError(f"`optimizer` takes one or several torch optimizers, found {each!r}.")
-    return opened
-
-
-def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
+def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[nn.Module] = ()) -> States:
     """The state of every parameter that changes; the optimizers are not touched.
 
     State of the weight's shape (moments, sums of squares), or with some of its sizes 1 (factored moments), is copied
@@ -50,6 +33,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
     Args:
         draft: The expansion about to be committed.
         optimizers: The optimizers that may hold some of its parameters.
+        averages: Copies that change with the model, whose parameters the optimizers may hold too.
 
     Returns:
         ``(optimizer, old parameter, new state)`` for each parameter that keeps its state and is not put in
@@ -59,6 +43,10 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
     drafts = {draft.original: draft for draft in draft.tensors.values()}
+    for average, each in itertools.product(averages, draft.tensors.values()):
+        module = part_of(average, each.owner)
+        if module is not None and each.name in module._parameters:
+            drafts[module.get_parameter(each.name)] = each
     states: States = []
     for optimizer in optimizers:
         kind = type(optimizer).__name__
@@ -69,7 +57,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         for parameter in held:
             state = optimizer.state.get(parameter)
             each = drafts[parameter]
-            if state and not each.reset_state and not each.separate:
+            if state and not each.separate and (is_wrapper(optimizer) or not each.reset_state):
                 states.append((optimizer, parameter, _follow(each, state, kind)))
     return states
 
@@ -120,7 +108,8 @@ def replace_parameters(
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+            # In place, as wrappers may hold the same list.
+            group["params"][:] = [replaced.get(parameter, parameter) for parameter in group["params"]]
         for old in replaced:
             optimizer.state.pop(old, None)
     for optimizer, old, state in states:
