@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 
@@ -41,7 +42,7 @@ class Copies:
 
     def __init__(self, owner: Any, name: str, state: MutableMapping[Any, Any]) -> None:
         self.owner, self.name, self.state = owner, name, state
-        self.param_groups: list[dict[str, Any]] = owner.param_groups
+        self.param_groups = _groups(owner)
 
 
 class _ByParameter(MutableMapping[Any, dict[str, Any]]):
@@ -109,7 +110,7 @@ class _ByPosition(MutableMapping[Any, dict[str, Any]]):
 
 
 def as_optimizers(optimizer: Any) -> list[Any]:
-    """One optimizer, several or none, as a list of all optimizers and wrappers, the outermost of each first.
+    """One optimizer, several or none, as a list of all optimizers, those that wrap others before these.
 
     Raises:
         TypeError: If something is no optimizer.
@@ -118,7 +119,8 @@ def as_optimizers(optimizer: Any) -> list[Any]:
         >>> as_optimizers(None)
         []
     """
-    return [part for each in _given(optimizer) for part in parts_of(each)]
+    parts = [part for each in _given(optimizer) for part in parts_of(each)]
+    return [part for part in parts if hasattr(part, "param_groups") and hasattr(part, "state")]
 
 
 def holders_of(optimizer: Any) -> list[Any]:
@@ -142,7 +144,7 @@ def holders_of(optimizer: Any) -> list[Any]:
         if not any(each.state is part.state and each.param_groups is part.param_groups for each in holders):
             holders.append(part)
     known = {id(each.state) for each in holders}
-    copies = [found for part in as_optimizers(optimizer) for found in _copies(part, known)]
+    copies = [found for each in _given(optimizer) for part in parts_of(each) for found in _copies(part, known)]
     return [*holders, *copies]
 
 
@@ -202,8 +204,8 @@ def check_copies(optimizer: Any, shapes: Iterable[tuple[int, ...]]) -> None:
         >>> check_copies(None, [(2, 1)])
     """
     changing = {tuple(shape) for shape in shapes if len(shape) > 1}
-    for part in as_optimizers(optimizer):
-        followed = {id(part.state), *(id(each.source) for each in _found(part, set()))}
+    for part in (part for each in _given(optimizer) for part in parts_of(each)):
+        followed = {id(getattr(part, "state", None)), *(id(each.source) for each in _found(part, set()))}
         for name, value in _attributes(part):
             held = _held(part)
             for tensor in _tensors(value, followed):
@@ -243,8 +245,7 @@ def _copies(part: Any, known: set[int]) -> Iterator[Copies]:
 
 def _found(part: Any, known: set[int]) -> Iterator[_Found]:
     """What a part keeps for each parameter besides its state: dicts by parameter, and lists in their order."""
-    groups = part.param_groups
-    held = _held(part)
+    groups, held = _groups(part), _held(part)
     for name, value in _attributes(part):
         if id(value) in known or not value:
             continue
@@ -281,7 +282,7 @@ def _given(optimizer: Any) -> list[Any]:
         return []
     several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
     for each in several:
-        if not _is_optimizer(each) or not any(isinstance(part, Optimizer) for part in parts_of(each)):
+        if not hasattr(each, "__dict__") or not any(isinstance(part, Optimizer) for part in parts_of(each)):
             raise TypeError(f"`optimizer` takes one or several torch optimizers, found {each!r}.")
     return several
 
@@ -289,9 +290,10 @@ def _given(optimizer: Any) -> list[Any]:
 def _is_optimizer(value: Any) -> bool:
     if isinstance(value, Optimizer):
         return True
-    if isinstance(value, (type, nn.Module, Tensor)) or not hasattr(value, "__dict__"):
+    if isinstance(value, (type, nn.Module, Tensor, LRScheduler)) or not hasattr(value, "__dict__"):
         return False
-    return isinstance(getattr(value, "param_groups", None), list) and hasattr(value, "step")
+    wraps = isinstance(getattr(value, "param_groups", None), list)
+    return hasattr(value, "step") and (wraps or any(isinstance(each, Optimizer) for each in vars(value).values()))
 
 
 def _attributes(part: Any) -> list[tuple[str, Any]]:
@@ -315,5 +317,12 @@ def _tensors(value: Any, followed: set[int], depth: int = 3) -> Iterator[Tensor]
             yield from _tensors(each, followed, depth - 1)
 
 
+def _groups(part: Any) -> list[dict[str, Any]]:
+    """The groups of an optimizer, or all those inside of a wrapper that has none of its own."""
+    if hasattr(part, "param_groups"):
+        return part.param_groups
+    return [group for inner in parts_of(part)[1:] if hasattr(inner, "param_groups") for group in inner.param_groups]
+
+
 def _held(part: Any) -> set[int]:
-    return {id(parameter) for group in part.param_groups for parameter in group["params"]}
+    return {id(parameter) for group in _groups(part) for parameter in group["params"]}
