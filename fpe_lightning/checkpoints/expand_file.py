@@ -21,8 +21,8 @@ from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.checkpoints.optimizers import load_optimizers, optimizers_of, widened_states
 from fpe_lightning.checkpoints.restore import restore_structure
 from fpe_lightning.expansion.expand import expand
-from fpe_lightning.partitions.builtin import Groups, Partition
 from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.partitions.builtin import Groups, Partition
 from fpe_lightning.sites.select import Alpha, Sites, select_sites, sites_of
 from fpe_lightning.sites.site import Site
 

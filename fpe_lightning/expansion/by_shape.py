@@ -23,8 +23,8 @@ from fpe_lightning.partitions.shared import group_size
 from fpe_lightning.pruning.discriminant import BudgetRule
 from fpe_lightning.pruning.magnitude import BUDGETS
 from fpe_lightning.sites.site import Axis, Site
-from fpe_lightning.sparse.autotune import MOST_BLOCKS
-from fpe_lightning.sparse.grouped.layers import cannot_group
+from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
+from fpe_lightning.sparse.layout import LAYOUTS, read_by_parent
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
@@ -33,7 +33,6 @@ NEURONS = 64
 """Fewest neurons of such a group: fewer rows make for slow products."""
 SPARE = 4
 """Inputs for each child, at least: whole columns of them are to make room."""
-LAYOUTS = ("auto", "masked", "grouped", "semi_structured")
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def way_of(
     partition, budget, layout = completed(partition, groups, budget, layout)
     if not (budget is None or isinstance(budget, BudgetRule) or budget in BUDGETS):
         raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
+    if layout not in (None, "auto"):
+        LAYOUTS.get(str(layout))
     if isinstance(partition, str) and partition == BY_SHAPE:
         if groups is not None or budget is not None or layout not in (None, "auto"):
             raise ValueError(
@@ -234,10 +233,9 @@ def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
 def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
     """Whether an axis is that of a linear layer's weight, from end to end, one entry a unit."""
     module, name = _owner(model, axis)
-    parent = model.get_submodule(axis.parameter.rpartition(".")[0].rpartition(".")[0])
-    if not isinstance(module, nn.Linear) or name != "weight" or cannot_group(module):
+    if not isinstance(module, nn.Linear) or name != "weight" or GROUPED.cannot_hold(module):
         return False
-    if isinstance(parent, nn.TransformerEncoderLayer):  # its fused kernel reads the weights by itself
+    if read_by_parent(model, axis.parameter.rpartition(".")[0]):
         return False
     return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fpe_lightning.sites.site import Attribute, Axis
-from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
+from fpe_lightning.sparse.exchange import parameter_like
+from fpe_lightning.sparse.layout import MASKED, Layout, Structure
+from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, Split, record_of
 
 
@@ -49,6 +51,10 @@ class DraftTensor:
         if not isinstance(self.original, nn.Parameter):
             return 0
         return self.value.numel() if self.mask is None else int(self.mask.count_nonzero())
+
+    def stored(self) -> tuple[Layout, Structure]:
+        """The layout that the tensor is put in place in, and its structure there."""
+        return MASKED, {}
 
     def follow(self, state: Tensor) -> Tensor:
         """Carry a tensor of the old shape (a gradient, a moment) over to the new one; what is masked becomes zero.
@@ -108,13 +114,8 @@ class Draft:
         return split
 
     def restrict(self, parameter: str, mask: Tensor) -> None:
-        """Drop from a tensor's mask what ``mask`` (of the new shape) drops.
-
-        Raises:
-            ValueError: If the mask's name is taken.
-        """
+        """Drop from a tensor's mask what ``mask`` (of the new shape) drops."""
         draft = self[parameter]
-        check_maskable(self.model.get_submodule(draft.owner), draft.owner)
         mask = mask.to(draft.value.device)
         draft.mask = mask if draft.mask is None else draft.mask & mask
 
@@ -212,26 +213,6 @@ class Draft:
         for owner, changed in records.items():
             module = model.get_submodule(owner)
             module.register_buffer(RECORD, changed.encode().to(_device(module)))
-
-
-def parameter_like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """A parameter of the same class, settings and gradient hooks as ``old``, holding its own copy of ``value``.
-
-    Example:
-        >>> old = nn.Parameter(torch.zeros(2), requires_grad=False)
-        >>> parameter_like(old, torch.ones(4)).requires_grad
-        False
-    """
-    data = (
-        value.clone(memory_format=torch.contiguous_format) if value.data_ptr() == old.data_ptr() else value.contiguous()
-    )
-    new = type(old)(data, requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        # The same dict, so that handles given out before still remove their hooks.
-        if getattr(old, hooks):
-            setattr(new, hooks, getattr(old, hooks))
-    return new
 
 
 def _added(values: Any, index: int, growth: int) -> Any:

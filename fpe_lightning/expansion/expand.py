@@ -23,8 +23,8 @@ from fpe_lightning.expansion.by_shape import Way, way_of, ways_of
 from fpe_lightning.expansion.checks import check_unwrapped, check_whole
 from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.expansion.layout_choice import SEMI_STRUCTURED, choose_storage
-from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
+from fpe_lightning.expansion.layout_choice import choose_storage
+from fpe_lightning.expansion.optimizer import as_optimizers, follow_states
 from fpe_lightning.expansion.prune import settle
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import make_global_room, split_site
@@ -33,8 +33,10 @@ from fpe_lightning.pruning.discriminant import BudgetRule
 from fpe_lightning.pruning.magnitude import GLOBAL
 from fpe_lightning.sites.select import Alpha, Sites, check_alpha, select_sites, sites_of
 from fpe_lightning.sites.site import Site
-from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
-from fpe_lightning.sparse.convert import stored_masked
+from fpe_lightning.sparse.autotune import choose_fastest
+from fpe_lightning.sparse.convert import store, stored_masked
+from fpe_lightning.sparse.exchange import exchange_parameters
+from fpe_lightning.sparse.layout import LAYOUTS
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
@@ -136,7 +138,7 @@ def expand(
             )
         states = follow_states(draft, optimizers, optimizer_state)
         storages = choose_storage(draft, [site for site, _ in chosen], ways, states)
-        replace_parameters(optimizers, draft.commit(models[1:]), states)
+        exchange_parameters(optimizers, draft.commit(models[1:]), states)
     apart = [tensor for tensor in draft.tensors.values() if tensor.apart]
     del draft, states  # and with them all that was widened, before the largest tensors are made
     choices = {}
@@ -144,11 +146,11 @@ def expand(
         reads = {owner: shape for site, _ in chosen for owner, shape in site.reads.items()}
         choices = choose_fastest(model, storages, reads)
         storages = {
-            module: [s for s in found if name_of(s) == choices[module].layout] for module, found in storages.items()
+            module: [s for s in found if s.layout == choices[module].layout] for module, found in storages.items()
         }
     for each, (module, found) in itertools.product(models, storages.items()):
         for storage in found:
-            store(each.get_submodule(module), storage, optimizers)
+            store(each.get_submodule(module), storage.layout, storage.structure, optimizers)
     put_in_place(apart, models, optimizers, optimizer_state)
     if isinstance(budget, BudgetRule):
         for each, (site, _) in itertools.product(models, chosen):
@@ -170,9 +172,6 @@ def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -
 
 def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> None:
     for site, alpha in chosen:
-        if ways[site.name].layout == SEMI_STRUCTURED and alpha > 2:
-            raise ValueError(
-                f'layout="semi_structured" was asked for {site.name} with alpha={alpha}, whose children read 1 of '
-                f"{alpha} inputs: that is sparser than 2:4, and a 2:4 kernel would multiply zeros. Use alpha=2, or "
-                'layout="grouped" with partition="shared:4".'
-            )
+        layout = ways[site.name].layout
+        if layout in LAYOUTS and (reason := LAYOUTS.get(layout).cannot_split(alpha)):
+            raise ValueError(f'layout="{layout}" was asked for {site.name}. {reason}')

@@ -21,6 +21,7 @@ from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning.discriminant import BudgetRule
 from fpe_lightning.pruning.magnitude import GLOBAL, STRUCTURED
 from fpe_lightning.sites.site import Axis, Site
+from fpe_lightning.sparse.layout import LAYOUTS
 
 
 class ExpansionWarning(UserWarning):
@@ -96,7 +97,8 @@ def split_site(
     else:
         shares = draw_shares(draft, site, alpha, way.partition, generator)
         together = common_group(shares)
-        if way.layout in ("grouped", "auto"):  # what is timed later must not decide which weights are kept
+        # A clock must not decide which weights are kept, so that "auto" has one order.
+        if way.layout == "auto" or LAYOUTS.get(way.layout).block_order:
             site = site if together == 1 else block_order(draft.model, site)
         hand_out(draft, site, alpha, shares, None if site is asked else together)
     for axis in (*site.consumers, *site.values):

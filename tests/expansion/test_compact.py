@@ -146,7 +146,7 @@ def test_reset_copies_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before not in optimizer.state
     assert model[0].weight not in optimizer.state
     assert isinstance(average[0], GroupedLinear)
-    assert torch.equal(average[0].weight_inputs, model[0].weight_inputs)
+    assert torch.equal(average[0].fpe_blocks, model[0].fpe_blocks)
     assert not torch.equal(average[0].weight, model[0].weight)
     record = record_of(model[0])
     assert record is not None

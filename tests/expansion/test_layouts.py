@@ -18,8 +18,8 @@ from fpe_lightning.sparse import (
     check_masks,
     dense_mask,
     parents_of,
+    store,
     structure_of,
-    ungroup,
 )
 
 PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
@@ -74,7 +74,7 @@ def as_masked(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for module in twin.modules():
         if structure_of(module) is not None:
-            ungroup(module)
+            store(module)
     return twin
 
 
@@ -113,7 +113,7 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     assert sum(parameter.numel() for parameter in model.parameters()) == budget_before
     moments = sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in model.parameters())
     assert moments == budget_before
-    assert not any(name.endswith("_mask") for name in model.state_dict())
+    assert not any("fpe_mask" in name for name in model.state_dict())
 
 
 @pytest.mark.parametrize("partition", ["shared:4", "contiguous:4"])
@@ -218,7 +218,7 @@ def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
     wide, x = mlp()
     fpe.expand(wide, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
     state = wide.state_dict()
-    state["0.weight_inputs"] = ~state["0.weight_inputs"]
+    state["0.fpe_blocks"] = ~state["0.fpe_blocks"]
     with pytest.raises(ValueError, match=r"checkpoint is broken: `0\.weight` has shape .*, but its record says"):
         fpe.load_expanded_state_dict(mlp()[0], state)
 
@@ -295,14 +295,14 @@ def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight_inputs", "weight_mask", "plan"])
-def test_names_that_blocks_need_are_not_overwritten(name: str) -> None:
+def test_a_users_own_attributes_stay_next_to_blocks(name: str) -> None:
     model, x = mlp()
     setattr(model[0], name, "mine")
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=f"a `{name}` of its own, under"):
-        fpe.expand(model, 2, "shared:2", budget="total", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(model, 2, "shared:2", budget="total", layout="grouped", example_inputs=x, sites="0")
+    assert isinstance(model[0], GroupedLinear)
     assert getattr(model[0], name) == "mine"
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    step(model, torch.optim.AdamW(model.parameters()), x)
+    check_masks(model)
 
 
 def test_blocks_that_a_model_cannot_hold_are_named() -> None:

@@ -60,8 +60,8 @@ def test_it_trains_like_its_masked_twin(backend: str | None, budget: str) -> Non
         check_masks(model)
         models.append(model)
     assert is_semi_structured(models[0][0])
-    assert models[0][0].backend == backend
-    assert torch.equal(models[0][0].weight_mask, models[1][0].weight_mask)
+    assert models[0][0].fpe_plan.backend == backend
+    assert torch.equal(models[0][0].fpe_mask_weight, models[1][0].fpe_mask_weight)
     torch.testing.assert_close(*losses, atol=2e-2, rtol=2e-2)
 
 
@@ -120,11 +120,11 @@ def refused(**options: object) -> str:
 
 def test_refusals_are_one_sentence_and_change_nothing() -> None:
     assert "sparser than 2:4" in refused(alpha=4, partition="random")
-    assert 'layout="grouped" with partition="shared:4"' in refused(alpha=4, partition="random")
+    assert 'layout="grouped" with partition="shared"' in refused(alpha=4, partition="random")
     assert '2:4 allows 2; use partition="semi_structured"' in refused(partition="random")
     with (
-        patch("fpe_lightning.expansion.layout_choice.no_kernel", lambda device: "they need a newer one"),
-        patch("fpe_lightning.expansion.layout_choice.asks_a_gpu", lambda device: True),
+        patch("fpe_lightning.sparse.semi_structured.layout.no_kernel", lambda device: "they need a newer one"),
+        patch("fpe_lightning.sparse.semi_structured.layout.asks_a_gpu", lambda device: True),
     ):
         assert "this GPU cannot run the kernels: they need a newer one" in refused()
 
@@ -139,6 +139,6 @@ def test_a_checkpoint_whose_mask_is_not_semi_structured_is_named() -> None:
     wide, x = mlp()
     split(wide, x)
     state = wide.state_dict()
-    state["0.weight_mask"] = torch.ones_like(state["0.weight_mask"])
-    with pytest.raises(ValueError, match=r"`0\.weight` is stored in 2:4 form, but its mask: row 0 keeps 4 of the 4"):
+    state["0.fpe_mask_weight"] = torch.ones_like(state["0.fpe_mask_weight"])
+    with pytest.raises(ValueError, match=r"`0\.weight` in 2:4 form, which this model cannot: row 0 keeps 4 of the 4"):
         fpe.load_expanded_state_dict(mlp()[0], state)
