@@ -31,7 +31,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"sites": "00"}, r"No site matches '00'. Did you mean '0'\?"),
     ({"sites": []}, "`sites` is empty"),
     ({"budget": "totl"}, "Unknown budget 'totl'; known: total, incoming, outgoing"),
-    ({"layout": "sparse"}, "Unknown layout 'sparse'. Known: auto"),
+    ({"layout": "sparse"}, "Unknown layout 'sparse'. Known: grouped, masked"),
     ({"optimizer_state": "keep"}, '`optimizer_state` has to be "follow" or "reset", found \'keep\''),
     ({"partition": "radnom"}, r"Unknown partition 'radnom'. Did you mean 'random'"),
     ({"partition": "clause"}, "needs `groups`"),
