@@ -48,8 +48,8 @@ class Copies:
 class _ByParameter(MutableMapping[Any, dict[str, Any]]):
     """A dict from parameters to tensors, as one from parameters to dicts of tensors."""
 
-    def __init__(self, values: MutableMapping[Any, Any], name: str) -> None:
-        self.values_by_parameter, self.name = values, name
+    def __init__(self, values: MutableMapping[Any, Any], name: str, groups: list[dict[str, Any]]) -> None:
+        self.values_by_parameter, self.name, self.groups = values, name, groups
 
     @override
     def __getitem__(self, parameter: Any) -> dict[str, Any]:
@@ -58,7 +58,13 @@ class _ByParameter(MutableMapping[Any, dict[str, Any]]):
 
     @override
     def __setitem__(self, parameter: Any, state: dict[str, Any]) -> None:
-        self.values_by_parameter[parameter] = state[self.name] if set(state) == {self.name} else state
+        values = self.values_by_parameter
+        values[parameter] = state[self.name] if set(state) == {self.name} else state
+        # In the order of the groups again: code may pair the values with the parameters.
+        for group in self.groups:
+            for each in group["params"]:
+                if each in values:
+                    values[each] = values.pop(each)
 
     @override
     def __delitem__(self, parameter: Any) -> None:
@@ -250,7 +256,7 @@ def _found(part: Any, known: set[int]) -> Iterator[_Found]:
         if id(value) in known or not value:
             continue
         if isinstance(value, MutableMapping) and any(id(key) in held for key in value):
-            yield _Found(name, value, _ByParameter(value, name))
+            yield _Found(name, value, _ByParameter(value, name, groups))
         elif isinstance(value, list):
             nested = len(value) == len(groups) and all(isinstance(each, list) for each in value)
             flat = [parameter for group in groups for parameter in group["params"]]
