@@ -1,4 +1,4 @@
-"""Image data sets by name, each as train, validation and test pictures with class names and a fingerprint."""
+"""Image data sets by name: train, validation and test pictures with class names and fingerprints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LabelledImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest that changes when the pictures or labels do, and not when they move to another folder."""
+        """Digest that changes with the pictures and labels, but not with their folder."""
 
     def __len__(self) -> int: ...
 
@@ -40,9 +40,9 @@ class ImageSplits:
     """The three parts of an image data set.
 
     Attributes:
-        train: Pictures to learn from.
-        val: Pictures to choose by, never trained on.
-        test: Pictures to report on.
+        train: Pictures for training.
+        val: Pictures for the choice of settings, never for training.
+        test: Pictures for reported figures.
     """
 
     train: LabelledImages
@@ -58,8 +58,8 @@ class ImageSplit(Dataset[tuple[Any, int]]):
         images: Pairs of PIL image and class number.
         labels: ``(images,)`` int64 class numbers.
         classes: Name of each class number.
-        digest: Computes the digest of all ``images``; called only when it is asked for, because it reads the data.
-        indices: Which pictures belong to this split; None is all of them.
+        digest: Computes the digest of all ``images``; called on demand, because it reads the data.
+        indices: Numbers of the pictures of this split; None takes all.
     """
 
     images: Dataset[tuple[Any, int]]
@@ -77,7 +77,7 @@ class ImageSplit(Dataset[tuple[Any, int]]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the pictures, labels and class names, and of which of them were chosen."""
+        """Digest of the pictures, labels and class names, and of the chosen numbers."""
         chosen = "all" if self.indices is None else hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()
         return hashlib.sha256("\n".join((self.digest(), chosen, *self.classes)).encode()).hexdigest()
 
@@ -86,10 +86,10 @@ class ImageSplit(Dataset[tuple[Any, int]]):
 
         Args:
             fraction: Size of the smaller part, rounded to whole pictures.
-            seed: Decides which pictures.
+            seed: Seed of the choice.
 
         Returns:
-            What stays, and what is held out.
+            The larger and the smaller part.
         """
         held_out = stratified_choice(self.labels, max(1, round(fraction * len(self.labels))), seed)
         stays = torch.ones(len(self.labels), dtype=torch.bool)
@@ -102,22 +102,22 @@ def load_images(
 ) -> ImageSplits:
     """Load an image data set by its name.
 
-    Sets without validation pictures (FashionMNIST, CIFAR, and folders without ``test/``, whose ``val/`` becomes the
-    test set, as is the custom for ImageNet) hold out a stratified part of their training pictures.
+    Sets without validation pictures hold out a stratified part of their training pictures. These sets are FashionMNIST,
+    CIFAR, and folders without ``test/``, whose ``val/`` becomes the test set, as is usual for ImageNet.
 
     Args:
         name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, or ``"image_folder"``
             for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's.
-        data_dir: Where the files lie; for ``"image_folder"`` the folder that holds ``train/``.
-        download: Whether torchvision may download what is missing.
-        val_fraction: Part of the training pictures that is held out where there are no validation pictures.
-        split_seed: Decides which; apart from a run's seed, so that runs are compared on the same pictures.
+        data_dir: Directory of the files; for ``"image_folder"`` the folder that holds ``train/``.
+        download: Whether torchvision may download missing files.
+        val_fraction: Share of the training pictures for validation, if there are no validation pictures.
+        split_seed: Seed of that choice; independent of a run's seed, so that all runs use the same pictures.
 
     Returns:
         Train, validation and test pictures.
 
     Raises:
-        ValueError: If there is no data set of that name, or folders do not hold the same classes.
+        ValueError: If the name is unknown, or the folders have different classes.
         FileNotFoundError: If the files are missing; the message says how to provide them by hand.
 
     Example:
@@ -139,7 +139,7 @@ def _glyphs(data_dir: Path, download: bool, val_fraction: float, seed: int) -> I
 
 
 def _torchvision(cls: type[Any], folder: str, files: str) -> Callable[[Path, bool, float, int], ImageSplits]:
-    """Make the loader of a torchvision data set that keeps its pictures in memory."""
+    """Create the loader of a torchvision data set that keeps its pictures in memory."""
 
     def load(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
         try:
@@ -234,4 +234,4 @@ DATASETS: dict[str, Callable[[Path, bool, float, int], ImageSplits]] = {
     ),
     "image_folder": _image_folder,
 }
-"""Every known data set: called with the data directory, whether to download, the fraction to hold out and its seed."""
+"""Loaders by name: each takes the data directory, whether to download, the validation share and its seed."""
