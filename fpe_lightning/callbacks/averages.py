@@ -47,7 +47,7 @@ def check_averages(trainer: pl.Trainer) -> None:
 
 
 def _keeps_masks(average: AveragedModel) -> bool:
-    """Whether the average of two bool buffers works and keeps True; a plain mean subtracts them, which torch refuses."""
+    """Whether the average of bool buffers works and keeps True; a plain mean subtracts them, which torch refuses."""
     probe = nn.Linear(1, 1)
     probe.register_buffer("mask", torch.ones(1, dtype=torch.bool))
     trial = AveragedModel(probe, avg_fn=average.avg_fn, multi_avg_fn=average.multi_avg_fn, use_buffers=True)

@@ -1,8 +1,8 @@
-"""Figures of a layer before and after its neurons are split: pure functions that return matplotlib figures.
+"""Figures of a layer before and after a split: pure functions that return matplotlib figures.
 
-They are made without pyplot, so that drawing one in a training run leaves no global state behind. Sequences differ in
-luminance, and where cells have room for it a dash marks negative ones and hatching those without a weight, so that
-nothing there hangs on telling colours apart; in large matrices printed in grey, dark stands for large magnitude.
+They do not use pyplot, so that a figure in a training run leaves no global state. Sequences differ in luminance. If
+cells are large enough, a dash marks negative ones and hatching marks cells without a weight, so that readers need no
+colours. In large matrices printed in grey, dark means large magnitude.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fpe_lightning.interference._panels import (
     draw_cells,
     explain,
     finite,
-    has_room,
+    has_space,
     label_inputs,
     label_parents,
     panel_size,
@@ -39,9 +39,9 @@ _SEQUENTIAL = "cividis"
 
 
 def mask_figure(state: LayerState, site: str) -> Figure:
-    """Which child may read which input: the structure of a layer, rows grouped by parent and children adjacent.
+    """Draw the structure of a layer: the inputs that each child may read, with rows grouped by parent.
 
-    A convolution kernel counts as a connection when any of its taps may be non-zero.
+    A convolution kernel counts as a connection if any of its taps may be non-zero.
 
     Args:
         state: The layer.
@@ -60,6 +60,7 @@ def mask_figure(state: LayerState, site: str) -> Figure:
     shown, step = thinned(state)
     connected = shown.mask.flatten(2).any(2) if shown.mask.dim() > 2 else shown.mask
     parents = shown.parents.numpy()
+    # Rows are sorted by parent: the number of a child is its distance from the first row of its parent.
     _, starts, counts = np.unique(parents, return_index=True, return_counts=True)
     child = np.arange(len(parents)) - np.repeat(starts, counts)
     children = int(counts.max())
@@ -70,7 +71,7 @@ def mask_figure(state: LayerState, site: str) -> Figure:
     ax = figure.add_subplot()
     cells = np.broadcast_to(child[:, None], connected.shape)
     norm = BoundaryNorm(np.arange(children + 1) - 0.5, max(children, 1))
-    marked = has_room(cells)
+    marked = has_space(cells)
     image = draw_cells(ax, cells, ~connected.numpy(), marked=marked, cmap=colours, norm=norm)
     label_inputs(ax, connected.shape[1], step)
     label_parents(ax, parents, "parent (children adjacent)")
@@ -86,10 +87,10 @@ def mask_figure(state: LayerState, site: str) -> Figure:
 
 
 def gram_figure(before: LayerState, after: LayerState, site: str) -> Figure:
-    """The Gram matrix of a layer's input columns before and after a split, on one colour scale.
+    """Draw the Gram matrix of a layer's input columns before and after a split, on one colour scale.
 
-    Off the diagonal stands the interference between two features; the scale covers all but the largest 0.1 % of it, and
-    the diagonal, which would drown it, may lie beyond.
+    Entries off the diagonal are the interference between two features. The scale covers all but the largest 0.1 % of
+    them. Entries on the diagonal, which are much larger, may exceed it.
 
     Args:
         before: The layer before the split.
@@ -109,9 +110,10 @@ def gram_figure(before: LayerState, after: LayerState, site: str) -> Figure:
     """
     steps = [stride(state.weight.shape[1], SHOWN) for state in (before, after)]
     grams = [_gram(state.weight[:, ::step]) for state, step in zip((before, after), steps, strict=True)]
+    # Without interference, the diagonal decides the scale.
     off_diagonal = np.concatenate([(gram - np.diag(np.diag(gram))).ravel() for gram in grams])
     limit = scale_limit(off_diagonal if off_diagonal.any() else np.concatenate([gram.ravel() for gram in grams]))
-    marked = has_room(*grams)
+    marked = has_space(*grams)
 
     side = max(max(panel_size(*gram.shape)) for gram in grams)
     figure, panels = _two_panels((side, side), before, after, f"Gram matrix of the inputs of {site}")
@@ -126,9 +128,9 @@ def gram_figure(before: LayerState, after: LayerState, site: str) -> Figure:
 
 
 def weights_figure(before: LayerState, after: LayerState, site: str) -> Figure:
-    """The weights of a layer before and after a split, rows grouped by parent, on one colour scale centred at 0.
+    """Draw the weights of a layer before and after a split, rows grouped by parent, on one colour scale centred at 0.
 
-    Convolution kernels are summed over their taps.
+    Each convolution kernel is one cell, the sum of its taps.
 
     Args:
         before: The layer before the split.
@@ -152,7 +154,7 @@ def weights_figure(before: LayerState, after: LayerState, site: str) -> Figure:
 
 
 def kernel_figure(before: LayerState, after: LayerState, site: str) -> Figure:
-    """The magnitude of each kernel of a convolution before and after a split: absolute weights summed over the taps.
+    """Draw the magnitude of each kernel of a convolution before and after a split: the sum of absolute weights.
 
     Args:
         before: The convolution before the split.
@@ -183,7 +185,7 @@ def kernel_figure(before: LayerState, after: LayerState, site: str) -> Figure:
 
 
 def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
-    """Histogram of the feature capacities of a layer's inputs before and after a split, with their means.
+    """Draw histograms of the feature capacities of a layer's inputs before and after a split, with their means.
 
     Args:
         before: The layer before the split.
@@ -224,7 +226,7 @@ def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
 
 
 def _before_and_after(before: LayerState, after: LayerState, title: str, label: str, signed: bool) -> Figure:
-    """Two panels of weights, rows grouped by parent, on one colour scale."""
+    """Draw two panels of weights, rows grouped by parent, on one colour scale."""
     cells, empty, parents, steps = [], [], [], []
     for state in (before, after):
         shown, step = thinned(state)
@@ -236,7 +238,7 @@ def _before_and_after(before: LayerState, after: LayerState, title: str, label: 
     limit = scale_limit(np.concatenate([matrix.ravel() for matrix in cells]))
     style: dict[str, Any] = {"cmap": _DIVERGING, "vmin": -limit} if signed else {"cmap": _SEQUENTIAL, "vmin": 0.0}
     beyond = any((np.abs(matrix) > limit).any() for matrix in cells)
-    marked = has_room(*cells)
+    marked = has_space(*cells)
 
     figure, panels = _two_panels(panel_size(*cells[1].shape), before, after, title)
     for ax, matrix, hidden, rows, step in zip(panels, cells, empty, parents, steps, strict=True):
@@ -250,12 +252,12 @@ def _before_and_after(before: LayerState, after: LayerState, title: str, label: 
 
 
 def _ends(beyond: bool, signed: bool) -> str:
-    """Which ends of a colour bar are pointed, because values lie beyond them."""
+    """The ends of a colour bar that are pointed, because values exceed them."""
     return "neither" if not beyond else "both" if signed else "max"
 
 
 def _two_panels(size: tuple[float, float], before: LayerState, after: LayerState, title: str) -> tuple[Figure, Any]:
-    """A figure with the panels "before" and "after", titled with what the split changed."""
+    """A figure with the panels "before" and "after"; its title names the changes by the split."""
     width, height = size
     figure = Figure(figsize=(2 * width + 2.6, height + 1.6), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -266,7 +268,7 @@ def _two_panels(size: tuple[float, float], before: LayerState, after: LayerState
 
 
 def _change(before: LayerState, after: LayerState) -> str:
-    """What a split changed; the inputs too, where the layer below was split at the same time."""
+    """The changes by a split in words; with the inputs, if the layer below was split at the same time."""
     inputs = (before.weight.shape[1], after.weight.shape[1])
     return (
         f"alpha = {_ratio(after.width, before.width)}, width {before.width} → {after.width}, "

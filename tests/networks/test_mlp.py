@@ -181,7 +181,7 @@ def test_an_integer_is_one_hidden_layer() -> None:
             "Unknown allocation 'hiden'; known: hidden, even, fan_in",
         ),
         (lambda: WideSparseMLP(40, 8, 3, alpha=0), "`alpha` has to be an integer of at least 1, found 0"),
-        (lambda: WideSparseMLP(4, 8, 30, alpha=4), "The budget asks for .* use a smaller alpha"),
+        (lambda: WideSparseMLP(4, 8, 30, alpha=4), "zeros among .* leave .* use a smaller alpha"),
         (lambda: FPEMLP(40, 8, 3, alpha=0), "alpha"),
         (lambda: FPEMLP(40, 8, 3, partition="rndom"), "rndom"),
     ],
