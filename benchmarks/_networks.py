@@ -1,4 +1,4 @@
-"""Three networks of practice, small enough for a CPU, with the data that each is trained on."""
+"""Three networks, small enough for a CPU, with their training data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FeedForward(nn.Module):
 
 
 class FeedForwardStack(nn.Module):
-    """Patches of a picture through feed-forward halves of ViT-S blocks (384 wide, 1536 hidden), read side by side."""
+    """Patches of a picture through feed-forward halves of ViT-S blocks (384 wide, 1536 hidden), then a linear head."""
 
     def __init__(self, depth: int = 2, width: int = 384, patch: int = 8) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class FeedForwardStack(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """A network and how it is trained.
+    """A network and its training.
 
     Attributes:
         make: Builds the dense network.
-        data: ``"embeddings"`` or ``"pictures"``, of the embedded default data.
-        sites: Which widths are split.
+        data: ``"embeddings"`` or ``"pictures"`` of the embedded default data.
+        sites: Names or globs of the sites to split.
         budget: The rule for layouts in blocks; single weights go by ``"total"``.
-        batch: Samples of a step.
+        batch: Samples per step.
         rate: Learning rate of Adam.
     """
 
@@ -86,7 +86,7 @@ TASKS = {
 
 def load(task: Task) -> tuple[Split, Split]:
     """All samples of the training and of the test split."""
-    # Imported here: processes that train on what was loaded start faster without.
+    # Imported here: processes that get loaded data start faster without these modules.
     from fpe_lightning.data import EmbeddingDataModule, ImageDataModule
 
     data: EmbeddingDataModule | ImageDataModule

@@ -1,4 +1,4 @@
-"""A dense pair of layers, and every way to hold the wide sparse one that is split from it."""
+"""A dense pair of layers, and all compared forms of the wide sparse pair that it is split into."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ except ImportError:
 
 @dataclass(frozen=True)
 class Case:
-    """One shape of a pair of layers, and how much slower than the dense parent the best layout may be at each alpha.
+    """One shape of a pair of layers, with the accepted slowdown against the dense parent.
 
     Attributes:
-        name: For the table.
-        inputs: Inputs of the pair.
-        hidden: Hidden neurons of the dense parent.
-        outputs: Outputs of the pair.
-        batch: Rows of the input.
-        targets: Highest ratio to the dense parent, by alpha.
-        train: Whether a run is a training step, or a forward pass alone.
+        name: Name in the table.
+        inputs: Number of inputs of the pair.
+        hidden: Number of hidden neurons of the dense parent.
+        outputs: Number of outputs of the pair.
+        batch: Number of rows of the input.
+        targets: Highest accepted ratio of times to the dense parent, by alpha.
+        train: Whether a run is a training step; otherwise it is a forward pass.
     """
 
     name: str
@@ -122,7 +122,7 @@ def split_pair(
 
 
 def pruned_pair(masked: nn.Sequential) -> nn.Sequential:
-    """The same structure held by ``torch.nn.utils.prune``, which multiplies by a float mask in every forward."""
+    """The same structure under ``torch.nn.utils.prune``, which multiplies by a float mask in every forward pass."""
     layers: list[nn.Module] = []
     for layer in masked:
         if isinstance(layer, nn.Linear):
@@ -150,7 +150,7 @@ class CSRLinear(nn.Module):
         self.bias, self.shape = nn.Parameter(layer.bias.detach().clone()), tuple(mask.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Written as ``weight @ x.T``, which is several times faster than ``F.linear`` with such a weight."""
+        """Compute ``weight @ x.T``, which is several times faster than ``F.linear`` with such a weight."""
         weight = torch.sparse_csr_tensor(
             self.get_buffer("rows"), self.get_buffer("columns"), self.values, self.shape, check_invariants=False
         )
@@ -163,7 +163,7 @@ def csr_pair(masked: nn.Sequential) -> nn.Sequential:
 
 
 def sparselab_pair(case: Case, alpha: int) -> nn.Sequential:
-    """As many non-zeros in sparselab's rows: incoming ones at random, outgoing ones dense."""
+    """The same number of non-zeros in sparselab's format: incoming weights at random, outgoing weights dense."""
     width = alpha * case.hidden
     return nn.Sequential(
         sparselab.SparseLinear(case.inputs, width, sparsity=1 - _density(case, alpha)),
@@ -173,7 +173,7 @@ def sparselab_pair(case: Case, alpha: int) -> nn.Sequential:
 
 
 def rigl_pair(case: Case, alpha: int) -> tuple[nn.Sequential, torch.optim.Optimizer]:
-    """As many non-zeros held by rigl-torch with a fixed topology, and the optimizer whose step it wraps."""
+    """The same number of non-zeros under rigl-torch with a fixed topology, and the optimizer whose step it wraps."""
     width = alpha * case.hidden
     pair = nn.Sequential(nn.Linear(case.inputs, width), nn.ReLU(), nn.Linear(width, case.outputs))
     optimizer = torch.optim.AdamW(pair.parameters())
@@ -182,7 +182,7 @@ def rigl_pair(case: Case, alpha: int) -> tuple[nn.Sequential, torch.optim.Optimi
 
 
 def _density(case: Case, alpha: int) -> float:
-    """Of the incoming weights, where all outgoing copies stay and incoming weights make room."""
+    """Density of the incoming weights if all outgoing copies stay and incoming weights are pruned."""
     copies = (alpha - 1) * (case.outputs + 1)
     return max(case.inputs - copies, case.inputs // 10) / (alpha * case.inputs)
 
@@ -195,7 +195,7 @@ def work(
     mixed: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Callable[[], object]:
-    """What is timed: a whole training step with AdamW, or a forward pass; ``mixed`` under bfloat16 autocast."""
+    """Return the timed function: a training step with AdamW, or a forward pass; ``mixed`` uses bfloat16 autocast."""
 
     def forward() -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):

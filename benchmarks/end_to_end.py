@@ -1,13 +1,13 @@
-"""Whole networks trained for a fixed number of steps: the dense parent against FPE in each layout.
+"""Train whole networks for a fixed number of steps: the dense parent against its expansion in each layout.
 
 python -m benchmarks.end_to_end                            all three networks, on the CPU
 python -m benchmarks.end_to_end --task probe --steps 300   one of them
 python -m benchmarks.end_to_end --device cuda --precision bf16
 
-A probe on CLIP embeddings, the feed-forward halves of two ViT-S blocks, and a small CNN whose head is split, after a
-fifth of the steps; the number of non-zeros is the same throughout. Accuracy (after the last step) and peak memory are
-of runs in processes of their own; times are medians of steps of all networks in turn, after the split. Where there are
-no 2:4 kernels, "semi_structured" multiplies densely, and its row says what the structure costs in accuracy alone.
+The networks are a probe on CLIP embeddings, the feed-forward halves of two ViT-S blocks, and a small CNN whose head is
+split. The split comes after a fifth of the steps; the number of non-zeros is constant. Accuracy (after the last step)
+and peak memory come from runs in separate processes. Times are medians of steps of all networks in turn, after the
+split. Without 2:4 kernels, "semi_structured" multiplies densely, so its row only shows the accuracy of the structure.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ FORMS = ("{:.1f}", "{:.2f}x", "{:.0f}", "{:.2f}x", "{:.1f} %")
 
 
 def run(name: str, way: Way | None, file: Path, options: argparse.Namespace) -> tuple[float, ...]:
-    """Test accuracy and peak memory of one run, in bytes beyond what the process had before it."""
+    """Test accuracy of one run, and its peak memory in bytes above the memory of the process before it."""
     warnings.simplefilter("ignore", fpe.ExpansionWarning)
     torch.manual_seed(options.seed)
     task, device = TASKS[name], torch.device(options.device)
-    train, test = torch.load(file)  # not mapped: pages that are read while training would count as memory
-    _train_steps(nn.Linear(8, 8), torch.randn(8, 8), torch.zeros(8, dtype=torch.int64))  # libraries are loaded now
+    train, test = torch.load(file)  # not mapped: pages that training reads would count as memory
+    _train_steps(nn.Linear(8, 8), torch.randn(8, 8), torch.zeros(8, dtype=torch.int64))  # load all libraries first
     before = 0 if device.type == "cuda" else resident("VmRSS")
     network = task.make().to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=task.rate)
@@ -158,7 +158,7 @@ def train_step(
 
 
 def stepper(network: nn.Module, task: Task, train: Split, options: argparse.Namespace) -> Callable[[], object]:
-    """A step on always the same batch, to be timed."""
+    """The timed function: a step, always on the same batch."""
     x, y = train[0][: task.batch].to(options.device), train[1][: task.batch].to(options.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=task.rate)
     return partial(train_step, network, optimizer, x, y, options)
@@ -166,7 +166,7 @@ def stepper(network: nn.Module, task: Task, train: Split, options: argparse.Name
 
 @torch.no_grad()
 def accuracy_of(network: nn.Module, test: Split, device: torch.device, options: argparse.Namespace) -> float:
-    """The share of test samples whose class is the likeliest."""
+    """The share of correctly classified test samples."""
     right = 0
     with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
         for x, y in zip(test[0].split(256), test[1].split(256), strict=True):

@@ -1,15 +1,15 @@
-"""How much memory the wide sparse pair of layers takes in training, against the dense parent of the same non-zeros.
+"""Measure the training memory of the wide sparse pair of layers against its dense parent with the same non-zeros.
 
 python -m benchmarks.memory                 alpha 2, 4 and 8; then the split itself
 python -m benchmarks.memory --inputs 4096   a larger pair
 
-Each row is a process of its own. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers;
-"resident" is how far the process grew from before it built the pair to the peak of three training steps (Linux). The
-last table is the split of the pair with its optimizer: how long it takes, and its peak in units of the dense pair.
+Each row is a separate process. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers.
+"resident" is the growth of the process from before it built the pair to the peak of three training steps (Linux). The
+last table is the split of the pair with its optimizer: its time, and its peak memory in units of the dense pair.
 
-glibc keeps freed memory for later once something larger was freed before, and leaves holes in it: what a process is
-resident in then says more about the order of allocations than about layouts. All rows are measured with tensors above
-1 MiB handed back when they are freed; `--mmap-threshold 0` measures what glibc does by itself.
+By default, glibc keeps freed memory and fragments it, so that resident memory depends more on the order of allocations
+than on layouts. All rows therefore return tensors above 1 MiB to the system when they are freed;
+`--mmap-threshold 0` measures glibc's default.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WAYS = (
     Way("contiguous:4", "columns", "grouped"),
     Way("shared:8", "blocks", "grouped"),
 )
-BATCH = 32  # small, so that weights and what belongs to them are what is measured
+BATCH = 32  # small, so that weights, gradients and optimizer state are most of the memory
 MEGA = 2**20
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--mmap-threshold", type=int, default=2**20, help="bytes; 0 leaves it to glibc")
     options = parser.parse_args()
     if options.mmap_threshold:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(options.mmap_threshold)  # read by the processes that are measured
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(options.mmap_threshold)  # the measured processes read it
     case = Case("", options.inputs, options.inputs, options.outputs, BATCH, {})
     console = Console()
     console.print(_training(case, options.alphas))
@@ -89,11 +89,11 @@ def _splitting(case: Case) -> Table:
 
 
 def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
-    """Bytes counted, and bytes that this process grew by, in three training steps."""
+    """Counted bytes, and growth of this process in bytes, over three training steps."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pt")
-        in_process(partial(_save, case, way, alpha, file))  # so that the split leaves no trace in this process
-        for form in (None, Way("shared", "columns", "grouped")):  # libraries are loaded before the count begins
+        in_process(partial(_save, case, way, alpha, file))  # in another process, so that the split does not count
+        for form in (None, Way("shared", "columns", "grouped")):  # load all libraries before the measurement
             small = dense_pair(Case("", 64, 8, 4, BATCH, {}), torch.device("cpu"), torch.float32)
             fpe.load_expanded_state_dict(small, (small if form is None else split_pair(small, 2, form)).state_dict())
             _steps(small, torch.optim.AdamW(small.parameters()), 64, 4)
@@ -107,7 +107,7 @@ def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
 
 
 def split(case: Case, way: Way, alpha: int) -> tuple[float, ...]:
-    """Seconds that a split takes, by the wall and of the CPU, and its peak in units of what the dense pair took."""
+    """Wall and CPU seconds of a split, and its peak memory in units of the dense pair in training."""
     pair = dense_pair(case, torch.device("cpu"), torch.float32)
     optimizer = torch.optim.AdamW(pair.parameters())
     _steps(pair, optimizer, case.inputs, case.outputs)
@@ -141,18 +141,18 @@ def _counted(pair: nn.Module, optimizer: torch.optim.Optimizer) -> float:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: ``"VmRSS"`` now, ``"VmHWM"`` at their peak (Linux)."""
+    """Resident bytes of this process: ``"VmRSS"`` at present, ``"VmHWM"`` at the peak (Linux)."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
 def reset_peak() -> None:
-    """Let the peak begin anew (Linux)."""
+    """Reset the peak of the resident memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def in_process(function: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
-    """What a function returns in a fresh process."""
+    """Call a function in a fresh process, and return its result."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(function, sender))
@@ -161,7 +161,7 @@ def in_process(function: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
     try:
         return receiver.recv()
     except EOFError:
-        raise RuntimeError("the process that was to be measured failed; its error stands above") from None
+        raise RuntimeError("the measured process failed; its error is printed above") from None
     finally:
         process.join()
 

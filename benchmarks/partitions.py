@@ -1,16 +1,16 @@
-"""What the fast ways to split cost in accuracy, against the paper's rule, on the embedded default data.
+"""Compare the accuracy of partitions and pruning rules with the paper's rule, on the embedded default data.
 
 python -m benchmarks.partitions                        five seeds, widths 8, 16 and 32, alpha 2 and 4
 python -m benchmarks.partitions --seeds 1 --epochs 5   a quick look
 python -m benchmarks.partitions --widths 1024 --arms shared:16,columns shared:16,blocks   what the default does there
 
-Every arm of a seed starts from the same dense network, trained for the same two epochs, and ends after as many epochs
-on the same batches; the number of non-zeros is the same throughout. A cell holds the difference of accuracy to the
-paper's rule (random partition, one magnitude order over all weights) in percentage points, with its standard error over
-seeds, after the last epoch. One in bold is more than noise: its 95 % interval (Student's t, paired by seed) leaves out
-zero. Choices between arms are made on the validation tables; the test tables report them.
+Every arm of a seed starts from the same dense network after two epochs, and trains for the same epochs on the same
+batches; the number of non-zeros is constant. A cell is the difference of accuracy to the paper's rule (random
+partition, one magnitude order over all weights) after the last epoch, in percentage points, with its standard error
+over seeds. Bold marks a 95 % interval (Student's t, paired by seed) without zero. Choose arms on the validation tables;
+the test tables report the choice.
 
-All networks of a seed, an alpha and a width train as one stack, which takes a fifth of the time of one by one.
+All networks of a seed, an alpha and a width train as one stack, which takes a fifth of the time of single runs.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ Key = tuple[int, int, Arm]
 
 @dataclass
 class Results:
-    """What came of all runs.
+    """The results of all runs.
 
     Attributes:
         accuracies: Per cent by seed, by part of the data and key.
-        refusals: What ``expand`` said to an arm that cannot be, by key.
+        refusals: The message of ``expand`` for a refused arm, by key.
     """
 
     accuracies: dict[str, dict[Key, dict[int, float]]] = field(default_factory=lambda: {"val": {}, "test": {}})
@@ -129,7 +129,7 @@ def run(
     epochs: int,
     seed: int,
 ) -> None:
-    """Train every arm of one seed, and add what came of it to the results."""
+    """Train every arm of one seed, and add its results."""
     torch.manual_seed(seed)
     parent = MLP(data["train"][0].shape[1], width, int(data["train"][1].max()) + 1)
     optimizer = Adam(parent.parameters(), lr=RATE, fused=True)
@@ -143,7 +143,7 @@ def run(
                 try:
                     partition, budget = arm
                     fpe.expand(network, alpha, partition, budget=budget, seed=seed, sites=sites, optimizer=own)
-                except ValueError as error:  # a rule that cannot be at this width and alpha, shown in the table
+                except ValueError as error:  # the table shows that the rule does not fit this width and alpha
                     results.refusals[width, alpha, arm] = str(error)
                     continue
             found[arm] = network, own
@@ -163,7 +163,7 @@ def train(networks: Sequence[MLP], optimizers: Sequence[Optimizer], split: Split
 
 @torch.inference_mode()
 def accuracy(network: MLP, split: Split) -> float:
-    """Rows whose class is the likeliest, in per cent."""
+    """Correctly classified rows, in per cent."""
     return 100 * float((network(split[0]).argmax(1) == split[1]).float().mean())
 
 
