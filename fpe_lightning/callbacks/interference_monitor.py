@@ -23,7 +23,7 @@ class InterferenceMonitor(Callback):
     Every logger gets the scalars ``interference/<site>/feature_capacity`` (mean over the inputs),
     ``.../mean_cosine_similarity``, ``.../mean_absolute_cosine_similarity``, ``.../width``, ``.../mean_fan_in`` and
     ``.../nonzeros``, and ``expansion/width/<site>``, which steps up at each split. If the datamodule knows clauses
-    (``groups``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
+    (``clauses``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
     ``.../clause_collisions`` and ``.../clause_coverage``. TensorBoard also gets a histogram of the capacities and, at
     each split, the figures of ``fpe_lightning.interference.figures``. If the inputs of a layer are split too, its
     columns are copied, and the copies share their capacity until training separates them.
@@ -154,7 +154,7 @@ class InterferenceMonitor(Callback):
         for name, state in states.items():
             statistics = state.statistics()
             if name == reader:
-                statistics |= state.clause_statistics(trainer.datamodule.groups)  # type: ignore[attr-defined]
+                statistics |= state.clause_statistics(trainer.datamodule.clauses)  # type: ignore[attr-defined]
             metrics |= {f"interference/{name}/{key}": value for key, value in statistics.items()}
             metrics[f"expansion/width/{name}"] = statistics["width"]
         for logger in trainer.loggers:
@@ -200,7 +200,7 @@ def _boards(trainer: Trainer) -> list[Any]:
 def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """The layer that reads the inputs of the clauses: the first with as many inputs, as deeper ones may have too."""
     data = getattr(trainer, "datamodule", None)
-    if not getattr(data, "groups", None):
+    if not getattr(data, "clauses", None):
         return None
     inputs = getattr(data, "num_features", None)
     linear = (

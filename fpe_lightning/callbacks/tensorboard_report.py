@@ -98,7 +98,7 @@ class TensorBoardReport(Callback):
         metrics = [*([best[0]] if best else []), *self.metrics]
         experiment, start, _ = _hparams_summaries(columns, dict.fromkeys(metrics, 0.0))
         for board in boards:
-            board.add_custom_scalars(layout(self.charts, bool(getattr(_data(trainer), "groups", None))))
+            board.add_custom_scalars(layout(self.charts, bool(getattr(_data(trainer), "clauses", None))))
             for summary in (experiment, start):
                 board.file_writer.add_summary(summary)
 
