@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Task:
         make: Builds the dense network.
         data: ``"embeddings"`` or ``"pictures"`` of the embedded default data.
         sites: Names or globs of the sites to split.
-        budget: The rule for layouts in blocks; single weights go by ``"total"``.
+        outgoing: The rule for outgoing weights of blocks; their incoming columns are pruned.
         batch: Samples per step.
         rate: Learning rate of Adam.
     """
@@ -58,7 +59,7 @@ class Task:
     make: Callable[[], nn.Module]
     data: str
     sites: str
-    budget: str
+    outgoing: Literal["copy", "partition"]
     batch: int
     rate: float
 
@@ -68,16 +69,16 @@ TASKS = {
         lambda: MLP(512, 64, CLASSES),
         "embeddings",
         "layers.0",
-        "columns",
+        "copy",
         256,
         3e-3,
     ),
-    "ffn": Task(FeedForwardStack, "pictures", "blocks.*", "blocks", 32, 1e-3),
+    "ffn": Task(FeedForwardStack, "pictures", "blocks.*", "partition", 32, 1e-3),
     "cnn": Task(
         lambda: SmallCNN(3, 32, CLASSES, (32, 64), 64),
         "pictures",
         "head.0",
-        "columns",
+        "copy",
         64,
         1e-3,
     ),

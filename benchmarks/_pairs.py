@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fpe_lightning as fpe
+from fpe_lightning.partitions import Contiguous, Partition, Shared, SharedPartition
+from fpe_lightning.pruning import PruningName
 from fpe_lightning.sparse import dense_mask
 
 try:
@@ -57,36 +60,33 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to split: the arguments of ``expand``."""
-
-    partition: str
-    budget: str
-    layout: str
-
-    def __str__(self) -> str:
-        """As it stands in tables."""
-        return f"{self.layout}, {self.partition}, {self.budget}"
+def _blocks(partition: Partition, prune: PruningName, **fields: Any) -> fpe.Expansion:
+    return fpe.Expansion(partition=partition, prune=prune, **{"layout": "grouped", **fields})
 
 
-WAYS = (
-    Way("random", "total", "masked"),
-    Way(Shared(groups=4), "total", "grouped"),
-    Way(Shared(groups=4), "columns", "grouped"),
-    Way(Shared(groups=16), "columns", "grouped"),
-    Way("shared", "columns", "grouped"),
-    Way("contiguous", "columns", "grouped"),
-    Way(Contiguous(groups=4), "columns", "grouped"),
-    Way(Shared(groups=4), "blocks", "grouped"),
-    Way(Shared(groups=16), "blocks", "grouped"),
-    Way("contiguous", "blocks", "grouped"),
-    Way(Contiguous(groups=4), "blocks", "grouped"),
-    Way(Shared(groups=4), "columns", "auto"),
-    Way(Shared(groups=4), "blocks", "auto"),
+EXPANSIONS = (
+    fpe.Paper(),
+    _blocks(Shared(groups=4), "total"),
+    *(_blocks(Shared(groups=groups), "columns") for groups in (4, 16, 1)),
+    *(_blocks(Contiguous(groups=groups), "columns") for groups in (1, 4)),
+    *(_blocks(Shared(groups=groups), "columns", outgoing="partition") for groups in (4, 16)),
+    *(_blocks(Contiguous(groups=groups), "columns", outgoing="partition") for groups in (1, 4)),
+    _blocks(Shared(groups=4), "columns", layout="auto"),
+    _blocks(Shared(groups=4), "columns", outgoing="partition", layout="auto"),
 )
-SEMI_STRUCTURED = Way("semi_structured", "total", "semi_structured")
-"""For GPUs that have the kernels, in half precision."""
+"""All compared expansions; :func:`split_pair` sets their alpha."""
+SEMI_STRUCTURED = fpe.Expansion(partition="semi_structured", layout="semi_structured")
+"""For GPUs with 2:4 kernels, in half precision."""
+HEADING = "layout, partition, pruning"
+
+
+def label(expansion: fpe.Expansion) -> str:
+    """The name of an expansion in tables, under :data:`HEADING`; "outgoing" marks partitioned outgoing weights."""
+    partition: object = expansion.partition
+    if isinstance(partition, SharedPartition):
+        partition = f"{type(partition).__name__.lower()} {partition.groups}"
+    outgoing = ", outgoing" if expansion.outgoing == "partition" else ""
+    return f"{expansion.layout}, {partition}, {expansion.prune}{outgoing}"
 
 
 def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
@@ -97,31 +97,32 @@ def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Seque
 
 
 def split_pair(
-    dense: nn.Sequential, alpha: int, way: Way, batch: int = 1, train: bool = True, mixed: bool = False
+    dense: nn.Sequential,
+    alpha: int,
+    expansion: fpe.Expansion,
+    batch: int = 1,
+    train: bool = True,
+    mixed: bool = False,
 ) -> nn.Sequential:
     """The wide sparse pair that a dense one is split into.
 
     Args:
-        dense: Stays as it is.
+        dense: The dense pair; it does not change.
         alpha: Children of each neuron.
-        way: How it is split.
-        batch: Rows of the input that ``"auto"`` is timed for.
-        train: Whether it is timed for training steps, or for forward passes.
-        mixed: Whether it is timed under bfloat16 autocast.
+        expansion: The expansion, apart from its alpha.
+        batch: Rows of the input that ``"auto"`` is timed with.
+        train: Whether ``"auto"`` times training steps; otherwise it times forward passes.
+        mixed: Whether ``"auto"`` is timed under bfloat16 autocast.
 
     Raises:
-        ValueError: If the rule leaves too little of some neuron.
+        ValueError: If the expansion does not fit alpha or the shape.
     """
     wide = copy.deepcopy(dense).train(train)
     weight = dense[0].get_parameter("weight")
     with warnings.catch_warnings(), torch.autocast(weight.device.type, torch.bfloat16, enabled=mixed):
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
         example = torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        fpe.expand(
-            wide,
-            fpe.Expansion(alpha=alpha, partition=way.partition, prune=way.budget, layout=way.layout),
-            example_inputs=example,
-        )
+        fpe.expand(wide, replace(expansion, alpha=alpha), example_inputs=example)
     return wide
 
 

@@ -13,7 +13,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -24,6 +24,7 @@ from rich.table import Table
 from fpe_lightning import count_nonzeros
 from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor, RunSummary
 from fpe_lightning.cli import CLI
+from fpe_lightning.expansion import BaseExpansion
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def run(arm: Arm, width: int, seed: int, folder: str, extra: Sequence[str] = ())
     trainer = cli.trainer
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, SHOWN)]  # type: ignore[attr-defined]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ExpansionCallback):
-            callback.alpha = arm.alpha or callback.alpha
+        if isinstance(callback, ExpansionCallback) and arm.alpha:
+            assert isinstance(callback.expansion, BaseExpansion)
+            callback.expansion = replace(callback.expansion, alpha=arm.alpha)
         if isinstance(callback, Checkpoint):
             callback.dirpath = f"{folder}/{arm.config}-{arm.alpha}-{width}-{seed}"  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fpe_lightning.interference import clause_collisions, clause_coverage
-from fpe_lightning.partitions.builtin import random_partition
+from fpe_lightning.partitions import Random
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measure(literals: int, alpha: int, clauses: int, neurons: int, layers: int, 
     groups = [list(range(c * literals, (c + 1) * literals)) for c in range(clauses)]
     alive = torch.ones(neurons, inputs, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    drawn = [random_partition(torch.ones(neurons, inputs, 1), alive, alpha, generator) for _ in range(layers)]
+    drawn = [Random()(torch.ones(neurons, inputs, 1), alive, alpha, generator) for _ in range(layers)]
     met = torch.stack([clause_collisions(layer, groups) for layer in drawn])
     covered = torch.stack([clause_coverage(layer, groups) for layer in drawn])
     return Measured(literals, alpha, float(met.mean()), float(covered.mean()))

@@ -185,19 +185,19 @@ def split(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], list[str
     chosen, reasons = list(sites), []
     few = [site for site in sites if site.fan_in < 2]  # refused alone: a joint expansion would refuse them late
     while chosen:
-        asked = [few.pop()] if few else chosen
+        tried = [few.pop()] if few else chosen
         try:
-            expand(model, fpe.Paper(alpha=2), sites=asked)
+            expand(model, fpe.Paper(alpha=2), sites=tried)
         except ValueError as error:
             named = re.search(r"asked for (\S+), whose|Splitting (\S+) by", str(error))
             if named is None:
                 raise
             bad = named[1] or named[2]
             chosen = [site for site in chosen if site.name != bad]
-            reason = re.sub(r"^Splitting .* have to go\. ", "copies need more room than there is: ", str(error))
+            reason = re.sub(r"^Splitting .* have to go\. ", "too few weights to prune for the copies: ", str(error))
             reasons.append(reason.replace(bad, "a site"))
         else:
-            if asked is chosen:
+            if tried is chosen:
                 break
     return chosen, reasons
 

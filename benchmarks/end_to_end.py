@@ -17,6 +17,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,20 +30,15 @@ from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from benchmarks._networks import TASKS, Split, Task, load
-from benchmarks._pairs import Way
+from benchmarks._pairs import HEADING, SEMI_STRUCTURED, label
 from benchmarks._timing import CLOCKS, interleaved, machine
 from benchmarks.memory import MEGA, in_process, reset_peak, resident
 
 
-def ways_of(task: Task) -> list[Way]:
-    """The ways to split that are compared."""
-    return [
-        Way("random", "total", "masked"),
-        Way(Shared(groups=4), task.budget, "masked"),
-        Way(Shared(groups=4), task.budget, "grouped"),
-        Way(Shared(groups=4), task.budget, "auto"),
-        Way("semi_structured", "total", "semi_structured"),
-    ]
+def expansions_of(task: Task) -> list[fpe.Expansion]:
+    """The compared expansions of a network."""
+    blocks = [fpe.Blocks(groups=4, outgoing=task.outgoing, layout=layout) for layout in ("masked", "grouped", "auto")]
+    return [fpe.Paper(), *blocks, SEMI_STRUCTURED]
 
 
 def main() -> None:
@@ -69,7 +65,7 @@ def compare(name: str, options: argparse.Namespace) -> Table:
     """Train and time one network in every layout."""
     task = TASKS[name]
     data = load(task)
-    ways = [None, *(way for way in ways_of(task) if options.alpha == 2 or way.layout != "semi_structured")]
+    ways = [None, *(way for way in expansions_of(task) if options.alpha == 2 or way.layout != "semi_structured")]
     results, notes = {}, []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "data.pt")
@@ -84,26 +80,31 @@ def compare(name: str, options: argparse.Namespace) -> Table:
             held = sorted({type(module).__name__ for module in network.modules() if hasattr(module, "weight_inputs")})
             if way.layout == "auto":
                 notes.append(f"auto took {', '.join(held) or 'masked layers'}")
-        arms[str(way or "dense parent")] = stepper(network, task, data[0], options)
+        arms[name_of(way)] = stepper(network, task, data[0], options)
     times = interleaved(arms, options.seconds, label=f"{name}: timing", clock=options.clock)
     title = f"{name}, alpha {options.alpha}, {options.steps} steps of {task.batch}, {options.precision}"
     table = Table(title=title, caption="\n".join(notes), caption_justify="left")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     for column in ("ms a step", "of the dense parent", "peak MiB", "of the dense parent", "accuracy"):
         table.add_column(column, justify="right")
     dense_time, dense_peak = times["dense parent"], results[None][1]
     for way in ways:
-        label = str(way or "dense parent")
+        name = name_of(way)
         accuracy, peak = results[way]
-        cells = (1e3 * times[label], times[label] / dense_time, peak / MEGA, peak / dense_peak, 100 * accuracy)
-        table.add_row(label, *(form.format(cell) for form, cell in zip(FORMS, cells, strict=True)))
+        cells = (1e3 * times[name], times[name] / dense_time, peak / MEGA, peak / dense_peak, 100 * accuracy)
+        table.add_row(name, *(form.format(cell) for form, cell in zip(FORMS, cells, strict=True)))
     return table
+
+
+def name_of(way: fpe.Expansion | None) -> str:
+    """The name of an arm in tables."""
+    return "dense parent" if way is None else label(way)
 
 
 FORMS = ("{:.1f}", "{:.2f}x", "{:.0f}", "{:.2f}x", "{:.1f} %")
 
 
-def run(name: str, way: Way | None, file: Path, options: argparse.Namespace) -> tuple[float, ...]:
+def run(name: str, way: fpe.Expansion | None, file: Path, options: argparse.Namespace) -> tuple[float, ...]:
     """Test accuracy of one run, and its peak memory in bytes above the memory of the process before it."""
     warnings.simplefilter("ignore", fpe.ExpansionWarning)
     torch.manual_seed(options.seed)
@@ -129,15 +130,18 @@ def run(name: str, way: Way | None, file: Path, options: argparse.Namespace) -> 
 
 
 def split(
-    network: nn.Module, task: Task, way: Way, options: argparse.Namespace, x: Tensor, optimizer: torch.optim.Adam | None
+    network: nn.Module,
+    task: Task,
+    way: fpe.Expansion,
+    options: argparse.Namespace,
+    x: Tensor,
+    optimizer: torch.optim.Adam | None,
 ) -> None:
     """Split a network as asked."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=options.precision == "bf16" and way.layout == "auto"):
         fpe.expand(
             network,
-            fpe.Expansion(
-                alpha=options.alpha, partition=way.partition, prune=way.budget, layout=way.layout, seed=options.seed
-            ),
+            replace(way, alpha=options.alpha, seed=options.seed),
             sites=task.sites,
             optimizer=optimizer,
             example_inputs=x,

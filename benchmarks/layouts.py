@@ -23,12 +23,14 @@ from rich.table import Table
 
 from benchmarks._pairs import (
     CASES,
+    EXPANSIONS,
+    HEADING,
     SEMI_STRUCTURED,
-    WAYS,
     Case,
     RigLScheduler,
     csr_pair,
     dense_pair,
+    label,
     pruned_pair,
     rigl_pair,
     sparselab,
@@ -101,10 +103,10 @@ def measure(
         stored[name] = sum(parameter.numel() for parameter in pair.parameters())
 
     # A CPU multiplies the 2:4 form densely, so its row would have no meaning.
-    for way in (*WAYS, SEMI_STRUCTURED) if device.type == "cuda" else WAYS:
-        add(str(way), lambda way=way: split_pair(dense, alpha, way, case.batch, case.train, mixed))  # type: ignore[misc]
+    for way in (*EXPANSIONS, SEMI_STRUCTURED) if device.type == "cuda" else EXPANSIONS:
+        add(label(way), lambda way=way: split_pair(dense, alpha, way, case.batch, case.train, mixed))  # type: ignore[misc]
     if others:
-        masked = split_pair(dense, alpha, WAYS[0])
+        masked = split_pair(dense, alpha, EXPANSIONS[0])
         add("torch.nn.utils.prune", lambda: pruned_pair(masked))
         add("torch.sparse CSR", lambda: csr_pair(masked))
         if device.type == "cpu" and dtype == torch.float32:
@@ -124,7 +126,7 @@ def _table(case: Case, alpha: int, times: dict[str, float], stored: dict[str, in
     aim = "" if target is None else f", target {target:g}x"
     caption = "\n".join(notes) or None
     table = Table(title=f"{case.name}: {shape}, alpha {alpha}{aim}", caption=caption, caption_justify="left")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     for column in (f"ms a {what}", "of the dense parent", "stored weights", "on target"):
         table.add_column(column, justify="right")
     base, base_stored = times["dense parent"], stored["dense parent"]

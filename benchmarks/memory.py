@@ -20,6 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,15 @@ from rich.table import Table
 from torch import nn
 
 import fpe_lightning as fpe
-from benchmarks._pairs import Case, Way, dense_pair, split_pair
+from benchmarks._pairs import HEADING, Case, dense_pair, label, split_pair
+from fpe_lightning.partitions import Contiguous
 
-WAYS = (
-    Way("random", "total", "masked"),
-    Way(Shared(groups=4), "total", "grouped"),
-    Way(Shared(groups=4), "columns", "grouped"),
-    Way(Contiguous(groups=4), "columns", "grouped"),
-    Way(Shared(groups=8), "blocks", "grouped"),
+EXPANSIONS = (
+    fpe.Paper(),
+    fpe.Blocks(groups=4, prune="total"),
+    fpe.Blocks(groups=4),
+    fpe.Expansion(partition=Contiguous(groups=4), prune="columns", layout="grouped"),
+    fpe.Blocks(groups=8, outgoing="partition"),
 )
 BATCH = 32  # small, so that weights, gradients and optimizer state are most of the memory
 MEGA = 2**20
@@ -65,35 +67,35 @@ def main() -> None:
 def _training(case: Case, alphas: list[int]) -> Table:
     size = f"d=h={case.inputs}, C={case.outputs}"
     table = Table(title=f"training: {size}, AdamW, fp32, of the dense parent")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     for column in ("alpha", "counted", "resident"):
         table.add_column(column, justify="right")
     counted, resident = in_process(partial(train, case, None, 1))
     table.add_row("dense parent", "1", f"{counted / MEGA:.0f} MiB", f"{resident / MEGA:.0f} MiB")
-    for way, alpha in track([(way, alpha) for alpha in alphas for way in WAYS], "training", transient=True):
+    for way, alpha in track([(way, alpha) for alpha in alphas for way in EXPANSIONS], "training", transient=True):
         ours = in_process(partial(train, case, way, alpha))
-        table.add_row(str(way), str(alpha), f"{ours[0] / counted:.3f}x", f"{ours[1] / resident:.3f}x")
+        table.add_row(label(way), str(alpha), f"{ours[0] / counted:.3f}x", f"{ours[1] / resident:.3f}x")
     return table
 
 
 def _splitting(case: Case) -> Table:
     table = Table(title=f"the split itself: d=h={case.inputs}, C={case.outputs}, alpha 4, AdamW state included")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     table.add_column("seconds", justify="right")
     table.add_column("of the CPU", justify="right")
     table.add_column("peak, of the pair with its gradients and state", justify="right")
-    for way in track(WAYS, "splitting", transient=True):
+    for way in track(EXPANSIONS, "splitting", transient=True):
         seconds, busy, peak = in_process(partial(split, case, way, 4))
-        table.add_row(str(way), f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.2f}x")
+        table.add_row(label(way), f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.2f}x")
     return table
 
 
-def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
+def train(case: Case, way: fpe.Expansion | None, alpha: int) -> tuple[float, float]:
     """Counted bytes, and growth of this process in bytes, over three training steps."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pt")
         in_process(partial(_save, case, way, alpha, file))  # in another process, so that the split does not count
-        for form in (None, Way("shared", "columns", "grouped")):  # load all libraries before the measurement
+        for form in (None, fpe.Blocks(groups=1)):  # load all libraries before the measurement
             small = dense_pair(Case("", 64, 8, 4, BATCH, {}), torch.device("cpu"), torch.float32)
             fpe.load_expanded_state_dict(small, (small if form is None else split_pair(small, 2, form)).state_dict())
             _steps(small, torch.optim.AdamW(small.parameters()), 64, 4)
@@ -106,7 +108,7 @@ def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
         return _counted(pair, optimizer), resident("VmHWM") - before
 
 
-def split(case: Case, way: Way, alpha: int) -> tuple[float, ...]:
+def split(case: Case, way: fpe.Expansion, alpha: int) -> tuple[float, ...]:
     """Wall and CPU seconds of a split, and its peak memory in units of the dense pair in training."""
     pair = dense_pair(case, torch.device("cpu"), torch.float32)
     optimizer = torch.optim.AdamW(pair.parameters())
@@ -115,17 +117,12 @@ def split(case: Case, way: Way, alpha: int) -> tuple[float, ...]:
     sites = fpe.find_sites(pair, example)
     reset_peak()
     start, busy = time.perf_counter(), time.process_time()
-    fpe.expand(
-        pair,
-        fpe.Expansion(alpha=alpha, partition=way.partition, prune=way.budget, layout=way.layout),
-        sites=sites,
-        optimizer=optimizer,
-    )
+    fpe.expand(pair, replace(way, alpha=alpha), sites=sites, optimizer=optimizer)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     return seconds, busy, (size + resident("VmHWM") - before) / size
 
 
-def _save(case: Case, way: Way | None, alpha: int, file: Path) -> tuple[float, float]:
+def _save(case: Case, way: fpe.Expansion | None, alpha: int, file: Path) -> tuple[float, float]:
     pair = dense_pair(case, torch.device("cpu"), torch.float32)
     torch.save((pair if way is None else split_pair(pair, alpha, way)).state_dict(), file)
     return 0.0, 0.0
