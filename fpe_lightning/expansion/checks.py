@@ -46,7 +46,7 @@ def check_whole(model: nn.Module, sites: Iterable[Site]) -> None:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for site in sites:
-        for axis in (*site.producers, *site.values, *site.consumers):
+        for axis in site.axes():
             if axis.parameter in parameters and is_sharded(parameters[axis.parameter]):
                 raise ValueError(
                     f"`{axis.parameter}` is sharded, and FSDP2 would put it back after a split of {site.name}; split "

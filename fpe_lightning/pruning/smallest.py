@@ -66,8 +66,8 @@ def without_smallest(pieces: Sequence[Piece], count: int, dtype: torch.dtype) ->
 def _threshold(pieces: Sequence[Piece], count: int, dtype: torch.dtype) -> tuple[Tensor, int]:
     """The ``count``-th smallest magnitude, and how many that equal it are among the ``count`` smallest."""
     integer = {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
-    # From the highest digit to the lowest: count the weights by their next digit, among those that agree with all digits
-    # found so far, and take the digit at which the cumulative count reaches the number of weights that go.
+    # From the highest digit to the lowest: count the weights by their next digit, among those that agree with the
+    # digits found so far, and take the digit at which the cumulative count reaches the number of weights that go.
     found, rest = 0, count
     for shift in range(torch.finfo(dtype).bits - DIGIT, -1, -DIGIT):
         histogram = torch.zeros(2**DIGIT, dtype=torch.int64)
