@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torchvision import datasets
 
 from fpe_lightning.data.glyphs import GlyphDataset
 from fpe_lightning.data.split import stratified_choice
+from fpe_lightning.registry import Registry
 
 
 class LabelledImages(Protocol):
@@ -97,6 +97,11 @@ class ImageSplit(Dataset[tuple[Any, int]]):
         return replace(self, indices=stays.nonzero().squeeze(1)), replace(self, indices=held_out)
 
 
+Loader = Callable[[Path, bool, float, int], ImageSplits]
+_DATASETS = Registry[Loader]("data set")
+_CIFAR = "www.cs.toronto.edu/~kriz/cifar.html"
+
+
 def load_images(
     name: str, data_dir: str | Path = "data", download: bool = False, val_fraction: float = 0.1, split_seed: int = 0
 ) -> ImageSplits:
@@ -106,8 +111,9 @@ def load_images(
     CIFAR, and folders without ``test/``, whose ``val/`` becomes the test set, as is usual for ImageNet.
 
     Args:
-        name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, or ``"image_folder"``
-            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's.
+        name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, ``"image_folder"``
+            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's; or a
+            name given to :func:`register_dataset`.
         data_dir: Directory of the files; for ``"image_folder"`` the folder that holds ``train/``.
         download: Whether torchvision may download missing files.
         val_fraction: Share of the training pictures for validation, if there are no validation pictures.
@@ -125,20 +131,37 @@ def load_images(
         >>> len(splits.train), len(splits.train.classes)
         (12032, 94)
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.4)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"There is no data set {name!r}{hint}; choose one of {', '.join(map(repr, DATASETS))}.")
+    load = _DATASETS.get(name)
     if not 0 < val_fraction < 1:
         raise ValueError(f"`val_fraction` has to be between 0 and 1, found {val_fraction}.")
-    return DATASETS[name](Path(data_dir), download, val_fraction, split_seed)
+    return load(Path(data_dir), download, val_fraction, split_seed)
+
+
+def register_dataset(name: str, load: Loader) -> None:
+    """Give an image data set a name, for ``load_images`` and for ``dataset: NAME`` in a config.
+
+    Args:
+        name: A name that no other data set has.
+        load: Takes the data directory, whether to download, the share of validation pictures and the seed of their
+            choice, and returns :class:`ImageSplits`.
+
+    Raises:
+        ValueError: If the name is taken.
+
+    Example:
+        >>> register_dataset("glyphs", lambda data_dir, download, val_fraction, seed: load_images("glyphs"))
+        Traceback (most recent call last):
+        ...
+        ValueError: The data set 'glyphs' is registered already; choose another name.
+    """
+    _DATASETS.register(name, load)
 
 
 def _glyphs(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
     return ImageSplits(*(GlyphDataset(split) for split in ("train", "val", "test")))
 
 
-def _torchvision(cls: type[Any], folder: str, files: str) -> Callable[[Path, bool, float, int], ImageSplits]:
+def _torchvision(cls: type[Any], folder: str, files: str) -> Loader:
     """Create the loader of a torchvision data set that keeps its pictures in memory."""
 
     def load(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
@@ -215,23 +238,16 @@ def _folder_split(folder: Path) -> ImageSplit | None:
     return ImageSplit(images, torch.as_tensor(images.targets), tuple(images.classes), digest)
 
 
-DATASETS: dict[str, Callable[[Path, bool, float, int], ImageSplits]] = {
-    "glyphs": _glyphs,
-    "fashion_mnist": _torchvision(
+register_dataset("glyphs", _glyphs)
+register_dataset("image_folder", _image_folder)
+for _name, _cls, _folder, _files in (
+    (
+        "fashion_mnist",
         datasets.FashionMNIST,
         "FashionMNIST/raw",
-        "the four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist",
+        "four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist",
     ),
-    "cifar10": _torchvision(
-        datasets.CIFAR10,
-        "cifar-10-batches-py",
-        "the files of cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-    "cifar100": _torchvision(
-        datasets.CIFAR100,
-        "cifar-100-python",
-        "the files of cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-    "image_folder": _image_folder,
-}
-"""Loaders by name: each takes the data directory, whether to download, the validation share and its seed."""
+    ("cifar10", datasets.CIFAR10, "cifar-10-batches-py", "files of cifar-10-python.tar.gz from " + _CIFAR),
+    ("cifar100", datasets.CIFAR100, "cifar-100-python", "files of cifar-100-python.tar.gz from " + _CIFAR),
+):
+    register_dataset(_name, _torchvision(_cls, _folder, f"the {_files}"))

@@ -128,7 +128,7 @@ def test_a_grid_makes_settings_of_their_own(tiny: Path, tmp_path: Path) -> None:
     [
         ("pixels", "fashion_mnist", "FashionMNIST was not found or is damaged; put the four files "),
         ("clip_probe", "cifar100", "CIFAR100 was not found or is damaged; put the files of "),
-        ("pixels", "fashion_mnits", "There is no data set 'fashion_mnits' (did you mean 'fashion_mnist'?)"),
+        ("pixels", "fashion_mnits", "Unknown data set 'fashion_mnits'. Did you mean 'fashion_mnist'?"),
     ],
 )
 def test_data_that_are_not_there_get_one_sentence_and_no_folder(
