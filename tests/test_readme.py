@@ -26,6 +26,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 ALL = "\n".join(PAGES.values())
 REGISTRIES = (partition._PARTITIONS, pruning._RULES, operators.RULES, LAYOUTS, sources._DATASETS)
+SHIPPED = (
+    *("clip_probe", "clip_probe_dense", "clip_probe_wide_sparse", "clip_probe_fpe_mlp", "clip_probe_ddp_2to4"),
+    *("deep_probe", "glyph_cnn", "boolean", "fashion_mnist", "cifar100_clip", "imagenet100_clip", "imagenet1k_clip"),
+)
+"""Configs of experiments in this repository; a project adds its own."""
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -47,7 +52,9 @@ def commands() -> list[list[str]]:
 
 TRAINING = sorted({tuple(words[words.index("train.py") + 1 :]) for words in commands() if "train.py" in words})
 PYTHON = [(name, number, block) for name, text in PAGES.items() for number, block in enumerate(blocks("python", text))]
-LINKS = [(name, link) for name, text in PAGES.items() for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+LINKS = [
+    (name, link) for name, text in PAGES.items() for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link
+]
 
 
 @pytest.fixture
@@ -71,6 +78,11 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/[\w/]+\.yaml", ALL))))
 def test_every_config_that_is_named_exists(path: str) -> None:
     assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_config_of_an_experiment_is_named(name: str) -> None:
+    assert f"configs/{name}.yaml" in ALL
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

@@ -95,7 +95,7 @@ def test_masks_are_decided_by_the_seed_alone(make: type[MLP]) -> None:
     first = masks(0)
     torch.manual_seed(2)
     assert first
-    if make is WideSparseMLP:  # a split also looks at the weights, to make room
+    if make is WideSparseMLP:  # pruning in a split also looks at the weights
         assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
     torch.manual_seed(1)
     assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
