@@ -59,6 +59,7 @@ def measure(literals: int, alpha: int, clauses: int, neurons: int, layers: int, 
     Returns:
         The rates.
     """
+    # Disjoint clauses of adjacent inputs; the partition is random, so the places do not matter.
     groups = [list(range(c * literals, (c + 1) * literals)) for c in range(clauses)]
     alive = torch.ones(neurons, inputs, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)

@@ -130,6 +130,7 @@ def run_all(entries: Sequence[Entry], jobs: int, memory: float, seconds: float, 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("models", total=len(entries))
+        # Large models run alone, with the memory and the cores of all jobs.
         large = [entry for entry in entries if entry.size * GIB_OF_MILLION > memory]
         small = [entry for entry in entries if entry not in large]
         for row in _run(small, jobs, memory, seconds):
@@ -179,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console = Console(width=160)  # a log has no width; names must stay whole
     if options.quick and not options.report:
         path.unlink(missing_ok=True)
+    # The list of models, then the part without a usable result.
     kinds = {name.partition("/")[0] for name in options.only or ["*"]}
     sampled = not options.quick and any(fnmatch("timm", kind) for kind in kinds)  # picking the sample takes minutes
     entries = choose(catalogue(None if sampled else QUICK_TIMM), list(QUICK) if options.quick else None)

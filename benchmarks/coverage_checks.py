@@ -170,6 +170,7 @@ def prove(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[list[Si
     if len(sites) == 1:
         return [], None, note
     gc.collect()
+    # A failed joint proof does not tell which site is wrong, so the halves are proven alone.
     halves = [prove(model, half, inputs) for half in (sites[: len(sites) // 2], sites[len(sites) // 2 :])]
     errors = [error for _, error, _ in halves if error is not None]
     good = [site for proven, _, _ in halves for site in proven]

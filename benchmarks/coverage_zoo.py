@@ -185,6 +185,7 @@ def open_clip_entries() -> Iterator[Entry]:
                 tower["layers"] = min(tower["layers"], MOST_BLOCKS)
             if "timm_model_name" in tower:
                 tower["timm_model_name"] = re.sub(r"_\d{3}$", "", tower["timm_model_name"])
+            # Towers with the same fields have the same structure.
             same = json.dumps([side, config["embed_dim"], config.get("quick_gelu"), tower], sort_keys=True)
             if same not in towers:
                 hub = tower.get("hf_model_name")

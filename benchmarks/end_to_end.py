@@ -72,6 +72,7 @@ def compare(name: str, options: argparse.Namespace) -> Table:
         torch.save(data, file)
         for way in track(ways, f"{name}: training", transient=True):
             results[way] = in_process(partial(run, name, way, file, options))
+    # Times come from all networks in one process, in turns, after their splits.
     arms = {}
     for way in ways:
         network = task.make().to(options.device)

@@ -114,6 +114,7 @@ def split(case: Case, way: fpe.Expansion, alpha: int) -> tuple[float, ...]:
     optimizer = torch.optim.AdamW(pair.parameters())
     _steps(pair, optimizer, case.inputs, case.outputs)
     example, size, before = torch.zeros(1, case.inputs), _counted(pair, optimizer), resident("VmRSS")
+    # Tracing is not part of the measured split.
     sites = fpe.find_sites(pair, example)
     reset_peak()
     start, busy = time.perf_counter(), time.process_time()

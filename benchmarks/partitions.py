@@ -151,6 +151,7 @@ def run(
                     results.refusals[width, alpha, arm] = str(error)
                     continue
             found[arm] = network, own
+        # All networks of one width train as one stack from here on.
         networks, optimizers = zip(*found.values(), strict=True)
         train(networks, optimizers, data["train"], range(SPLIT_EPOCH, epochs), seed)
         for arm, (network, _) in found.items():

@@ -166,6 +166,7 @@ def measure(
         settings["callbacks"].insert(0, turns)
         trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, **settings)
         trainer.fit(make_module(width), *make_loaders(batch_size))
+    # Compare sums over whole blocks, without the first and the last epoch.
     blocks = [
         (sum(turns.plain_seconds[first : first + BLOCK]), sum(turns.seconds[first : first + BLOCK]))
         for first in range(1, epochs - BLOCK, BLOCK)

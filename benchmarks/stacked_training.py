@@ -124,6 +124,7 @@ def main() -> None:
             for run, count in ways.values():
                 took = seconds(partial(run, data, count, arguments.hidden, arguments.epochs), clock)
                 turns[-1].append(1e6 * took / count / arguments.epochs)
+        # The first turn warms up; ratios are taken within a turn, as the machine's speed varies between turns.
         counted = turns[1:]
         cells = [statistics.median(turn[way] for turn in counted) for way in range(len(ways))]
         ratios = [statistics.median(turn[way] / turn[0] for turn in counted) for way in (1, 2)]

@@ -128,6 +128,7 @@ def splitting(trainer: pl.Trainer, pl_module: pl.LightningModule, sites: Sequenc
     """
     strategy = trainer.strategy
     if isinstance(strategy, ExpandableModelParallelStrategy):
+        # Gather all parameters of the sites, split them whole, and shard the wide ones.
         names = [name for site in sites for name in site.parameters()]
         with whole_parameters(pl_module, names, trainer.optimizers):
             yield

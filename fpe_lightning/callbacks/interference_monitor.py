@@ -149,6 +149,7 @@ class InterferenceMonitor(Callback):
         states = {name: LayerState.of(pl_module.get_submodule(name)) for name in names}
         if not trainer.is_global_zero or not states:
             return {}
+        # Scalars of all layers go to each logger in one call.
         metrics: dict[str, float] = {}
         reader = _reader_of_clauses(trainer, pl_module)
         for name, state in states.items():

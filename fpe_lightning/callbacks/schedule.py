@@ -147,6 +147,7 @@ class Schedule:
 
     def _moments(self, value: Any) -> list[float]:
         moments = list(value) if isinstance(value, Sequence) else [value]
+        # Epochs and steps are integers of at least 0, fractions are in [0, 1); bools are neither.
         whole = self.kind != "fraction"
         bad = [
             moment

@@ -96,6 +96,7 @@ class TensorBoardReport(Callback):
         columns = {**columns_of(trainer, pl_module), **chosen_hparams(pl_module.hparams_initial, self.hparams)}
         best = _best(trainer)
         metrics = [*([best[0]] if best else []), *self.metrics]
+        # The table's columns and metrics are fixed at the start; metric values follow as scalars.
         experiment, start, _ = _hparams_summaries(columns, dict.fromkeys(metrics, 0.0))
         for board in boards:
             board.add_custom_scalars(layout(self.charts, bool(getattr(_data(trainer), "clauses", None))))

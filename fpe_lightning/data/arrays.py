@@ -180,6 +180,7 @@ def moments(features: Array, channels: bool = False, rows: int = 4096) -> tuple[
     for start in range(0, len(features), rows):
         block = torch.as_tensor(features[start : start + rows]).double()
         total, square = total + block.sum(axes), square + block.square().sum(axes)
+    # A channel averages over the pixels of all pictures.
     count = len(features) * (features[0].shape[-1] * features[0].shape[-2] if channels else 1)
     mean = total / count
     std = (square / count - mean.square()).clamp(min=0).sqrt()

@@ -78,6 +78,7 @@ def ensure_cache(key: CacheKey, cache_dir: Path, batches: Callable[[], Iterable[
     folder = key.folder(cache_dir)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # One process encodes; the others wait for the lock and find the folder.
         lock = FileLock(f"{folder}.lock")
         try:
             lock.acquire(timeout=1)
@@ -158,6 +159,7 @@ def _write(key: CacheKey, folder: Path, batches: Iterable[tuple[Any, Any]]) -> N
         shutil.rmtree(stale, ignore_errors=True)  # this process holds the lock, so the writer of this folder is dead
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
+        # Arrays first, then the manifest with their digests, then the rename: it commits the cache.
         _write_arrays(key, temporary, batches)
         files = {
             name: {"bytes": (temporary / name).stat().st_size, "sha256": _digest(temporary / name)}

@@ -63,6 +63,7 @@ class Corruption:
         if self.kind == "noise":
             drawn = pixels + 255 * self.level * generator.standard_normal(pixels.shape)
             return Image.fromarray((drawn.clip(0, 255) + 0.5).astype(np.uint8))
+        # A shift takes every row or column from a neighbour; the border repeats.
         axis, sign = divmod(int(generator.integers(4)), 2)
         size = pixels.shape[axis]
         source = (np.arange(size) - (2 * sign - 1) * int(self.level)).clip(0, size - 1)

@@ -126,6 +126,7 @@ class EmbeddingDataModule(ArrayDataModule):
         assert keys is not None
         self._forget()
         arrays = {split: open_cache(key.folder(self.cache_dir), key) for split, key in keys.items()}
+        # Choose rows before the statistics, so that these describe the training rows only.
         if self.train_size is not None:
             features, labels = arrays["train"]
             rows = stratified_choice(torch.as_tensor(labels), self.train_size, self.seed).numpy()

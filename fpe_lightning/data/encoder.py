@@ -218,6 +218,7 @@ def _check_architecture(name: str, pretrained: str | None) -> None:
             f"There is no CLIP model {name!r}{_nearest(name, names)}: it must be {GLYPH_CLIP!r}, a name from "
             "open_clip.list_models(), 'hf-hub:ORGANISATION/NAME' or 'local-dir:DIRECTORY'."
         )
+    # The name is known; now the weights need a tag or a file.
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = ", ".join(tags) or "none"
     if pretrained is None:

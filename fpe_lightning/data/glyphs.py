@@ -171,6 +171,7 @@ class GlyphDataset(Dataset[tuple[Any, int]]):
         if not 0 <= index < self.size:
             raise IndexError(f"GlyphDataset has pictures 0 to {self.size - 1}, asked for {index}.")
         label = int(index) % len(CHARACTERS)
+        # The generator depends on the picture alone, and first draws a font that has the character.
         drawing = [font for font in self.fonts if CHARACTERS[label] not in NOT_DRAWN.get(font, ())]
         generator = np.random.default_rng((self.seed, tuple(SPLITS).index(self.split), int(index)))
         return label, drawing[generator.integers(len(drawing))], generator
@@ -228,6 +229,7 @@ def _inverse_affine(
 ) -> tuple[float, float, float, float, float, float]:
     """Return PIL's six coefficients, which map a point of the result to its point of the master drawing."""
     cos, sin = math.cos(angle), math.sin(angle)
+    # Rotation times shear maps the master to the picture; PIL needs the inverse around both centres.
     forward = scale * np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, shear], [0.0, 1.0]])
     inverse = np.linalg.inv(forward)
     origin = _MASTER / 2 - inverse @ (np.array(shift) + side / 2)

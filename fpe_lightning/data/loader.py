@@ -119,6 +119,7 @@ class BatchLoader:
             raise ValueError(f"Each row needs one label, found {rows} rows of features and {len(self.labels)} labels.")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"`rank` has to be in 0 .. num_replicas - 1, found {rank} of {num_replicas}.")
+        # With None, one step takes all rows, shared among the processes.
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_size = -(-rows // num_replicas) if batch_size is None else batch_size
         if rows == 0 or rows < num_replicas:
@@ -149,6 +150,7 @@ class BatchLoader:
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
+        # A rest smaller than the number of processes joins the last full step.
         steps, rest = divmod(len(self.features), self._step_rows)
         return steps + (not self.drop_last and (rest >= self.num_replicas or (rest > 0 and steps == 0)))
 

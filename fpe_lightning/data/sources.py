@@ -92,6 +92,7 @@ class ImageSplit(Dataset[tuple[Any, int]]):
             The larger and the smaller part.
         """
         held_out = stratified_choice(self.labels, max(1, round(fraction * len(self.labels))), seed)
+        # Both parts keep the order of the data set.
         stays = torch.ones(len(self.labels), dtype=torch.bool)
         stays[held_out] = False
         return replace(self, indices=stays.nonzero().squeeze(1)), replace(self, indices=held_out)
@@ -204,6 +205,7 @@ def _image_folder(data_dir: Path, download: bool, val_fraction: float, seed: int
             f"The image folder {data_dir.absolute()} has no {missing} with class folders in it; lay the pictures out "
             "as train/CLASS/PICTURE and val/CLASS/PICTURE (and test/CLASS/PICTURE if there is a test set)."
         )
+    # Equal class folders give equal class numbers in all parts.
     for part, split in (("val", val), ("test", test)):
         if split is not None and split.classes != train.classes:
             odd = sorted(set(split.classes) ^ set(train.classes))

@@ -32,6 +32,7 @@ def thinned(state: LayerState) -> tuple[LayerState, int]:
     Returns:
         The thinned layer, and the stride of its inputs.
     """
+    # Sort rows by parent, keep every n-th parent with all its children, and every m-th input.
     numbers, parents = state.parents.cpu().unique(return_inverse=True)
     order = torch.argsort(parents, stable=True)
     order = order[parents[order] % stride(state.width, SHOWN) == 0]
@@ -71,6 +72,7 @@ def draw_cells(
     Returns:
         The image, for a colour bar.
     """
+    # The background shows through masked cells: hatched where cells are large enough.
     ax.patch.set(facecolor="white", hatch=HATCH if marked else None, edgecolor="0.7", linewidth=0)
     shown = np.ma.masked_array(cells, np.zeros(cells.shape, bool) if empty is None else empty)
     # Matplotlib's default smooths a panel of few tall cells, which would blend neighbouring neurons.
@@ -91,6 +93,7 @@ def label_inputs(ax: Axes, count: int, step: int, axis: str = "x") -> None:
     """Number the input features along an axis, with about eight ticks."""
     name = "input feature" if step == 1 else f"input feature (one in {step} shown)"
     target = ax.xaxis if axis == "x" else ax.yaxis
+    # Ticks at round feature numbers, placed at the shown columns.
     locator = MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
     ticks = [tick for tick in locator.tick_values(0, (count - 1) * step) if 0 <= tick <= (count - 1) * step]
     target.set_ticks([tick / step for tick in ticks], labels=[f"{tick:.0f}" for tick in ticks])
@@ -106,6 +109,7 @@ def label_parents(ax: Axes, parents: NDArray, name: str) -> None:
         name: Label of the axis.
     """
     numbers, starts, counts = np.unique(parents, return_index=True, return_counts=True)
+    # A tick in the middle of each parent's rows, for at most 16 parents.
     shown = slice(None, None, stride(len(numbers), 16))
     ax.set_yticks((starts + (counts - 1) / 2)[shown], labels=[str(number) for number in numbers[shown]])
     ax.set_ylabel(name)

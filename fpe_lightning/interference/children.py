@@ -70,6 +70,7 @@ def children_figure(
             f"`parents` have to be neurons 0 to {before.shape[1] - 1}, found {int(parents.min())} to "
             f"{int(parents.max())}."
         )
+    # Children by neuron, and the entropies and strongest samples of all neurons.
     own = [(parents == neuron).nonzero().flatten().tolist() for neuron in range(before.shape[1])]
     across = 1 + max(map(len, own))
     entropies = [class_entropy(activations, labels).tolist() for activations in (before, after)]
@@ -100,6 +101,7 @@ def _strip(ax: Axes, pictures: Pictures, samples: list[int], name: str, entropy:
         return
     ax.set_title(f"{name}: {entropy:.1f} bits", fontsize=8)
     height, width = shown[0].shape
+    # White gaps between pictures, and white pictures for missing samples.
     gap = np.ones((height, max(1, width // 16)))
     blank = np.ones((height, width))
     tiles = [*shown, *[blank] * (len(samples) - len(shown))]

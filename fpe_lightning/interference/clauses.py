@@ -40,6 +40,7 @@ def whole_clauses(structure: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
                 [False, False]])
     """
     mask, _ = _mask_and_parents(structure, None)
+    # Check all groups before the first of them indexes the mask.
     inputs = mask.shape[1]
     if len(groups) == 0:
         raise ValueError("`groups` needs at least one clause, but found none: give one list of input indices a clause.")
@@ -149,6 +150,7 @@ def _mask_and_parents(structure: Tensor, parents: Tensor | None) -> tuple[Tensor
             f"`parents` must be int64 with one entry for each of the {structure.shape[0]} rows of the mask, but found "
             f"{parents.dtype} of shape {tuple(parents.shape)}."
         )
+    # Number parents from 0 without gaps, as they index a table below.
     return structure, parents.to(structure.device).unique(return_inverse=True)[1]
 
 
@@ -160,6 +162,7 @@ def _count_collisions(
         raise ValueError(f"A collision needs at least two clauses, but `groups` holds {len(groups)}.")
     mask, parents = _mask_and_parents(structure, parents)
     whole = whole_clauses(mask, groups)
+    # All pairs of distinct clauses.
     first, second = torch.triu_indices(len(groups), len(groups), offset=1, device=mask.device)
     # Children in which both clauses of a pair are whole, counted by parent.
     both = whole[:, first] & whole[:, second]

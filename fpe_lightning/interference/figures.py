@@ -57,6 +57,7 @@ def mask_figure(state: LayerState, site: str) -> Figure:
         >>> mask_figure(LayerState.of(nn.Linear(3, 2)), "hidden").axes[0].get_xlabel()
         'input feature'
     """
+    # A panel shows at most 2,048 rows and columns; a connection needs one tap that may be non-zero.
     shown, step = thinned(state)
     connected = shown.mask.flatten(2).any(2) if shown.mask.dim() > 2 else shown.mask
     parents = shown.parents.numpy()
@@ -64,8 +65,10 @@ def mask_figure(state: LayerState, site: str) -> Figure:
     _, starts, counts = np.unique(parents, return_index=True, return_counts=True)
     child = np.arange(len(parents)) - np.repeat(starts, counts)
     children = int(counts.max())
+    # One colour per child number, so that children of one parent differ.
     colours = ListedColormap(colormaps[_SEQUENTIAL](np.linspace(0.0, 0.85, children)))
 
+    # The figure: panel, ticks by parent, colour bar, title with the counts.
     width, height = panel_size(*connected.shape)
     figure = Figure(figsize=(width + 2.2, height + 1.4), layout="constrained")
     ax = figure.add_subplot()
@@ -115,6 +118,7 @@ def gram_figure(before: LayerState, after: LayerState, site: str) -> Figure:
     limit = scale_limit(off_diagonal if off_diagonal.any() else np.concatenate([gram.ravel() for gram in grams]))
     marked = has_space(*grams)
 
+    # Square panels of equal size for both matrices.
     side = max(max(panel_size(*gram.shape)) for gram in grams)
     figure, panels = _two_panels((side, side), before, after, f"Gram matrix of the inputs of {site}")
     style: dict[str, Any] = {"cmap": _DIVERGING, "vmin": -limit, "vmax": limit, "aspect": "equal"}
@@ -204,6 +208,7 @@ def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
         'number of input features'
     """
     capacities = [finite(state.capacities.cpu().numpy()) for state in (before, after)]
+    # The same bins for both histograms, up to the largest capacity.
     bins = np.linspace(0.0, np.concatenate(capacities).max(initial=0.0) or 1.0, 31).tolist()
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     ax = figure.add_subplot()
@@ -211,6 +216,7 @@ def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
         {"color": "#0072B2", "linestyle": "-", "hatch": "////"},
         {"color": "#D55E00", "linestyle": "--", "hatch": "...."},
     ]
+    # A filled area with a hatch and an outline, so that the two differ without colour.
     for name, values, style in zip(("before", "after"), capacities, styles, strict=True):
         line = {"color": style["color"], "linestyle": style["linestyle"]}
         ax.hist(values, bins, histtype="stepfilled", alpha=0.25, facecolor=style["color"], hatch=style["hatch"])
@@ -227,6 +233,7 @@ def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
 
 def _before_and_after(before: LayerState, after: LayerState, title: str, label: str, signed: bool) -> Figure:
     """Draw two panels of weights, rows grouped by parent, on one colour scale."""
+    # One matrix per state: weights summed over kernels, cells without a weight, parents of the rows.
     cells, empty, parents, steps = [], [], [], []
     for state in (before, after):
         shown, step = thinned(state)
@@ -240,6 +247,7 @@ def _before_and_after(before: LayerState, after: LayerState, title: str, label: 
     beyond = any((np.abs(matrix) > limit).any() for matrix in cells)
     marked = has_space(*cells)
 
+    # Both panels have the size of the wider layer, and share the colour bar.
     figure, panels = _two_panels(panel_size(*cells[1].shape), before, after, title)
     for ax, matrix, hidden, rows, step in zip(panels, cells, empty, parents, steps, strict=True):
         image = draw_cells(ax, matrix, hidden, marked=marked, signs=signed, vmax=limit, **style)

@@ -61,6 +61,7 @@ class LayerState:
         weight: Tensor = _whole(dense_weight(module))
         mask = dense_mask(module)
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else _whole(mask)
+        # Bring every layer to (neurons, inputs, *kernel) with all inputs as columns.
         groups = getattr(module, "groups", 1)
         if groups > 1:
             weight, mask = _ungrouped(weight, groups), _ungrouped(mask, groups)
@@ -174,6 +175,7 @@ def _parents(module: nn.Module, width: int) -> Tensor:
 def _ungrouped(kernel: Tensor, groups: int) -> Tensor:
     """Expand a grouped kernel ``(rows, columns / groups, *kernel)`` over all columns, zero outside each row's group."""
     rows = torch.arange(kernel.shape[0], device=kernel.device)
+    # An extra axis for the groups: each row writes into the slot of its own group.
     full = kernel.new_zeros((kernel.shape[0], groups, *kernel.shape[1:]))
     full[rows, rows * groups // kernel.shape[0]] = kernel
     return full.flatten(1, 2)

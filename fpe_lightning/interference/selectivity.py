@@ -118,6 +118,7 @@ def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             "Selectivity compares classes, but all samples are of one class: give samples of at least two."
         )
+    # The mean of all classes except the best one.
     best = means.amax(0)
     others = (means.sum(0) - best) / (len(means) - 1)
     return (best - others) / (best + others)
@@ -145,6 +146,7 @@ def class_means(activations: Tensor, labels: Tensor, signed: bool = False) -> Te
         [2.0, 5.0]
     """
     _check(activations, labels, signed)
+    # Add the rows of each class in double precision, then divide by their number.
     _, number, counts = labels.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(counts), activations.shape[1], dtype=torch.float64, device=activations.device)
     return sums.index_add_(0, number, activations.double()) / counts.unsqueeze(1)
@@ -174,6 +176,7 @@ def top_samples(activations: Tensor, count: int) -> Tensor:
     _check(activations, None)
     if not 1 <= count <= len(activations):
         raise ValueError(f"`count` has to be between 1 and the number of samples, {len(activations)}, found {count}.")
+    # A stable sort keeps equal activations in the order of their samples.
     values, samples = activations.sort(dim=0, descending=True, stable=True)
     return torch.where(values > 0, samples, NOTHING)[:count].T.contiguous()
 

@@ -85,6 +85,7 @@ class Classifier(pl.LightningModule):
             ("in_features", "num_features", "inputs"),
             ("out_features", "num_outputs", "outputs"),
         ):
+            # Both sides may lack the attribute; only two known and different sizes are an error.
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
             if isinstance(expected, int) and isinstance(found, int) and expected != found:
                 key = f"`--model.network.init_args.{ours}={found}`"

@@ -47,6 +47,7 @@ class Totals:
         Returns:
             Two scalars.
         """
+        # Three sums in one tensor, so that one gather serves all.
         rows = float(sum(self._rows))
         loss = torch.stack(self._losses).sum() if self._losses else torch.tensor(0.0)
         correct = torch.stack(self._correct).sum() if self._correct else torch.tensor(0)

@@ -42,6 +42,7 @@ def allocate(sizes: Sequence[int], excess: int, allocation: str) -> list[int]:
         )
     # Exact fractions: floats would round large layers by more than one weight.
     shares = [Fraction(size * keep, total) for size in sparse]
+    # Round down, then give the missing weights to the largest fractions.
     counts = [int(share) for share in shares]
     order = sorted(range(len(sparse)), key=lambda i: (counts[i] - shares[i], i))
     for i in order[: keep - sum(counts)]:
@@ -105,6 +106,7 @@ def sparsify_(layers: Sequence[nn.Linear | nn.Conv2d], counts: Sequence[int], al
         >>> layer.weight_mask.sum((1, 2, 3))
         tensor([10, 10, 10, 10, 10, 10])
     """
+    # One generator for all masks: the draw of a layer depends on the layers before it.
     generator = Generator().manual_seed(seed)
     draw = constant_fan_in_mask if allocation == "fan_in" else random_mask
     for layer, count in zip(layers, counts, strict=True):

@@ -30,6 +30,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, tokens, width)`` to the same shape."""
         batch, tokens, width = x.shape
+        # (batch, tokens, 3, heads, size) -> three tensors (batch, heads, tokens, size).
         parts = self.query_key_value(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         seen = nn.functional.scaled_dot_product_attention(query, key, value)
