@@ -25,8 +25,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.coverage_checks import Row, measure, memory_limit
+from benchmarks.coverage_checks import measure, memory_limit
 from benchmarks.coverage_page import page
+from benchmarks.coverage_row import Row
 from benchmarks.coverage_table import print_report
 from benchmarks.coverage_zoo import QUICK, QUICK_TIMM, Entry, catalogue
 

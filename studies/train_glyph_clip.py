@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from fpe_lightning.data.encoder import load_encoder, zero_shot_accuracy
+from fpe_lightning.data.encoder import load_encoder
 from fpe_lightning.data.glyphs import CHARACTERS, SPLITS, GlyphDataset
+from fpe_lightning.data.zero_shot import zero_shot_accuracy
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {

@@ -172,13 +172,8 @@ class InterferenceMonitor(Callback):
 def _draw(boards: Iterable[Any], name: str, before: LayerState, after: LayerState, step: int) -> None:
     """Send the figures of one split to the TensorBoard writers."""
     # Matplotlib takes a second to import, and many runs draw nothing.
-    from fpe_lightning.interference.figures import (
-        capacity_figure,
-        gram_figure,
-        kernel_figure,
-        mask_figure,
-        weights_figure,
-    )
+    from fpe_lightning.interference.figures import capacity_figure, gram_figure, mask_figure
+    from fpe_lightning.interference.weight_figures import kernel_figure, weights_figure
 
     figures = {
         "mask": mask_figure(after, name),

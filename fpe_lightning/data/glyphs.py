@@ -210,8 +210,7 @@ def render(font: str, character: str, generator: np.random.Generator) -> Image.I
     contrast = 0.35 + 0.65 * contrast
     lightness = (1 - contrast) * offset + contrast * (ink if generator.random() < 0.5 else 1 - ink)
     lightness += 0.08 * sigma * generator.standard_normal(ink.shape, dtype=np.float32)
-    grey = Image.fromarray((255 * lightness.clip(0, 1) + 0.5).astype(np.uint8))
-    return Image.merge("RGB", (grey, grey, grey))
+    return Image.fromarray((255 * lightness.clip(0, 1) + 0.5).astype(np.uint8)).convert("RGB")
 
 
 def font_path(font: str) -> Path:

@@ -100,6 +100,7 @@ class ImageSplit(Dataset[tuple[Any, int]]):
 
 Loader = Callable[[Path, bool, float, int], ImageSplits]
 _DATASETS = Registry[Loader]("data set")
+_FASHION_MNIST = "four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist"
 _CIFAR = "www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -243,12 +244,7 @@ def _folder_split(folder: Path) -> ImageSplit | None:
 register_dataset("glyphs", _glyphs)
 register_dataset("image_folder", _image_folder)
 for _name, _cls, _folder, _files in (
-    (
-        "fashion_mnist",
-        datasets.FashionMNIST,
-        "FashionMNIST/raw",
-        "four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist",
-    ),
+    ("fashion_mnist", datasets.FashionMNIST, "FashionMNIST/raw", _FASHION_MNIST),
     ("cifar10", datasets.CIFAR10, "cifar-10-batches-py", "files of cifar-10-python.tar.gz from " + _CIFAR),
     ("cifar100", datasets.CIFAR100, "cifar-100-python", "files of cifar-100-python.tar.gz from " + _CIFAR),
 ):

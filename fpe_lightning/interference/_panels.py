@@ -1,6 +1,8 @@
-"""Draw a matrix into a panel: cells, ticks, parents, signs and empty cells. This module creates no figure."""
+"""Draw a matrix into a panel: cells, ticks, parents, signs and empty cells; and pairs of panels with a title."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from fpe_lightning.interference.layer import LayerState
 
 HATCH = "////"
+DIVERGING = "RdBu_r"
+SEQUENTIAL = "cividis"
 _MARKED_CELLS = 2000  # with more cells, each is too small for a dash or hatching
 _SEPARATED_PARENTS = 40
 SHOWN = 2048  # most rows and columns of a panel; readers cannot distinguish more, and a larger matrix fills the memory
@@ -139,3 +143,28 @@ def explain(figure: Figure, *, marked: bool, empty: bool = False, signs: bool = 
 def has_space(*matrices: NDArray) -> bool:
     """Whether the cells of all these matrices are large enough for a mark."""
     return all(matrix.size <= _MARKED_CELLS for matrix in matrices)
+
+
+def two_panels(size: tuple[float, float], before: LayerState, after: LayerState, title: str) -> tuple[Figure, Any]:
+    """A figure with the panels "before" and "after"; its title names the changes by the split."""
+    width, height = size
+    figure = Figure(figsize=(2 * width + 2.6, height + 1.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for ax, name in zip(panels, ("before", "after"), strict=True):
+        ax.set_title(name)
+    figure.suptitle(f"{title}\n{change(before, after)}")
+    return figure, panels
+
+
+def change(before: LayerState, after: LayerState) -> str:
+    """The changes by a split in words; with the inputs, if the layer below was split at the same time."""
+    inputs = (before.weight.shape[1], after.weight.shape[1])
+    return (
+        f"alpha = {ratio(after.width, before.width)}, width {before.width} → {after.width}, "
+        + (f"inputs {inputs[0]} → {inputs[1]}, " if inputs[0] != inputs[1] else "")
+        + f"non-zeros {before.nonzeros:,} → {after.nonzeros:,}"
+    )
+
+
+def ratio(after: int, before: int) -> str:
+    return f"{after / before:g}"

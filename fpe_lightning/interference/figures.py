@@ -7,7 +7,6 @@ colours. In large matrices printed in grey, dark means large magnitude.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,10 @@ from torch import Tensor
 
 from fpe_lightning.interference._columns import input_columns
 from fpe_lightning.interference._panels import (
+    DIVERGING,
+    SEQUENTIAL,
     SHOWN,
+    change,
     draw_cells,
     explain,
     finite,
@@ -28,14 +30,13 @@ from fpe_lightning.interference._panels import (
     label_inputs,
     label_parents,
     panel_size,
+    ratio,
     scale_limit,
     stride,
     thinned,
+    two_panels,
 )
 from fpe_lightning.interference.layer import LayerState
-
-_DIVERGING = "RdBu_r"
-_SEQUENTIAL = "cividis"
 
 
 def mask_figure(state: LayerState, site: str) -> Figure:
@@ -66,7 +67,7 @@ def mask_figure(state: LayerState, site: str) -> Figure:
     child = np.arange(len(parents)) - np.repeat(starts, counts)
     children = int(counts.max())
     # One colour per child number, so that children of one parent differ.
-    colours = ListedColormap(colormaps[_SEQUENTIAL](np.linspace(0.0, 0.85, children)))
+    colours = ListedColormap(colormaps[SEQUENTIAL](np.linspace(0.0, 0.85, children)))
 
     # The figure: panel, ticks by parent, colour bar, title with the counts.
     width, height = panel_size(*connected.shape)
@@ -82,7 +83,7 @@ def mask_figure(state: LayerState, site: str) -> Figure:
     figure.colorbar(image, ax=ax, ticks=ticks, aspect=30, label="child of its parent")
     neurons = len(state.parents.unique())
     figure.suptitle(
-        f"Structure of {site}\nalpha = {_ratio(state.width, neurons)}, width {neurons} → {state.width}, "
+        f"Structure of {site}\nalpha = {ratio(state.width, neurons)}, width {neurons} → {state.width}, "
         f"{state.nonzeros:,} of {state.mask.numel():,} weights non-zero"
     )
     explain(figure, marked=marked, empty=not bool(connected.all()))
@@ -120,8 +121,8 @@ def gram_figure(before: LayerState, after: LayerState, site: str) -> Figure:
 
     # Square panels of equal size for both matrices.
     side = max(max(panel_size(*gram.shape)) for gram in grams)
-    figure, panels = _two_panels((side, side), before, after, f"Gram matrix of the inputs of {site}")
-    style: dict[str, Any] = {"cmap": _DIVERGING, "vmin": -limit, "vmax": limit, "aspect": "equal"}
+    figure, panels = two_panels((side, side), before, after, f"Gram matrix of the inputs of {site}")
+    style: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit, "aspect": "equal"}
     for ax, gram, step in zip(panels, grams, steps, strict=True):
         image = draw_cells(ax, gram, marked=marked, signs=True, **style)
         label_inputs(ax, len(gram), step)
@@ -129,63 +130,6 @@ def gram_figure(before: LayerState, after: LayerState, site: str) -> Figure:
     figure.colorbar(image, ax=panels, extend="both", aspect=30, label="$w_i \\cdot w_j$ (ends: beyond the scale)")
     explain(figure, marked=marked, signs=any((gram < 0).any() for gram in grams))
     return figure
-
-
-def weights_figure(before: LayerState, after: LayerState, site: str) -> Figure:
-    """Draw the weights of a layer before and after a split, rows grouped by parent, on one colour scale centred at 0.
-
-    Each convolution kernel is one cell, the sum of its taps.
-
-    Args:
-        before: The layer before the split.
-        after: The layer after it.
-        site: Name of the layer, for the title.
-
-    Returns:
-        A figure with two panels and a shared colour bar.
-
-    Example:
-        >>> from torch import nn
-        >>> from fpe_lightning.interference import LayerState
-        >>> from fpe_lightning.interference.figures import weights_figure
-        >>> state = LayerState.of(nn.Linear(3, 2))
-        >>> weights_figure(state, state, "hidden").axes[1].get_ylabel()
-        'parent (children adjacent)'
-    """
-    kernel = before.weight.dim() > 2
-    label = "weight, summed over the kernel" if kernel else "weight"
-    return _before_and_after(before, after, f"Weights of {site}", label, signed=True)
-
-
-def kernel_figure(before: LayerState, after: LayerState, site: str) -> Figure:
-    """Draw the magnitude of each kernel of a convolution before and after a split: the sum of absolute weights.
-
-    Args:
-        before: The convolution before the split.
-        after: The convolution after it.
-        site: Name of the layer, for the title.
-
-    Returns:
-        A figure with two panels and a shared colour bar that starts at 0.
-
-    Raises:
-        ValueError: If the layer has no kernel.
-
-    Example:
-        >>> from torch import nn
-        >>> from fpe_lightning.interference import LayerState
-        >>> from fpe_lightning.interference.figures import kernel_figure
-        >>> state = LayerState.of(nn.Conv2d(3, 2, 3))
-        >>> kernel_figure(state, state, "conv").axes[2].get_ylabel()
-        'absolute weight, summed over the kernel'
-    """
-    if before.weight.dim() < 3:
-        raise ValueError(
-            f"A weight of shape (neurons, inputs, *kernel) is needed, but {site} has shape "
-            f"{tuple(before.weight.shape)}: use `weights_figure` for a linear layer."
-        )
-    label = "absolute weight, summed over the kernel"
-    return _before_and_after(_magnitude(before), _magnitude(after), f"Kernels of {site}", label, signed=False)
 
 
 def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
@@ -226,74 +170,12 @@ def capacity_figure(before: LayerState, after: LayerState, site: str) -> Figure:
     ax.set_xlabel("feature capacity (1: a feature of its own, 0: unread or wholly shared)")
     ax.set_ylabel("number of input features")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_title(f"Feature capacity of the inputs of {site}\n{_change(before, after)}")
+    ax.set_title(f"Feature capacity of the inputs of {site}\n{change(before, after)}")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
-
-
-def _before_and_after(before: LayerState, after: LayerState, title: str, label: str, signed: bool) -> Figure:
-    """Draw two panels of weights, rows grouped by parent, on one colour scale."""
-    # One matrix per state: weights summed over kernels, cells without a weight, parents of the rows.
-    cells, empty, parents, steps = [], [], [], []
-    for state in (before, after):
-        shown, step = thinned(state)
-        kernel = shown.weight.dim() > 2
-        cells.append((shown.weight.flatten(2).sum(2) if kernel else shown.weight).numpy())
-        empty.append(~(shown.mask.flatten(2).any(2) if kernel else shown.mask).numpy())
-        parents.append(shown.parents.numpy())
-        steps.append(step)
-    limit = scale_limit(np.concatenate([matrix.ravel() for matrix in cells]))
-    style: dict[str, Any] = {"cmap": _DIVERGING, "vmin": -limit} if signed else {"cmap": _SEQUENTIAL, "vmin": 0.0}
-    beyond = any((np.abs(matrix) > limit).any() for matrix in cells)
-    marked = has_space(*cells)
-
-    # Both panels have the size of the wider layer, and share the colour bar.
-    figure, panels = _two_panels(panel_size(*cells[1].shape), before, after, title)
-    for ax, matrix, hidden, rows, step in zip(panels, cells, empty, parents, steps, strict=True):
-        image = draw_cells(ax, matrix, hidden, marked=marked, signs=signed, vmax=limit, **style)
-        label_inputs(ax, matrix.shape[1], step)
-        label_parents(ax, rows, "parent (children adjacent)" if ax is panels[1] else "neuron")
-    figure.colorbar(image, ax=panels, aspect=30, extend=_ends(beyond, signed), label=label)
-    negative = any((matrix < 0).any() for matrix in cells)
-    explain(figure, marked=marked, empty=any(hidden.any() for hidden in empty), signs=negative)
-    return figure
-
-
-def _ends(beyond: bool, signed: bool) -> str:
-    """The ends of a colour bar that are pointed, because values exceed them."""
-    return "neither" if not beyond else "both" if signed else "max"
-
-
-def _two_panels(size: tuple[float, float], before: LayerState, after: LayerState, title: str) -> tuple[Figure, Any]:
-    """A figure with the panels "before" and "after"; its title names the changes by the split."""
-    width, height = size
-    figure = Figure(figsize=(2 * width + 2.6, height + 1.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for ax, name in zip(panels, ("before", "after"), strict=True):
-        ax.set_title(name)
-    figure.suptitle(f"{title}\n{_change(before, after)}")
-    return figure, panels
-
-
-def _change(before: LayerState, after: LayerState) -> str:
-    """The changes by a split in words; with the inputs, if the layer below was split at the same time."""
-    inputs = (before.weight.shape[1], after.weight.shape[1])
-    return (
-        f"alpha = {_ratio(after.width, before.width)}, width {before.width} → {after.width}, "
-        + (f"inputs {inputs[0]} → {inputs[1]}, " if inputs[0] != inputs[1] else "")
-        + f"non-zeros {before.nonzeros:,} → {after.nonzeros:,}"
-    )
-
-
-def _ratio(after: int, before: int) -> str:
-    return f"{after / before:g}"
 
 
 def _gram(weight: Tensor) -> NDArray:
     columns = input_columns(weight).double().cpu()
     gram: NDArray = (columns.T @ columns).float().numpy()
     return gram
-
-
-def _magnitude(state: LayerState) -> LayerState:
-    return replace(state, weight=state.weight.abs())
