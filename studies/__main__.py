@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-import fpe_lightning as fpe
 from fpe_lightning.cli import unknown_key
+from fpe_lightning.expansion.config import BaseExpansion
 from studies.arms import Arm
 from studies.errors import StudyError, exit_code
 from studies.ray_runner import check_ray
@@ -32,7 +32,7 @@ from studies.study import Study, on_grid, seconds_of
 
 
 # In a config an arm and its expansion may be of any subclass.
-set_parsing_settings(subclasses_enabled=[Arm, fpe.BaseExpansion])
+set_parsing_settings(subclasses_enabled=[Arm, BaseExpansion])
 
 
 class Parser(ArgumentParser):
@@ -54,7 +54,7 @@ def _unknown_class(message: str) -> str | None:
     found = re.search(r"Expected a dot import path string: (\w+)", message)
     if found is None:
         return None
-    known = [each.__name__ for base in (Arm, fpe.BaseExpansion) for each in _subclasses(base)]
+    known = [each.__name__ for base in (Arm, BaseExpansion) for each in _subclasses(base)]
     nearest = difflib.get_close_matches(found[1], known, n=1)
     hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
     return f"There is no class {found[1]!r}. {hint}"

@@ -9,6 +9,7 @@ from torch import nn
 from typing_extensions import override
 
 import fpe_lightning as fpe
+from fpe_lightning.expansion.config import BaseExpansion
 from fpe_lightning.partitions import Partition
 from studies.from_scratch import drop_connect, larger_network, place_, wide_sparse
 
@@ -151,7 +152,7 @@ class Again:
     """
 
     at: int
-    expansion: fpe.Expansion | fpe.BaseExpansion = field(default_factory=fpe.Paper)
+    expansion: fpe.Expansion | BaseExpansion = field(default_factory=fpe.Paper)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Split(Arm):
 
     legend: ClassVar[str] = "split (FPE)"
     marker: ClassVar[str] = "o"
-    expansion: fpe.Expansion | fpe.BaseExpansion = field(default_factory=fpe.Paper)
+    expansion: fpe.Expansion | BaseExpansion = field(default_factory=fpe.Paper)
     at: int | None = None
     alpha: int | None = None
     then: Again | None = None

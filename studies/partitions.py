@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor, nn
 
-import fpe_lightning as fpe
-from fpe_lightning.partitions import Affinity, Clause, FromData, Partition, input_affinity, resolve_partition
+from fpe_lightning.partitions import Affinity, Clause, FromData, Partition, input_affinity, register_partition, resolve_partition
 
 if TYPE_CHECKING:
     from studies.task import Task
@@ -101,5 +100,5 @@ def fitted(partition: str | Partition, task: Task, network: nn.Module) -> Partit
     return found
 
 
-fpe.register_partition("coactivation", Coactivation())
-fpe.register_partition("residual_interaction", ResidualInteraction())
+register_partition("coactivation", Coactivation())
+register_partition("residual_interaction", ResidualInteraction())

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
+from fpe_lightning.expansion.config import BaseExpansion
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from studies.partitions import fitted, reads_rows
@@ -54,7 +55,7 @@ def split(
 
 def expand(
     network: nn.Module,
-    expansion: fpe.BaseExpansion,
+    expansion: BaseExpansion,
     optimizer: torch.optim.Optimizer,
     task: Task,
     sites: list[fpe.Site],
@@ -66,15 +67,13 @@ def expand(
     Raises:
         ValueError: If the network has diverged, or too few weights are left for the copies.
     """
-    stages = [(expansion, sites)]
+    ready = {"*": expansion}
     if isinstance(expansion, fpe.Expansion) and reads_rows(expansion.partition):
         first = replace(expansion, partition=fitted(expansion.partition, task, network))
-        deeper = replace(expansion, partition="random")
-        stages = [(first, sites[:1]), *((deeper, [site]) for site in sites[1:])]
+        ready = {sites[0].name: first, "*": replace(expansion, partition="random")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fpe.ExpansionWarning)  # the table of a study shows the cost of a split
-        for own, chosen in stages:
-            fpe.expand(network, own, sites=chosen, optimizer=optimizer, data=task.train)
+        fpe.expand(network, ready, sites=sites, optimizer=optimizer, data=task.train)
 
 
 def sites_to_split(network: nn.Module, inputs: Tensor) -> list[fpe.Site]:

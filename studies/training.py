@@ -70,7 +70,7 @@ def run_block(
     sites: list[fpe.Site] = []
     if splits:
         found = sites_to_split(parents[0].network, block.tasks[0].train[0][:2])
-        sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
+        sites = select_sites(found, setting.splits, None)
     scratch = [block.new(name, arm, index) for index in range(len(seeds)) for name, arm in others.items()]
     finished: list[_Run] = []
     epoch = 0

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
+from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
 from fpe_lightning.sites.tracing.sandbox import unless_it_raises
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
 

@@ -1,4 +1,4 @@
-"""A widened version of some of a model's tensors, worked out beside the model and put in place at once.
+"""A widened version of some of a model's tensors, computed next to the model and put in place at once.
 
 Nothing of the model is touched before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no
 trace.
@@ -6,7 +6,7 @@ trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,8 @@ class DraftTensor:
         sources: For each widened axis, the old entry that every new entry copies.
         splits: Splits so far, in the order made.
         block: Consecutive rows that share a partition of the inputs; 0 where none was handed out.
-        apart: Whether it is put in place by itself, after all others.
+        separate: Whether it is put in place by itself, after all others.
+        reset_state: Whether optimizers drop its state.
     """
 
     owner: str
@@ -42,7 +43,8 @@ class DraftTensor:
     sources: dict[int, Tensor] = field(default_factory=dict)
     splits: list[Split] = field(default_factory=list)
     block: int = 0
-    apart: bool = False
+    separate: bool = False
+    reset_state: bool = False
 
     def count(self) -> int:
         """Entries that may be non-zero; none for a buffer, which is no parameter."""
@@ -141,40 +143,43 @@ class Draft:
         key = (attribute.module, attribute.name, attribute.index)
         self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
-    def commit(self, copies: Iterable[nn.Module] = ()) -> dict[nn.Parameter, nn.Parameter]:
-        """Put everything in place.
+    def check_averages(self, averages: Iterable[nn.Module]) -> None:
+        """Check that modules have the model's structure, so that they can change with it.
+
+        Raises:
+            ValueError: If one has another structure.
+        """
+        for average in averages:
+            found = {name: tuple(tensor.shape) for name, tensor in _named_tensors(average)}
+            for name, draft in self.tensors.items():
+                if found.get(name) != tuple(draft.original.shape):
+                    raise ValueError(
+                        f"An average of the model has `{name}` of shape {found.get(name)}, and the model has "
+                        f"{tuple(draft.original.shape)}: averages have to be made after the model's last split, or "
+                        "split with it."
+                    )
+
+    def commit(
+        self, models: Sequence[nn.Module], values: Sequence[Mapping[str, Tensor]]
+    ) -> dict[nn.Parameter, nn.Parameter]:
+        """Put everything in place; nothing is checked any more.
 
         Args:
-            copies: Modules of the model's structure that are changed alike.
+            models: The model, then its averages.
+            values: For each of them the parameters that a pruning rule gave values to, by name.
 
         Returns:
             The model's new parameter for each old one.
-
-        Raises:
-            ValueError: If a copy has another structure; nothing is changed then.
         """
-        copies = list(copies)
-        for copy in copies:
-            self._check_copy(copy)
-        for copy in copies:
-            self._commit_into(copy)
-        return self._commit_into(self.model)
+        replaced = [self._commit_into(model, own) for model, own in zip(models, values, strict=True)]
+        return replaced[0]
 
-    def _check_copy(self, copy: nn.Module) -> None:
-        found = {name: tuple(tensor.shape) for name, tensor in (*copy.named_parameters(), *copy.named_buffers())}
-        for name, draft in self.tensors.items():
-            if found.get(name) != tuple(draft.original.shape):
-                raise ValueError(
-                    f"A copy of the model has `{name}` of shape {found.get(name)}, and the model has "
-                    f"{tuple(draft.original.shape)}: copies have to be made after the model's last split, or "
-                    "split with it."
-                )
-
-    def _commit_into(self, model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    @torch.no_grad()
+    def _commit_into(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
         self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
-        for draft in self.tensors.values():
-            if draft.apart:
+        for name, draft in self.tensors.items():
+            if draft.separate:
                 continue
             module = model.get_submodule(draft.owner)
             old = module._parameters.get(draft.name)
@@ -184,11 +189,15 @@ class Draft:
                 module._buffers[draft.name] = draft.follow(buffer)
                 continue
             new = replaced[old] = parameter_like(old, draft.follow(old.detach()))
+            if name in values:
+                new.copy_(values[name])
             if old.grad is not None:
                 new.grad = draft.follow(old.grad)
             module._parameters[draft.name] = new
             if draft.mask is not None:
                 set_mask(module, draft.name, draft.mask)
+        for name in values.keys() - self.tensors.keys():  # the bias of a layer that reads the children
+            model.get_parameter(name).copy_(values[name])
         return replaced
 
     def _write_records(self, model: nn.Module) -> None:
@@ -212,6 +221,11 @@ class Draft:
         for owner, changed in records.items():
             module = model.get_submodule(owner)
             module.register_buffer(RECORD, changed.encode().to(_device(module)))
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def parameter_like(old: nn.Parameter, value: Tensor) -> nn.Parameter:

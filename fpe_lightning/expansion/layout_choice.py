@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.by_shape import Way
+from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.optimizer import States
-from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.autotune import MOST_BLOCKS, Storage
 from fpe_lightning.sparse.grouped.blocks import count_blocks, find_blocks
 from fpe_lightning.sparse.grouped.layers import cannot_group
@@ -24,33 +23,35 @@ SEMI_STRUCTURED = "semi_structured"
 
 
 def choose_storage(
-    draft: Draft, sites: Sequence[Site], ways: Mapping[str, Way], states: States
-) -> dict[str, list[Storage]]:
+    draft: Draft, splits: Sequence[SiteExpansion], states: States
+) -> tuple[dict[str, list[Storage]], dict[str, list[Storage]]]:
     """Decide how each widened weight is stored, before anything is put in place.
+
+    A producer's weight is stored as its site asks. All other weights take a layout that some site asks for, if they
+    can. ``"auto"`` times every layout that can hold a weight.
 
     Args:
         draft: The expansion, worked out and not yet committed.
-        sites: The sites that are split.
-        ways: How, by their names. ``"grouped"`` asks for blocks in every producer and takes them elsewhere
-            if it can, ``"semi_structured"`` does the same with the 2:4 form; ``"auto"`` takes both wherever they can be
-            had, to be timed; ``"masked"`` leaves every weight masked.
+        splits: The sites, each with its expansion.
         states: Optimizer state that follows its weights.
 
     Returns:
-        How each weight can be stored that need not stay masked, by the name of its module.
+        How each weight is stored that does not stay masked, and which ways to store a weight have to be timed; both by
+        the name of its module.
 
     Raises:
         ValueError: If the weight of a producer cannot be stored as asked.
     """
-    producers = {producer.parameter: site for site in sites for producer in site.producers}
-    called = {owner for site in sites for owner in site.reads}
-    found: dict[str, list[Storage]] = {}
+    producers = {producer.parameter: split for split in splits for producer in split.site.producers}
+    called = {owner for split in splits for owner in split.site.reads}
+    fixed: dict[str, list[Storage]] = {}
+    timed: dict[str, list[Storage]] = {}
     for name, tensor in draft.tensors.items():
-        if tensor.apart:  # it is in blocks already
+        if tensor.separate:  # it is in blocks already
             continue
-        site = producers.get(name)
-        way = None if site is None else ways[site.name]
-        layouts = {each.layout for each in (ways.values() if way is None else [way])}
+        split = producers.get(name)
+        layouts = {each.layout for each in (splits if split is None else [split])}
+        found = timed if "auto" in layouts else fixed
         for form in ("grouped", SEMI_STRUCTURED):
             if not layouts & {form, "auto"}:
                 continue
@@ -59,13 +60,13 @@ def choose_storage(
                 storage, reason = None, "the model does not call its layer with an input, so something else reads it"
             if storage is not None:
                 found.setdefault(tensor.owner, []).append(storage)
-            elif site is not None and way is not None:
+            elif split is not None:
                 what = "in blocks" if form == "grouped" else "in 2:4 form"
                 why = f"`{name}` cannot be stored {what}: {reason}."
-                if way.layout == form and way.asked:
-                    raise ValueError(f'layout="{form}" was asked for {site.name}, but {why}')
-                log.info('layout="%s" leaves out "%s" for %s: %s', way.layout, form, site.name, why)
-    return found
+                if split.layout == form and split.strict:
+                    raise ValueError(f'layout="{form}" was asked for {split.site.name}, but {why}')
+                log.info('layout="%s" leaves out "%s" for %s: %s', split.layout, form, split.site.name, why)
+    return fixed, timed
 
 
 def _storage(draft: Draft, tensor: DraftTensor, layout: str, states: States) -> tuple[Storage | None, str | None]:

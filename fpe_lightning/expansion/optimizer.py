@@ -14,7 +14,7 @@ from fpe_lightning.expansion.draft import Draft, DraftTensor
 REFUSED = {
     "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
     "Muon": "it mixes the entries of a matrix, so that masked weights would grow back",
-    "ZeroRedundancyOptimizer": "it deals parameters out to processes when it is made, and holds on to the old ones",
+    "ZeroRedundancyOptimizer": "it assigns parameters to processes when it is made, and keeps the old ones",
 }
 """Optimizers that cannot carry on after a split, and why."""
 
@@ -41,8 +41,8 @@ def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Opt
     return opened
 
 
-def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: str = "follow") -> States:
-    """Work out the state of every parameter that changes, without touching the optimizers.
+def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
+    """The state of every parameter that changes; the optimizers are not touched.
 
     State of the weight's shape (moments, sums of squares), or with some of its sizes 1 (factored moments), is copied
     and masked as the weight is; numbers and one-element tensors (step counts) stay as they are.
@@ -50,16 +50,14 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
     Args:
         draft: The expansion about to be committed.
         optimizers: The optimizers that may hold some of its parameters.
-        optimizer_state: ``"follow"``, or ``"reset"`` to begin anew with every parameter that changes.
 
     Returns:
-        ``(optimizer, old parameter, new state)`` for each parameter with state that is not put in place by itself.
+        ``(optimizer, old parameter, new state)`` for each parameter that keeps its state and is not put in
+        place by itself.
 
     Raises:
         ValueError: If an optimizer cannot carry on, or holds state of another shape that cannot follow.
     """
-    if optimizer_state not in ("follow", "reset"):
-        raise ValueError(f'`optimizer_state` has to be "follow" or "reset", found {optimizer_state!r}.')
     drafts = {draft.original: draft for draft in draft.tensors.values()}
     states: States = []
     for optimizer in optimizers:
@@ -70,8 +68,9 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
             raise ValueError(f"{kind} cannot train on after a split: {reason}. Use SGD, Adam, AdamW or another.")
         for parameter in held:
             state = optimizer.state.get(parameter)
-            if state and optimizer_state == "follow" and not drafts[parameter].apart:
-                states.append((optimizer, parameter, _follow(drafts[parameter], state, kind)))
+            each = drafts[parameter]
+            if state and not each.reset_state and not each.separate:
+                states.append((optimizer, parameter, _follow(each, state, kind)))
     return states
 
 
@@ -90,7 +89,7 @@ def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
     if not _fits(draft, value):
         raise ValueError(
             f"{what} of `{draft.owner}.{draft.name}` has shape {tuple(value.shape)}, which does not follow a weight of "
-            f'shape {tuple(draft.original.shape)}; pass optimizer_state="reset" to begin its state anew.'
+            f'shape {tuple(draft.original.shape)}; expand with optimizer_state="reset" to drop its state.'
         )
     return draft.follow(value)
 

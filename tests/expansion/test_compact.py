@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion import compact
+from fpe_lightning.partitions import Contiguous, Shared
 from fpe_lightning.sparse import GroupedLinear, parents_of, record_of
 
 EXPAND = sys.modules["fpe_lightning.expansion.expand"]  # the module; the package has a function of that name
-PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
+PARTITIONS = ("shared", Shared(groups=2), "contiguous", Contiguous(groups=4))
 BUDGETS = ("total", "incoming", "outgoing", "global", "columns", "blocks")
 
 
@@ -60,7 +61,7 @@ def split(kind: str, optimizer: Any = torch.optim.AdamW, **options: Any) -> tupl
     for _ in range(3):
         step(model, optimizers, x)
     try:
-        report = fpe.expand(model, layout="grouped", optimizer=optimizers, example_inputs=x, **options)
+        report = fpe.expand(model, fpe.Expansion(layout="grouped"), optimizer=optimizers, example_inputs=x, **options)
     except ValueError as error:
         return model, optimizers, str(error)
     return model, optimizers, report
@@ -115,7 +116,7 @@ def test_it_ends_as_by_way_of_the_wide_weight(
     ],
 )
 def test_every_state_follows(monkeypatch: pytest.MonkeyPatch, optimizer: Any) -> None:
-    options = {"optimizer": optimizer, "partition": "shared:2", "budget": "total"}
+    options = {"optimizer": optimizer, "partition": Shared(groups=2), "budget": "total"}
     ours = split("mlp", **options)
     theirs = by_way_of_the_wide_weight(monkeypatch, "mlp", **options)
     for mine, other in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
@@ -134,14 +135,11 @@ def test_reset_copies_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
     before = model[0].weight
     fpe.expand(
         model,
-        partition="shared:2",
-        budget="columns",
-        layout="grouped",
+        fpe.Expansion(partition=Shared(groups=2), prune="columns", layout="grouped", optimizer_state="reset"),
         sites="0",
         optimizer=optimizer,
-        optimizer_state="reset",
         example_inputs=x,
-        copies=[average],
+        averages=[average],
     )
     assert before not in optimizer.state
     assert model[0].weight not in optimizer.state
@@ -168,7 +166,11 @@ def test_what_is_refused_leaves_everything_as_it_was(budget: str) -> None:
     moments = {p: optimizer.state[p]["exp_avg"].clone() for p in parameters}
     with pytest.raises(ValueError, match=r"Splitting 0 by alpha=12|some would get none"):
         fpe.expand(
-            model, 12, "contiguous", budget=budget, layout="grouped", sites="0", optimizer=optimizer, example_inputs=x
+            model,
+            fpe.Expansion(alpha=12, partition="contiguous", prune=budget, layout="grouped"),
+            sites="0",
+            optimizer=optimizer,
+            example_inputs=x,
         )
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
@@ -188,13 +190,19 @@ def test_the_wide_weight_is_never_there() -> None:
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 2))
     sites = fpe.find_sites(model, torch.zeros(1, 512))
     with Watching():
-        fpe.expand(model, 4, "shared:4", budget="columns", layout="grouped", sites=sites)
+        fpe.expand(
+            model, fpe.Expansion(alpha=4, partition=Shared(groups=4), prune="columns", layout="grouped"), sites=sites
+        )
     assert max(sizes) <= 512 * 512 * 4  # no tensor larger than the weight itself
 
 
 def test_the_old_weight_is_let_go() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     old = weakref.ref(model[0].weight)
-    fpe.expand(model, 2, "shared", budget="columns", layout="grouped", example_inputs=torch.zeros(1, 64))
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="grouped"),
+        example_inputs=torch.zeros(1, 64),
+    )
     gc.collect()
     assert old() is None

@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 import torch
+from fpe_lightning.partitions.builtin import Partition
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.interference import LayerState
-from fpe_lightning.partitions.builtin import Partition
+from fpe_lightning.partitions import Contiguous, Shared
 from fpe_lightning.sparse import (
     GroupedConv2d,
     GroupedLinear,
@@ -22,7 +23,7 @@ from fpe_lightning.sparse import (
     ungroup,
 )
 
-PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
+PARTITIONS = ("shared", Shared(groups=2), "contiguous", Contiguous(groups=4))
 BUDGETS = ("total", "incoming", "columns", "blocks")
 
 
@@ -84,7 +85,12 @@ def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str, 
     model, x = MODELS[kind]()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
-    report = fpe.expand(model, 2, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+    report = fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition=partition, prune=budget, layout="grouped"),
+        optimizer=optimizer,
+        example_inputs=x,
+    )
     assert report.nonzeros_before == report.nonzeros_after == fpe.count_nonzeros(model)
     assert any(isinstance(module, GroupedLinear | GroupedConv2d) for module in model.modules())
     twin = as_masked(model)
@@ -108,7 +114,11 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     step(model, optimizer, x)
     budget_before = sum(parameter.numel() for parameter in model.parameters())
     fpe.expand(
-        model, alpha, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x, sites="0"
+        model,
+        fpe.Expansion(alpha=alpha, partition=partition, prune=budget, layout="grouped"),
+        optimizer=optimizer,
+        example_inputs=x,
+        sites="0",
     )
     assert sum(parameter.numel() for parameter in model.parameters()) == budget_before
     moments = sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in model.parameters())
@@ -116,11 +126,16 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     assert not any(name.endswith("_mask") for name in model.state_dict())
 
 
-@pytest.mark.parametrize("partition", ["shared:4", "contiguous:4"])
+@pytest.mark.parametrize("partition", [Shared(groups=4), Contiguous(groups=4)])
 @pytest.mark.parametrize("alpha", [2, 4])
 def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(partition: str, alpha: int) -> None:
     model, x = mlp()
-    fpe.expand(model, alpha, partition, budget="blocks", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=alpha, partition=partition, prune="columns", outgoing="partition", layout="grouped"),
+        example_inputs=x,
+        sites="0",
+    )
     outgoing = structure_of(model[3])
     assert outgoing is not None
     assert torch.equal(outgoing, torch.eye(alpha, dtype=torch.bool).repeat_interleave(16, dim=1))
@@ -135,7 +150,7 @@ def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(part
 def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) -> None:
     wide, x = MODELS[kind]()
     dense_state = copy.deepcopy(wide.state_dict())
-    fpe.expand(wide, 2, partition, budget=budget, layout="grouped", example_inputs=x)
+    fpe.expand(wide, fpe.Expansion(alpha=2, partition=partition, prune=budget, layout="grouped"), example_inputs=x)
     narrow, _ = MODELS[kind]()
     fpe.load_expanded_state_dict(narrow, wide.state_dict())
     assert torch.equal(narrow.eval()(x), wide.eval()(x))
@@ -159,7 +174,11 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
     for split in range(2):
         step(model, optimizer, x)
         fpe.expand(
-            model, 2, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x, sites="0"
+            model,
+            fpe.Expansion(alpha=2, partition=partition, prune=budget, layout="grouped"),
+            optimizer=optimizer,
+            example_inputs=x,
+            sites="0",
         )
         assert isinstance(model[0], GroupedLinear)
         assert fpe.count_nonzeros(model) == before, split
@@ -183,7 +202,12 @@ def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str
         step(model, optimizer, x)
         before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
         try:
-            fpe.expand(model, 2, "shared:2", budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+            fpe.expand(
+                model,
+                fpe.Expansion(alpha=2, partition=Shared(groups=2), prune=budget, layout="grouped"),
+                optimizer=optimizer,
+                example_inputs=x,
+            )
         except ValueError as error:
             message = str(error)
     assert why in message
@@ -200,13 +224,10 @@ def test_copies_are_grouped_with_their_model() -> None:
     for _ in range(2):
         fpe.expand(
             model,
-            2,
-            "shared:2",
-            budget="columns",
-            layout="grouped",
+            fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"),
             example_inputs=x,
             sites="0",
-            copies=[average.module],
+            averages=[average.module],
         )
         average.update_parameters(model)
         assert [p.shape for p in average.module.parameters()] == [p.shape for p in model.parameters()]
@@ -216,7 +237,9 @@ def test_copies_are_grouped_with_their_model() -> None:
 
 def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
     wide, x = mlp()
-    fpe.expand(wide, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        wide, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     state = wide.state_dict()
     state["0.weight_inputs"] = ~state["0.weight_inputs"]
     with pytest.raises(ValueError, match=r"checkpoint is broken: `0\.weight` has shape .*, but its record says"):
@@ -225,7 +248,9 @@ def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
 
 def test_sites_of_a_grouped_model_are_those_of_its_masked_twin() -> None:
     model, x = mlp()
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     weight = model[0].weight
     assert fpe.find_sites(model, x) == fpe.find_sites(as_masked(model), x)
     assert model[0].weight is weight
@@ -235,14 +260,21 @@ def test_masked_and_grouped_keep_the_same_weights() -> None:
     outputs = []
     for layout in ("masked", "grouped"):
         model, x = mlp()
-        fpe.expand(model, 2, "shared:2", budget="columns", layout=layout, example_inputs=x, sites="0")
+        fpe.expand(
+            model,
+            fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout=layout),
+            example_inputs=x,
+            sites="0",
+        )
         outputs.append(model.eval()(x))
     torch.testing.assert_close(*outputs)
 
 
 def test_interference_sees_the_weight_and_not_its_storage() -> None:
     model, x = mlp()
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     ours, theirs = LayerState.of(model[0]), LayerState.of(as_masked(model)[0])
     assert torch.equal(ours.weight, theirs.weight)
     assert torch.equal(ours.mask, theirs.mask)
@@ -254,13 +286,24 @@ def refused(
 ) -> str:
     """The message of a split that is refused, after a check that nothing changed."""
     model, x = mlp()
-    fpe.expand(model, 2, "shared", budget="columns", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="grouped"),
+        example_inputs=x,
+        sites="0",
+    )
     optimizers = optimizer(model.parameters())
     step(model, optimizers, x)
     state, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
     held = dict(optimizers.state)
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the caller matches the message
-        fpe.expand(model, alpha, partition, optimizer=optimizers, example_inputs=x, layout="grouped", **options)
+        fpe.expand(
+            model,
+            fpe.Expansion(alpha=alpha, partition=partition, layout="grouped"),
+            optimizer=optimizers,
+            example_inputs=x,
+            **options,
+        )
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
     assert all(optimizers.state[parameter] is entry for parameter, entry in held.items())
@@ -291,7 +334,7 @@ def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"`0\.weight` cannot be stored in blocks: some block of channels reads no inp"
     ):
-        fpe.expand(model, 2, lazy, budget="total", layout="grouped", example_inputs=x)
+        fpe.expand(model, fpe.Expansion(alpha=2, partition=lazy, prune="total", layout="grouped"), example_inputs=x)
 
 
 @pytest.mark.parametrize("name", ["weight_inputs", "weight_mask", "plan"])
@@ -300,14 +343,21 @@ def test_names_that_blocks_need_are_not_overwritten(name: str) -> None:
     setattr(model[0], name, "mine")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=f"a `{name}` of its own, under"):
-        fpe.expand(model, 2, "shared:2", budget="total", layout="grouped", example_inputs=x, sites="0")
+        fpe.expand(
+            model,
+            fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="total", layout="grouped"),
+            example_inputs=x,
+            sites="0",
+        )
     assert getattr(model[0], name) == "mine"
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_blocks_that_a_model_cannot_hold_are_named() -> None:
     wide, x = mlp()
-    fpe.expand(wide, 2, "shared", budget="columns", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        wide, fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="grouped"), example_inputs=x, sites="0"
+    )
 
     class OwnLinear(nn.Linear):
         pass
@@ -323,4 +373,8 @@ def test_blocks_that_a_model_cannot_hold_are_named() -> None:
 def test_torchs_own_encoder_layer_stays_masked() -> None:
     layer = nn.TransformerEncoderLayer(32, 2, 16, batch_first=True)
     with pytest.raises(ValueError, match=r"nn\.TransformerEncoderLayer reads the weight without calling the layer"):
-        fpe.expand(layer, 2, "shared", budget="blocks", layout="grouped", example_inputs=torch.randn(2, 3, 32))
+        fpe.expand(
+            layer,
+            fpe.Expansion(alpha=2, partition="shared", prune="columns", outgoing="partition", layout="grouped"),
+            example_inputs=torch.randn(2, 3, 32),
+        )

@@ -90,10 +90,10 @@ def test_a_second_split_starts_from_the_masks(backend: str | None) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     split(model, x, optimizer=optimizer)
-    report = fpe.expand(model, 2, "random", sites="3", example_inputs=x, optimizer=optimizer)
+    report = fpe.expand(model, fpe.Paper(alpha=2), sites="3", example_inputs=x, optimizer=optimizer)
     assert report.nonzeros_before == report.nonzeros_after
     assert is_semi_structured(model[0])  # the other site did not touch it
-    fpe.expand(model, 2, "random", sites="0", example_inputs=x, optimizer=optimizer)
+    fpe.expand(model, fpe.Paper(alpha=2), sites="0", example_inputs=x, optimizer=optimizer)
     assert not is_semi_structured(model[0])
     assert model[0].out_features == 256
     step(model, optimizer, x)
@@ -120,7 +120,7 @@ def refused(**options: object) -> str:
 
 def test_refusals_are_one_sentence_and_change_nothing() -> None:
     assert "sparser than 2:4" in refused(alpha=4, partition="random")
-    assert 'layout="grouped" with partition="shared:4"' in refused(alpha=4, partition="random")
+    assert 'layout="grouped" with partition=Shared(groups=4)' in refused(alpha=4, partition="random")
     assert '2:4 allows 2; use partition="semi_structured"' in refused(partition="random")
     with (
         patch("fpe_lightning.expansion.layout_choice.no_kernel", lambda device: "they need a newer one"),

@@ -63,9 +63,9 @@ def test_a_network_from_scratch_has_the_shapes_and_the_count_of_a_split_one(sett
     task = drawn()
     network = begin(ARMS["dense"], setting, task, 0)
     dense = [parameter.shape for parameter in network.parameters()]
-    sites = select_sites(fpe.find_sites(network, task.train[0][:2]), setting.alpha, setting.splits)
+    sites = select_sites(fpe.find_sites(network, task.train[0][:2]), setting.splits)
     before = fpe.count_nonzeros(network)
-    fpe.expand(network, fpe.Paper(alpha=setting.alpha), sites=[site for site, _ in sites])
+    fpe.expand(network, fpe.Paper(alpha=setting.alpha), sites=sites)
     wide = begin(ARMS[arm], setting, task, 0)
     assert [parameter.shape for parameter in wide.parameters()] == [p.shape for p in network.parameters()] != dense
     assert fpe.count_nonzeros(wide) == before
