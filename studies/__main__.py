@@ -40,8 +40,20 @@ class Parser(ArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        key = unknown_key(message, (action.dest for action in self._actions))
-        raise StudyError(key or _unknown_class(message) or " ".join(message.split()))
+        known = [action.dest for action in self._actions]
+        raise StudyError(unknown_key(message, known) or _unknown_class(message) or sentence_of(message))
+
+
+def sentence_of(message: str) -> str:
+    """The first of the innermost reasons in a parser's message, as one line.
+
+    Example:
+        >>> sentence_of("Does not validate\\nErrors:\\n  - Parser key \\"a\\":\\n      Unknown arm\\n  - Another\\nGiven value: 3")
+        'Parser key "a": Unknown arm'
+    """
+    head, *reasons = re.split(r"\n *- ", message.partition("\nGiven value")[0])
+    inner = [each for each in reasons if "Does not validate" not in each]
+    return " ".join((inner or [head])[0].split())
 
 
 def _unknown_class(message: str) -> str | None:
@@ -101,7 +113,11 @@ def _run(words: list[str], console: Console) -> None:
         "--ray", type=str, default=None, help="Run on Ray: `local`, or the address of a cluster (`auto`, `host:6379`)."
     )
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
-    options: Any = parser.instantiate(parser.parse_args(words[1:]))
+    parsed = parser.parse_args(words[1:])
+    try:
+        options: Any = parser.instantiate(parsed)
+    except ValueError as error:
+        raise StudyError(sentence_of(str(error))) from error
     settings = on_grid(options.settings or {}, options.grid)
     for label, setting in settings.items():
         _check_types(label, setting)

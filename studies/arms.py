@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
@@ -200,3 +200,21 @@ class Split(Arm):
     @override
     def starts(self, split: int, epochs: int) -> int:
         return split if self.at is None else self.at
+
+    def expansion_of(self, alpha: int, seed: int) -> BaseExpansion:
+        """The expansion of one run.
+
+        Args:
+            alpha: Children of each neuron, where the arm does not say it.
+            seed: Of the run.
+
+        Raises:
+            ValueError: If the expansion cannot give a neuron so many children.
+        """
+        alpha = self.alpha or alpha
+        if alpha == self.expansion.alpha:
+            return replace(self.expansion, seed=seed)
+        if not next(each.init for each in fields(self.expansion) if each.name == "alpha"):
+            name = type(self.expansion).__name__
+            raise ValueError(f"{name} always has alpha={self.expansion.alpha}, found {alpha}; give the arm an `alpha`.")
+        return replace(self.expansion, alpha=alpha, seed=seed)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
 
+import fpe_lightning as fpe
 from fpe_lightning.partitions import Affinity, Clause, FromData, Partition, input_affinity, register_partition, resolve_partition
 
 if TYPE_CHECKING:
@@ -85,19 +86,14 @@ def fitted(partition: str | Partition, task: Task, network: nn.Module) -> Partit
     """A partition that is ready to be called.
 
     Args:
-        partition: Any; :class:`Clause` without clauses takes those of the task.
+        partition: Any; a partition by clauses takes those of the task where it has none.
         task: Samples, and the clauses where they are known.
         network: As it is just before the split.
     """
     found = resolve_partition(partition)
     if isinstance(found, FromNetwork):
         return found.of(network, task)
-    if isinstance(found, Clause) and not found.clauses and task.groups is not None:
-        return replace(found, clauses=task.groups)
-    if isinstance(found, FromData) and not found.fitted:
-        ready: Partition = found.fit(*task.train)
-        return ready
-    return found
+    return resolve_partition(fpe.Expansion(partition=found).fit(task.train, task.groups).partition)
 
 
 register_partition("coactivation", Coactivation())

@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.config import BaseExpansion
-from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of
 from studies.partitions import fitted, reads_rows
 
@@ -43,7 +42,7 @@ def split(
     Raises:
         ValueError: If the network has diverged, or too few weights are left for the copies.
     """
-    expansion = replace(arm.expansion, alpha=arm.alpha or alpha, seed=seed)
+    expansion = arm.expansion_of(alpha, seed)
     if arm.redraw:
         expansion = replace(expansion, optimizer_state="reset")
     expand(network, expansion, optimizer, task, sites)
@@ -74,28 +73,6 @@ def expand(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fpe.ExpansionWarning)  # the table of a study shows the cost of a split
         fpe.expand(network, ready, sites=sites, optimizer=optimizer, data=task.train)
-
-
-def sites_to_split(network: nn.Module, inputs: Tensor) -> list[fpe.Site]:
-    """The sites of a network, one for each hidden layer.
-
-    Tracing recognises axes by their repeated length and finds none of length one. The site of a single hidden neuron
-    is therefore that of two such neurons with other sizes.
-
-    Example:
-        >>> [site] = sites_to_split(MLP(4, 1, 3), torch.zeros(2, 4))
-        >>> site.width, site.fan_in, site.producers[0].length
-        (1, 4, 1)
-    """
-    layers = network.linear_layers() if isinstance(network, MLP) else []
-    if not isinstance(network, MLP) or len(layers) != 2 or layers[0].out_features > 1:
-        return fpe.find_sites(network, inputs)
-    [site] = fpe.find_sites(MLP(network.in_features, 2, network.out_features), inputs)
-    producers = tuple(replace(axis, length=1, units=None) for axis in site.producers)
-    values = tuple(replace(axis, length=1, units=None) for axis in site.values)
-    consumers = tuple(replace(axis, length=1, units=None) for axis in site.consumers)
-    grown = tuple(replace(attribute, growth=1) for attribute in site.attributes)
-    return [replace(site, width=1, producers=producers, values=values, consumers=consumers, attributes=grown)]
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def _check_arm(arm: Arm, setting: Setting) -> None:
     if not 0 <= start <= epochs:
         raise ValueError(f"it splits at epoch {start}, but there are {epochs} epochs; drop one of them.")
     if isinstance(arm, Split):
-        replace(arm.expansion, alpha=arm.alpha or setting.alpha)  # raises where it cannot have so many children
+        arm.expansion_of(setting.alpha, 0)  # raises where it cannot give a neuron so many children
         if arm.then is not None and not start < arm.then.at <= epochs:
             raise ValueError(
                 f"it splits again at epoch {arm.then.at}, but first at {start} of {epochs} epochs; drop one of them."

@@ -22,7 +22,7 @@ from studies.dropconnect import DropConnectMLP
 from studies.from_scratch import begin
 from studies.results import Row
 from studies.setting import Setting
-from studies.splitting import expand, sites_to_split, split
+from studies.splitting import expand, split
 from studies.stacked import train_together
 from studies.task import Task
 
@@ -69,7 +69,7 @@ def run_block(
     others = {name: arm for name, arm in arms.items() if not isinstance(arm, (Dense, Split))}
     sites: list[fpe.Site] = []
     if splits:
-        found = sites_to_split(parents[0].network, block.tasks[0].train[0][:2])
+        found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
         sites = select_sites(found, setting.splits, None)
     scratch = [block.new(name, arm, index) for index in range(len(seeds)) for name, arm in others.items()]
     finished: list[_Run] = []
@@ -150,7 +150,7 @@ class _Block:
         """Split the children once more."""
         task, expansion = self.tasks[run.index], replace(again.expansion, seed=self.seeds[run.index])
         try:
-            sites = sites_to_split(run.network, task.train[0][:2])
+            sites = fpe.find_sites(run.network, task.train[0][:2])
             expand(run.network, expansion, run.optimizer, task, sites)
         except ValueError as error:
             run.why = str(error)
