@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 from rich.table import Table
-from typing_extensions import override
 
-from fpe_lightning.cli import unknown_key
-from fpe_lightning.expansion.config import BaseExpansion
-from studies.arms import Arm
 from studies.errors import StudyError, exit_code
+from studies.parser import Parser, check_keys, sentence_of
 from studies.ray_runner import check_ray
 from studies.registry import STUDIES, study_named
 from studies.report import write_report
@@ -29,51 +23,6 @@ from studies.runs import Runs
 from studies.setting import Setting
 from studies.statistics import in_words
 from studies.study import Study, on_grid, seconds_of
-
-
-# In a config an arm and its expansion may be of any subclass.
-set_parsing_settings(subclasses_enabled=[Arm, BaseExpansion])
-
-
-class Parser(ArgumentParser):
-    """A parser that answers bad input with one sentence."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [action.dest for action in self._actions]
-        raise StudyError(unknown_key(message, known) or _unknown_class(message) or sentence_of(message))
-
-
-def sentence_of(message: str) -> str:
-    """The first of the innermost reasons in a parser's message, as one line.
-
-    Example:
-        >>> sentence_of("Does not validate\\nErrors:\\n  - Parser key \\"a\\":\\n      Unknown arm\\n  - Another\\nGiven value: 3")
-        'Parser key "a": Unknown arm'
-    """
-    head, *reasons = re.split(r"\n *- ", message.partition("\nGiven value")[0])
-    inner = [each for each in reasons if "Does not validate" not in each]
-    return " ".join((inner or [head])[0].split())
-
-
-def _unknown_class(message: str) -> str | None:
-    """One sentence about an arm or an expansion of an unknown class; None for another message.
-
-    Example:
-        >>> _unknown_class("Expected a dot import path string: Splitt")
-        "There is no class 'Splitt'. Did you mean 'Split'?"
-    """
-    found = re.search(r"Expected a dot import path string: (\w+)", message)
-    if found is None:
-        return None
-    known = [each.__name__ for base in (Arm, BaseExpansion) for each in _subclasses(base)]
-    nearest = difflib.get_close_matches(found[1], known, n=1)
-    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
-    return f"There is no class {found[1]!r}. {hint}"
-
-
-def _subclasses(base: type) -> list[type]:
-    return [each for own in base.__subclasses__() for each in (own, *_subclasses(own))]
 
 
 def main(words: Sequence[str] | None = None, console: Console | None = None) -> int:
@@ -107,12 +56,15 @@ def _run(words: list[str], console: Console) -> None:
         "--grid", type=list[dict[str, list[Any]]], default=[], help="Lists of values; each setting takes all of them."
     )
     parser.add_class_arguments(Study, skip={"settings"})
-    parser.add_argument("--output", type=str, default=f"results/{name.rpartition('.')[2]}", help="Folder of results, table and figure.")
+    parser.add_argument(
+        "--output", type=str, default=f"results/{name.rpartition('.')[2]}", help="Folder of results, table and figure."
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Processes, of Ray too where it is local.")
     parser.add_argument(
         "--ray", type=str, default=None, help="Run on Ray: `local`, or the address of a cluster (`auto`, `host:6379`)."
     )
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
+    check_keys(words[1:])
     parsed = parser.parse_args(words[1:])
     try:
         options: Any = parser.instantiate(parsed)

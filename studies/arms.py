@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
@@ -148,11 +148,16 @@ class Again:
 
     Attributes:
         at: The epoch at which every child is split once more.
-        expansion: How; its ``seed`` is that of the run.
+        expansion: How; None stands for ``fpe.Paper()``. Its ``seed`` is that of the run.
     """
 
     at: int
-    expansion: fpe.Expansion | BaseExpansion = field(default_factory=fpe.Paper)
+    expansion: fpe.Expansion | BaseExpansion | None = None
+
+    @property
+    def rule(self) -> BaseExpansion:
+        """The expansion."""
+        return self.expansion or fpe.Paper()
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ class Split(Arm):
     """A dense network whose neurons are split while it trains.
 
     Attributes:
-        expansion: How. A run fills in two of its fields: ``alpha`` of the arm or the setting, and the ``seed``.
+        expansion: How; None stands for ``fpe.Paper()``. A run fills in two of its fields: ``alpha`` of the arm or the
+            setting, and the ``seed``.
         at: The epoch of the split; None takes that of the setting.
         alpha: Children of each neuron; None takes those of the setting.
         then: A second split; None for one split.
@@ -173,7 +179,8 @@ class Split(Arm):
 
     legend: ClassVar[str] = "split (FPE)"
     marker: ClassVar[str] = "o"
-    expansion: fpe.Expansion | BaseExpansion = field(default_factory=fpe.Paper)
+    # A default of one class would lend its values to another class that a config names.
+    expansion: fpe.Expansion | BaseExpansion | None = None
     at: int | None = None
     alpha: int | None = None
     then: Again | None = None
@@ -181,11 +188,21 @@ class Split(Arm):
     members: int = 1
 
     def __post_init__(self) -> None:
-        default = type(self.expansion)()
+        default = type(self.rule)()
         for name in ("alpha", "seed"):
-            if (found := getattr(self.expansion, name)) != getattr(default, name):
+            if (found := getattr(self.rule, name)) != getattr(default, name):
                 instead = "`alpha` of the arm" if name == "alpha" else "`first_seed` of the study"
                 raise ValueError(f"The expansion of an arm leaves `{name}` to the run, found {found}; give {instead}.")
+
+    @property
+    def rule(self) -> BaseExpansion:
+        """The expansion, whose ``alpha`` and ``seed`` a run fills in."""
+        return self.expansion or fpe.Paper()
+
+    @property
+    def rules(self) -> list[BaseExpansion]:
+        """The expansions of both splits."""
+        return [self.rule] if self.then is None else [self.rule, self.then.rule]
 
     @property
     @override
@@ -212,9 +229,9 @@ class Split(Arm):
             ValueError: If the expansion cannot give a neuron so many children.
         """
         alpha = self.alpha or alpha
-        if alpha == self.expansion.alpha:
-            return replace(self.expansion, seed=seed)
-        if not next(each.init for each in fields(self.expansion) if each.name == "alpha"):
-            name = type(self.expansion).__name__
-            raise ValueError(f"{name} always has alpha={self.expansion.alpha}, found {alpha}; give the arm an `alpha`.")
-        return replace(self.expansion, alpha=alpha, seed=seed)
+        if alpha == self.rule.alpha:
+            return replace(self.rule, seed=seed)
+        if not next(each.init for each in fields(self.rule) if each.name == "alpha"):
+            name = type(self.rule).__name__
+            raise ValueError(f"{name} always has alpha={self.rule.alpha}, found {alpha}; give the arm an `alpha`.")
+        return replace(self.rule, alpha=alpha, seed=seed)

@@ -7,9 +7,9 @@ hidden neuron is spread, on test pictures: before a split, just after it, and at
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import cast
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -142,8 +142,8 @@ def pictures(runs: Runs) -> tuple[Figure, str] | None:
         return None
     row = done[0]
     setting = cast("Children", runs.settings[row.setting])
-    own: Mapping[str, object] = {each.name: getattr(setting, each.name) for each in fields(setting)}
-    again = _Kept(**own | {"lr": setting.rates.get(row.arm, setting.lr)})  # type: ignore[arg-type]
+    own: dict[str, Any] = {each.name: getattr(setting, each.name) for each in fields(setting)}
+    again = _Kept(**own | {"lr": setting.rates.get(row.arm, setting.lr)})
     run_block(again, {row.arm: runs.arms[row.arm]}, [row.seed])
     parent, network, task = again.kept["before"], again.kept["end"], setting.task(row.seed)
     x, y = task.test

@@ -34,7 +34,9 @@ def arms_figure(runs: Runs) -> Figure:
     settings, labels = runs.setting_names, runs.labels
     down = -(-len(settings) // ACROSS)
     across = -(-len(settings) // down)  # rows of equal length, as far as possible
-    drawn, axes = panels(len(settings), across, (3.4 * across + 2.4, down * (0.3 * len(labels) + 1.0) + 1.0), sharey=True)
+    drawn, axes = panels(
+        len(settings), across, (3.4 * across + 2.4, down * (0.3 * len(labels) + 1.0) + 1.0), sharey=True
+    )
     for ax, setting in zip(axes, settings, strict=False):
         for baseline, style in STYLES.items():
             if values := runs.percent(setting, baseline):
@@ -46,7 +48,9 @@ def arms_figure(runs: Runs) -> Figure:
     axes[0].invert_yaxis()
     kinds = {arm.legend: arm.marker for arm in map(runs.arms.__getitem__, labels)}
     entries = [entry(legend, color="black", marker=marker, linestyle="") for legend, marker in kinds.items()]
-    entries += [entry(f"mean of {words(name)}", color="0.45", linestyle=STYLES[name]) for name in STYLES if name in labels]
+    entries += [
+        entry(f"mean of {words(name)}", color="0.45", linestyle=STYLES[name]) for name in STYLES if name in labels
+    ]
     legend(drawn, [*entries, entry("one seed", color="0.6", marker=".", linestyle="")], 3)
     return drawn
 

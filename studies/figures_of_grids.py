@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -143,4 +143,5 @@ def _representative(runs: Runs, family: list[str]) -> str:
 
 def _name(family: Sequence[str]) -> str:
     """The common part of labels such as ``random_at_2`` and ``random_at_10``."""
-    return os.path.commonprefix(list(family)).rstrip("_0123456789").removesuffix("_at") or family[0]
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*family, strict=False))
+    return "".join(letters[0] for letters in same).rstrip("_0123456789").removesuffix("_at") or family[0]

@@ -9,7 +9,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
-from fpe_lightning.partitions import Affinity, Clause, FromData, Partition, input_affinity, register_partition, resolve_partition
+from fpe_lightning.partitions import (
+    Affinity,
+    Clause,
+    FromData,
+    Partition,
+    input_affinity,
+    register_partition,
+    resolve_partition,
+)
 
 if TYPE_CHECKING:
     from studies.task import Task

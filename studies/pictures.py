@@ -25,7 +25,7 @@ from studies.task import Task
 
 @dataclass(frozen=True)
 class Pictures(Setting):
-    """The common part of the studies ``cnn`` and ``transformer``; a seed draws initial weights, order of samples and masks.
+    """Settings of the studies ``cnn`` and ``transformer``; a seed draws initial weights, order of samples and masks.
 
     Attributes:
         dataset: See :class:`~fpe_lightning.data.images.ImageDataModule`, as for the two that follow.
@@ -58,7 +58,7 @@ class Pictures(Setting):
 
     @override
     def check_arm(self, arm: Arm) -> None:
-        expansions = [arm.expansion, *([arm.then.expansion] if arm.then else [])] if isinstance(arm, Split) else []
+        expansions = arm.rules if isinstance(arm, Split) else []
         partitions = [each.partition for each in expansions if isinstance(each, fpe.Expansion)]
         partitions += [arm.placed] if isinstance(arm, WideSparse) and arm.placed is not None else []
         for partition in filter(reads_rows, partitions):

@@ -58,7 +58,10 @@ def conditions(runs: Runs, setting: str) -> list[Table]:
     for prefix, name in (("", "accuracy in %"), (ERROR, "expected calibration error in %")):
         columns = {condition: (setting, prefix + condition) for condition in conditions_of(runs)}
         lines = [
-            (runs.shown(label), *(plus_minus(estimate(runs.percent(setting, label, part))) for _, part in columns.values()))
+            (
+                runs.shown(label),
+                *(plus_minus(estimate(runs.percent(setting, label, part))) for _, part in columns.values()),
+            )
             for label in runs.labels
         ]
         title = f"Setting {setting}: {name} on test pictures, mean ± standard error"

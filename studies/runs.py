@@ -24,7 +24,8 @@ class Runs:
 
     Example:
         >>> from studies.arms import Dense
-        >>> rows = [Row("dense", seed, "done", "", 209, 1, 0.8, 0.8, 1, "A", measures={"cosine": 0.5}) for seed in (3, 4)]
+        >>> seen = {"cosine": 0.5}
+        >>> rows = [Row("dense", seed, "done", "", 209, 1, 0.8, 0.8, 1, "A", measures=seen) for seed in (3, 4)]
         >>> runs = Runs(rows, {"dense": Dense()})
         >>> runs.percent("A", "dense"), runs.values("A", "dense", "cosine")
         ({3: 80.0, 4: 80.0}, {3: 0.5, 4: 0.5})

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import fpe_lightning as fpe
+from fpe_lightning.pruning import FinalizingRule, resolve_pruning
 from studies.arms import Arm, Split, WideSparse
 from studies.errors import StudyError
 from studies.from_scratch import outline
@@ -143,6 +145,9 @@ def _check_arm(arm: Arm, setting: Setting) -> None:
         raise ValueError(f"it splits at epoch {start}, but there are {epochs} epochs; drop one of them.")
     if isinstance(arm, Split):
         arm.expansion_of(setting.alpha, 0)  # raises where it cannot give a neuron so many children
+        rules = [each.prune for each in arm.rules if isinstance(each, fpe.Expansion)]
+        if not isinstance(setting.hidden, int) and any(isinstance(resolve_pruning(r), FinalizingRule) for r in rules):
+            raise ValueError("it refits one hidden layer, but there are several.")
         if arm.then is not None and not start < arm.then.at <= epochs:
             raise ValueError(
                 f"it splits again at epoch {arm.then.at}, but first at {start} of {epochs} epochs; drop one of them."

@@ -62,7 +62,7 @@ class Task:
 
     @cached_property
     def targets(self) -> Tensor:
-        """Targets of the training samples, as the loss takes them: ``(1, n)`` float32 for one output, else ``(n,)`` int64."""
+        """Training targets as the loss takes them: ``(1, n)`` float32 for one output, else ``(n,)`` int64."""
         return self.train[1].float().unsqueeze(0) if self.outputs == 1 else self.train[1]
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class _Block:
             run.why = str(error)
             return run
         run.seen |= self.setting.observe("after", [network], task)
-        if arm.redraw or arm.expansion.optimizer_state == "reset":
+        if arm.redraw or arm.rule.optimizer_state == "reset":
             # Parameters that were not split lose their state too, so that all count the same steps.
             run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
         return run
@@ -148,7 +148,7 @@ class _Block:
 
     def split_again(self, again: Again, run: _Run) -> None:
         """Split the children once more."""
-        task, expansion = self.tasks[run.index], replace(again.expansion, seed=self.seeds[run.index])
+        task, expansion = self.tasks[run.index], replace(again.rule, seed=self.seeds[run.index])
         try:
             sites = fpe.find_sites(run.network, task.train[0][:2])
             expand(run.network, expansion, run.optimizer, task, sites)

@@ -1,4 +1,4 @@
-"""What the data of a study are, and what is said where there are none."""
+"""The data of studies, and the messages where there are none."""
 
 from __future__ import annotations
 

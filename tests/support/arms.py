@@ -38,11 +38,10 @@ ARMS: dict[str, Arm] = {
     "random_outgoing": Split(fpe.Paper(prune="outgoing")),
     "random_blocks": Split(fpe.Paper(prune="columns", outgoing="partition")),
     "random_global_at_1": Split(fpe.Paper(prune="global"), at=1),
+    "interaction_global_at_1": Split(fpe.Paper(partition="residual_interaction", prune="global"), at=1),
     "random_redraw": Split(redraw=True),
     "random_reset": Split(fpe.Paper(optimizer_state="reset")),
-    "random_then_3": Split(
-        at=1, alpha=2, then=Again(3, fpe.Paper(prune=DiscriminantRefit(), optimizer_state="reset"))
-    ),
+    "random_then_3": Split(at=1, alpha=2, then=Again(3, fpe.Paper(prune=DiscriminantRefit(), optimizer_state="reset"))),
     "shared_of_4": Split(fpe.Paper(partition=Shared(groups=4))),
     "overlapping_incoming": Split(fpe.Paper(partition="overlapping", prune="incoming")),
     "interaction_at_0": Split(fpe.Paper(partition="residual_interaction"), at=0),
