@@ -8,11 +8,10 @@ import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.partitions.balanced import balanced
-from fpe_lightning.partitions.partition import Partition
 
 
 @dataclass(frozen=True)
-class Random(Partition):
+class Random:
     """Each neuron draws its own random partition, balanced to within one input (the paper's rule).
 
     Example:
@@ -27,7 +26,7 @@ class Random(Partition):
 
 
 @dataclass(frozen=True)
-class SemiStructured(Partition):
+class SemiStructured:
     """Each run of 4 consecutive inputs is split 2 + 2, so that adjacent children form 2:4 tiles in both directions.
 
     The call raises ValueError if ``alpha`` is not 2, or the number of inputs is not a multiple of 4.
@@ -53,7 +52,7 @@ class SemiStructured(Partition):
 
 
 @dataclass(frozen=True)
-class Overlapping(Partition):
+class Overlapping:
     """The paper's control: every child draws its own inputs, so that children share some and miss others.
 
     It returns bool ``(neurons, alpha, inputs)`` with exactly as many entries per neuron as a partition has.

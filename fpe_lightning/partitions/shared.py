@@ -15,14 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.partitions.balanced import balanced
-from fpe_lightning.partitions.partition import Partition
 
 CHUNK = 64
 """Neurons that are compared at a time."""
 
 
 @dataclass(frozen=True)
-class SharedPartition(Partition, ABC):
+class SharedPartition(ABC):
     """A partition that depends on the number of inputs and on the group that a neuron belongs to, and on nothing else.
 
     Attributes:
