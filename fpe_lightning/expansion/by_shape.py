@@ -77,9 +77,7 @@ class ByShape(BaseExpansion):
         if any(map(groups_of, model.modules())):  # blocks were not tested with FSDP2
             return [SiteExpansion(site, paper) for site in sites]
         # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
-        touched = Counter(
-            axis.parameter for site in (*sites, *others) for axis in (*site.producers, *site.values, *site.consumers)
-        )
+        touched = Counter(axis.parameter for site in (*sites, *others) for axis in site.axes())
         found = []
         for site in sites:
             once = all(touched[producer.parameter] == 1 for producer in site.producers)
@@ -129,7 +127,7 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
         return None
     if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
         return None
-    if not all(axis.parameter.rpartition(".")[0] in site.reads for axis in (*site.producers, *site.consumers)):
+    if not all(axis.parameter.rpartition(".")[0] in site.input_shapes for axis in (*site.producers, *site.consumers)):
         return None  # somebody else reads the weight, and would find it packed
     if not all(_makes_blocks(model, axis, alpha) for axis in site.producers):
         return None
@@ -143,10 +141,6 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
         return "copy"
     outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
     return "partition" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
-
-
-def _axes(site: Site) -> tuple[Axis, ...]:
-    return (*site.producers, *site.values, *site.consumers)
 
 
 def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:

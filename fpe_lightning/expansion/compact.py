@@ -118,7 +118,7 @@ def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: 
     All others are split by way of the wide weight, with equal results.
     """
     sites = [split.site for split in splits]
-    axes = [axis for site in sites for axis in (*site.producers, *site.values, *site.consumers)]
+    axes = [axis for site in sites for axis in site.axes()]
     used = Counter(axis.parameter for axis in axes)
 
     def fits(split: SiteExpansion) -> bool:
@@ -148,7 +148,7 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
         return False
     if isinstance(parent, nn.TransformerEncoderLayer):  # reads the weights of its children by itself
         return False
-    if owner not in site.reads:  # somebody else does
+    if owner not in site.input_shapes:  # somebody else does
         return False
     weight = module.weight
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)

@@ -1,7 +1,6 @@
 """A widened version of some of a model's tensors, computed next to the model and put in place at once.
 
-Nothing of the model is touched before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no
-trace.
+Nothing of the model changes before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no trace.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class DraftTensor:
         owner: Qualified name of the module that owns it.
         name: Name within the owner.
         original: The tensor in the model, of the old shape.
-        value: The tensor of the new shape; what the mask drops is not yet zero.
+        value: The tensor of the new shape; masked entries are not yet zero.
         mask: Bool tensor of the new shape, or None for a dense tensor.
         sources: For each widened axis, the old entry that every new entry copies.
         splits: Splits so far, in the order made.
-        block: Consecutive rows that share a partition of the inputs; 0 where none was handed out.
+        block: Consecutive rows that share a partition of the inputs; 0 where no inputs were assigned.
         separate: Whether it is put in place by itself, after all others.
         reset_state: Whether optimizers drop its state.
     """
@@ -53,7 +52,7 @@ class DraftTensor:
         return self.value.numel() if self.mask is None else int(self.mask.count_nonzero())
 
     def follow(self, state: Tensor) -> Tensor:
-        """Carry a tensor of the old shape (a gradient, a moment) over to the new one; what is masked becomes zero.
+        """Copy a tensor of the old shape (a gradient, a moment) to the new one; masked entries become zero.
 
         A size of 1 along an axis stays 1, so that the factored moments of Adafactor follow too.
         """
@@ -98,6 +97,7 @@ class Draft:
     def widen(self, axis: Axis, alpha: int) -> Split:
         """Repeat the units of one axis ``alpha`` times, masks included, and return where they now stand."""
         draft = self[axis.parameter]
+        # Which old entry each entry of the axis copies, after the splits so far and then after this one.
         source = draft.sources.get(axis.dim, torch.arange(draft.original.shape[axis.dim]))
         split = Split(axis.dim, self.start(axis), axis.length, axis.run, alpha)
         index = split.index(len(source))
@@ -110,7 +110,7 @@ class Draft:
         return split
 
     def restrict(self, parameter: str, mask: Tensor) -> None:
-        """Drop from a tensor's mask what ``mask`` (of the new shape) drops.
+        """Restrict a tensor's mask to ``mask``, which has the new shape.
 
         Raises:
             ValueError: If the mask's name is taken.
@@ -139,7 +139,7 @@ class Draft:
         return total
 
     def grow(self, attribute: Attribute, alpha: int) -> None:
-        """Note that an integer of a module grows with the width."""
+        """Record that an integer of a module grows with the width."""
         key = (attribute.module, attribute.name, attribute.index)
         self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
@@ -242,7 +242,7 @@ def parameter_like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
     new = type(old)(data, requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        # The same dict, so that handles given out before still remove their hooks.
+        # The same dict, so that existing handles still remove their hooks.
         if getattr(old, hooks):
             setattr(new, hooks, getattr(old, hooks))
     return new

@@ -202,4 +202,4 @@ def choose_splits(
 
 
 def _input_shapes(splits: Sequence[SiteExpansion]) -> dict[str, tuple[int, ...]]:
-    return {owner: shape for split in splits for owner, shape in split.site.reads.items()}
+    return {owner: shape for split in splits for owner, shape in split.site.input_shapes.items()}

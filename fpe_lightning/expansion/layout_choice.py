@@ -43,7 +43,7 @@ def choose_storage(
         ValueError: If the weight of a producer cannot be stored as asked.
     """
     producers = {producer.parameter: split for split in splits for producer in split.site.producers}
-    called = {owner for split in splits for owner in split.site.reads}
+    called = {owner for split in splits for owner in split.site.input_shapes}
     fixed: dict[str, list[Storage]] = {}
     timed: dict[str, list[Storage]] = {}
     for name, tensor in draft.tensors.items():

@@ -1,4 +1,4 @@
-"""Moments and every other per-weight optimizer state follow their weights through a split."""
+"""Optimizer state (moments and the like) is copied to the children of the weights that it belongs to."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ REFUSED = {
     "Muon": "it mixes the entries of a matrix, so that masked weights would grow back",
     "ZeroRedundancyOptimizer": "it assigns parameters to processes when it is made, and keeps the old ones",
 }
-"""Optimizers that cannot carry on after a split, and why."""
+"""Optimizers that cannot continue after a split, and why."""
 
 States = list[tuple[Optimizer, nn.Parameter, dict[str, Any]]]
 
 
 def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """One optimizer, several or none, as a list; wrappers that hold theirs in ``.optimizer`` are opened.
+    """One optimizer, several or none, as a list; wrappers that hold one in ``.optimizer`` are opened.
 
     Raises:
         TypeError: If something is no optimizer.
@@ -56,7 +56,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         place by itself.
 
     Raises:
-        ValueError: If an optimizer cannot carry on, or holds state of another shape that cannot follow.
+        ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
     drafts = {draft.original: draft for draft in draft.tensors.values()}
     states: States = []
@@ -65,7 +65,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
         reason = next((REFUSED[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in REFUSED), None)
         if held and reason:
-            raise ValueError(f"{kind} cannot train on after a split: {reason}. Use SGD, Adam, AdamW or another.")
+            raise ValueError(f"{kind} cannot continue after a split: {reason}. Use SGD, Adam, AdamW or another.")
         for parameter in held:
             state = optimizer.state.get(parameter)
             each = drafts[parameter]
@@ -84,7 +84,7 @@ def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
     if isinstance(value, dict):
         return {key: _follow_entry(draft, entry, what) for key, entry in value.items()}
     if not isinstance(value, Tensor) or value.numel() == 1:
-        # A one-element weight's moments have its shape; everything else of one element is a count.
+        # The moments of a one-element weight have its shape; other values of one element are counts.
         return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
     if not _fits(draft, value):
         raise ValueError(
