@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from fpe_lightning.cli import unknown_key
+from fpe_lightning.command_line import unknown_key
 from studies.errors import StudyError, exit_code
 from studies.ray_runner import check_ray
 from studies.report import write_report
