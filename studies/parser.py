@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from typing_extensions import override
 
-from fpe_lightning.cli import unknown_key
+from fpe_lightning.command_line import unknown_key
 from fpe_lightning.expansion.config import BaseExpansion
 from studies.arms import Arm
 from studies.errors import StudyError

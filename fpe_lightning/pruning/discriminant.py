@@ -16,11 +16,11 @@ import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.pruning.magnitude import remove_smallest
-from fpe_lightning.pruning.pruning import SiteWeights
+from fpe_lightning.pruning.pruning import FinalizingRule, SiteWeights
 
 
 @dataclass(frozen=True)
-class DiscriminantRefit:
+class DiscriminantRefit(FinalizingRule):
     """Half of the pruned weights are outgoing ones, chosen by a fit of the classifier to the children.
 
     Incoming weights go by magnitude. Of the outgoing ones those go whose contribution to their class varies least over
