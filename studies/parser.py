@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ class Parser(ArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [action.dest for action in self._actions]
-        raise StudyError(unknown_key(message, known) or _unknown_class(message) or sentence_of(message))
+        raise StudyError(unknown_key(message, known) or sentence_of(message))
 
 
 def sentence_of(message: str) -> str:
@@ -40,27 +39,6 @@ def sentence_of(message: str) -> str:
     head, *reasons = re.split(r"\n *- ", message.partition("\nGiven value")[0])
     inner = [each for each in reasons if "Does not validate" not in each]
     return " ".join((inner or [head])[0].split())
-
-
-def _unknown_class(message: str) -> str | None:
-    """One sentence about an arm or an expansion of an unknown class; None for another message.
-
-    Example:
-        >>> _unknown_class("Expected a dot import path string: Splitt")
-        "There is no class 'Splitt'. Did you mean 'Split'?"
-    """
-    found = re.search(r"Expected a dot import path string: (\w+)", message)
-    if found is None:
-        return None
-    known = [each.__name__ for base in (Arm, BaseExpansion) for each in _subclasses(base)]
-    nearest = difflib.get_close_matches(found[1], known, n=1)
-    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
-    return f"There is no class {found[1]!r}. {hint}"
-
-
-def _subclasses(base: type) -> list[type]:
-    found: list[type] = base.__subclasses__()
-    return [each for own in found for each in (own, *_subclasses(own))]
 
 
 def check_keys(words: Sequence[str]) -> None:

@@ -77,7 +77,7 @@ def expand(
 
 @torch.no_grad()
 def redraw_(layer: nn.Module, generator: Generator) -> None:
-    """Draw the weights of a masked layer again: from U(-s, s) with ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
+    """Draw the weights of a masked layer again: from U(-s, s), ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
     alive = alive_of(layer)
     fan_in = alive.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (alive.dim() - 1))
     weight = layer.get_parameter("weight")

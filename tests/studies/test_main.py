@@ -87,7 +87,7 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
     ("words", "sentence"),
     [
         (["bolean"], "Unknown study 'bolean'. Did you mean 'boolean'? Known: boolean, "),
-        (["boolean", "--arms", "{dense: Dense, a: Splitt}"], "There is no class 'Splitt'. Did you mean 'Split'?"),
+        (["boolean", "--arms", "{dense: Dense, a: Splitt}"], "Unknown class `Splitt`. Did you mean `Split`?"),
         (["boolean", "--arms", "{a: {att: 3}}"], "Unknown key `att`. Did you mean `at`?"),
         (["boolean", "--arms", "{a: {expansion: {prune: incomin}}}"], "Unknown pruning rule 'incomin'. Did you mean"),
         (
