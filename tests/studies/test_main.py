@@ -137,6 +137,23 @@ def test_bad_input_gets_one_sentence(tiny: Path, tmp_path: Path, words: list[obj
     assert not (tmp_path / "out").exists()
 
 
+def test_an_arm_of_a_config_splits_twice_and_refits(tiny: Path, tmp_path: Path) -> None:
+    then = "{at: 4, expansion: {partition: residual_interaction, prune: DiscriminantRefit, optimizer_state: reset}}"
+    arms = f"{{dense: Dense, twice: {{at: 2, expansion: {{partition: residual_interaction}}, then: {then}}}}}"
+    words = ["--config", tiny, "--arms", arms, "--seeds", 1, "--output", tmp_path / "out"]
+    code, said = run("boolean", *words)
+    assert code == 0, said
+    assert "4 runs, 0 failed" in said
+    config = json.loads(records(tmp_path / "out")[1]["config"])["arm"]
+    assert config["init_args"]["then"]["init_args"]["at"] == 4
+
+
+def test_a_study_by_import_path_needs_no_registration(tiny: Path, tmp_path: Path) -> None:
+    run("boolean", "--config", tiny, "--output", tmp_path / "name", "--seeds", 1)
+    run("studies.boolean.Regime", "--config", tiny, "--output", tmp_path / "path", "--seeds", 1)
+    assert records(tmp_path / "name") == records(tmp_path / "path")
+
+
 def test_a_grid_makes_settings_of_their_own(tiny: Path, tmp_path: Path) -> None:
     code, said = run("boolean", "--config", tiny, "--output", tmp_path, "--dry-run", "--grid", "[{hidden: [2, 4]}]")
     assert code == 0
