@@ -10,7 +10,7 @@ from studies.task import Part, Task
 
 
 def task_of(module: ArrayDataModule) -> Task:
-    """Prepare a DataModule and hold all of its samples in memory, as float32 rows.
+    """Prepare a DataModule and keep all of its samples in memory, as float32 rows.
 
     Args:
         module: Its samples are rows of numbers with class numbers.
