@@ -43,14 +43,13 @@ class ExpansionCallback(pl.Callback):
 
     Args:
         expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
-            objects; see :class:`~fpe_lightning.expansion.config.Expansion`. None expands by shape.
+            objects. None expands by shape.
         alpha: Children of each neuron, where no ``expansion`` is given.
         seed: Every draw depends on it, where no ``expansion`` is given.
         epoch: One or several epochs, counted from 0, at whose first batch to split.
         step: One or several numbers of optimizer steps after which to split.
         fraction: One or several fractions of the run, in [0, 1), after which to split.
-        trigger: An object that decides by itself, such as
-            :class:`~fpe_lightning.callbacks.schedule.SaturationTrigger`.
+        trigger: An object that decides by itself, such as ``SaturationTrigger()``.
         sites: Names or globs of the sites to split, relative to the LightningModule; None for all.
         exclude: Names or globs of sites that are left as they are.
         averages: Names or globs of parts of the module that follow another part: by a moving average, as the teachers

@@ -68,7 +68,7 @@ def test_a_mean_over_buffers_is_refused(ours_first: bool) -> None:
 
 
 def test_the_average_is_what_an_average_from_hand_is(tmp_path: Path) -> None:
-    """An EMA that is split by its own repeated rows and the module's masks, kept beside the callback's."""
+    """An EMA that is split by its own repeated rows and the module's masks, kept next to the callback's."""
 
     class ByHand(pl.Callback):
         def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
