@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.expansion.teachers import is_copy
 
 

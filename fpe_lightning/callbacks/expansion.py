@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from typing_extensions import override
 from fpe_lightning.callbacks.averages import averages_of, check_averages
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
+from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException
 from fpe_lightning.callbacks.module_sites import sites_of_module
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
@@ -32,7 +32,7 @@ from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import check_masks
 
 
-class ExpansionCallback(pl.Callback):
+class ExpansionCallback(Callback):
     """Fixed Parameter Expansion: split neurons while training, and keep the number of non-zero parameters.
 
     The split happens before a training batch. Weights, masks, gradients and optimizer state are carried over; learning

@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.sites.calls import sites_of_calls
 from fpe_lightning.sites.recorder import Call
 from fpe_lightning.sites.select import sites_of

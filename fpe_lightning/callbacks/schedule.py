@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 
 
 @runtime_checkable
