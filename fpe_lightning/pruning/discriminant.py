@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from fpe_lightning.pruning.magnitude import remove_smallest
 from fpe_lightning.pruning.pruning import FinalizingRule, SiteWeights
@@ -43,7 +44,7 @@ class DiscriminantRefit(FinalizingRule):
         (True, 8)
     """
 
-    activation: Callable[[Tensor], Tensor] = torch.relu
+    activation: Callable[[Tensor], Tensor] = functional.relu
     samples: int = 4096
     shrinkage: float = 0.1
     _x: Tensor | None = field(default=None, init=False, repr=False, compare=False)
