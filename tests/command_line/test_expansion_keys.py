@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 import fpe_lightning as fpe
@@ -73,11 +72,7 @@ SPELLINGS: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("written", "meant"), SPELLINGS)
 def test_every_spelling_builds_the_object(written: Any, meant: Any, with_expansion: Callable[[Any], Path]) -> None:
-    found = built(with_expansion(written))
-    if isinstance(meant, fpe.Expansion) and isinstance(meant.prune, DiscriminantRefit):
-        assert repr(found).replace("'torch.relu'", repr(torch.relu)) == repr(meant)
-    else:
-        assert found == meant
+    assert built(with_expansion(written)) == meant
 
 
 def test_alpha_alone_is_an_expansion(with_expansion: Callable[..., Path]) -> None:
@@ -229,14 +224,14 @@ if __name__ == "__main__":
     before = fpe.count_nonzeros(model)
     report = fpe.expand(model, fpe.Paper(partition="halves", prune="first_go"), example_inputs=torch.zeros(1, 24))
     assert (report.sites[0].width_after, fpe.count_nonzeros(model)) == (16, before)
-    CLI(["fit", *sys.argv[1:], "--trainer.enable_progress_bar=false"])
+    CLI(["fit", *sys.argv[1:], "--trainer.callbacks.ModelCheckpoint.monitor=null"])
     (checkpoint,) = __import__("pathlib").Path(".").rglob("last.ckpt")
     narrow = MLP(24, 8, 1)
     torch.save({"state_dict": narrow.state_dict()}, "narrow.ckpt")
     expansion = fpe.Paper(partition="halves", prune="first_go")
     print(fpe.expand_checkpoint("narrow.ckpt", "wide.ckpt", narrow, expansion, example_inputs=torch.zeros(1, 24)))
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    masks = [value for name, value in state.items() if name.endswith("0.weight_mask")]
+    masks = [value for name, value in state.items() if "layers.0.fpe_mask" in name]
     assert masks[0].shape == (16, 24), masks
     assert not masks[0][0::2, 12:].any(), "the first child reads the first half"
 '''
@@ -269,3 +264,5 @@ def test_a_plain_function_is_named_by_its_path(
     monkeypatch.syspath_prepend(str(tmp_path))
     found = built(with_expansion(spec("Paper", partition="my_partitions.halves")))
     assert found.partition.__name__ == "halves"
+    # A resumed run finds the state of its callback by this key, in another process.
+    assert " at 0x" not in ExpansionCallback(found, epoch=1).state_key
