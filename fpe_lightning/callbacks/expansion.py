@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -90,9 +91,10 @@ class ExpansionCallback(pl.Callback):
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
         kind, moments = self.schedule.kind, self.schedule.moments
-        # Made once: Lightning asks for it before every hook.
+        # Made once: Lightning asks for it before every hook. Addresses differ in a resumed run.
+        named = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.expansion))
         self._state_key = self._generate_state_key(
-            expansion=repr(self.expansion), kind=kind, moments=moments, sites=sites, exclude=exclude
+            expansion=named, kind=kind, moments=moments, sites=sites, exclude=exclude
         )
         self._samples = TrainingSamples()
         self._reset()
@@ -241,7 +243,7 @@ class ExpansionCallback(pl.Callback):
         try:
             chosen = select_sites(found, self.sites, self.exclude)
             if isinstance(self.expansion, Mapping):
-                chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
+                chosen = [site for site, _ in by_pattern(chosen, self.expansion, strict=self.sites is not None)]
             _notify(trainer, "on_before_expansion", pl_module, chosen)
             # Layouts are timed in the precision that steps are computed in.
             timed = any(getattr(each, "layout", None) == "auto" for each in self.expansions())

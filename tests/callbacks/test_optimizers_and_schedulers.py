@@ -91,7 +91,7 @@ class Preconditioned(optim.SGD):
         return result
 
 
-def test_an_unknown_optimizer_is_refused_unless_its_state_follows_or_begins_anew() -> None:
+def test_an_unknown_optimizer_is_refused_unless_its_state_follows_or_is_reset() -> None:
     def fit(**options: Any) -> Any:
         run = trainer(ExpansionCallback(step=3, **options), max_epochs=1)
         run.fit(Plain(optimizer=partial(Preconditioned, lr=0.01, momentum=0.9)), resumable())

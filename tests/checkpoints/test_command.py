@@ -31,14 +31,12 @@ def test_the_command_widens_a_file(narrow: MLP, tmp_path: Path, capsys: pytest.C
             "--target",
             files[1],
             *MODULE,
-            "--alpha",
-            "4",
-            "--budget",
-            "incoming",
+            "--expansion=Paper",
+            "--expansion.alpha=4",
+            "--expansion.prune=incoming",
+            "--expansion.seed=3",
             "--input_shape",
             "[1,32]",
-            "--seed",
-            "3",
         ]
     )
     assert "8 -> 32" in capsys.readouterr().out
