@@ -68,10 +68,10 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
     incoming = sum(draft.count(name) for name in dict.fromkeys(producer.parameter for producer in producers))
     warn_if_costly(described, excess, incoming)
     _prune_weights(draft, pairs, rule, excess)
-    for producer in producers:
-        if not draft.count(producer.parameter):
+    for name in _candidates(pairs, "both"):
+        if not draft.count(name):
             raise ValueError(
-                f'The rule prune="global" prunes all weights of `{producer.parameter}`, whose magnitudes are the '
+                f"One order of magnitudes for the whole model prunes all weights of `{name}`, whose magnitudes are the "
                 "smallest of all layers, and nothing would pass it; leave its site out, or use another rule."
             )
     return True
