@@ -30,7 +30,7 @@ class InterferenceMonitor(Callback):
     Scalars go to every logger: ``interference/<site>/feature_capacity`` (mean over the inputs),
     ``.../mean_cosine_similarity``, ``.../mean_absolute_cosine_similarity``, ``.../width``, ``.../mean_fan_in`` and
     ``.../nonzeros``; and ``expansion/width/<site>``, which steps up at each split. Where the datamodule knows clauses
-    (``groups``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
+    (``clauses``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
     ``.../clause_collisions`` and ``.../clause_coverage``. TensorBoard also gets a histogram of the capacities and, at
     each split, the figures of ``fpe_lightning.interference.figures``. Where the neurons that a
     layer reads are split too, its columns are copied, and copies share their capacity until training parts them.
@@ -161,7 +161,7 @@ class InterferenceMonitor(Callback):
         for name, state in states.items():
             statistics = state.statistics()
             if name == reader:
-                statistics |= state.clause_statistics(trainer.datamodule.groups)  # type: ignore[attr-defined]
+                statistics |= state.clause_statistics(trainer.datamodule.clauses)  # type: ignore[attr-defined]
             metrics |= {f"interference/{name}/{key}": value for key, value in statistics.items()}
             metrics[f"expansion/width/{name}"] = statistics["width"]
         for logger in trainer.loggers:
@@ -198,7 +198,7 @@ def _boards(trainer: Trainer) -> list[Any]:
 def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """The layer whose inputs clauses are made of: deeper ones may have as many, so the first of the model counts."""
     data = getattr(trainer, "datamodule", None)
-    if not getattr(data, "groups", None):
+    if not getattr(data, "clauses", None):
         return None
     inputs = getattr(data, "num_features", None)
     linear = (

@@ -35,19 +35,30 @@ PARTITIONS: list[Any] = [
 nets = st.tuples(st.integers(24, 48), st.lists(st.sampled_from([4, 6, 8]), min_size=1, max_size=3), st.integers(4, 9))
 
 
+def _values(state: dict[str, Any]) -> list[Any]:
+    """All but the order of optimizer states, and buffers as objects, which blocks make again for the time of a split."""
+    (optimizer,) = state["optimizers"]
+    return [
+        {**state, "objects": None, "optimizers": None},
+        sorted(optimizer["state"]),
+        *map(optimizer["state"].get, sorted(optimizer["state"])),
+    ]
+
+
 def split_twice(model: nn.Module, x: torch.Tensor, expansion: fpe.Expansion, second: fpe.Expansion) -> int:
     """Train, split, train, split, train; return how many splits there were before one was refused."""
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
     train(model, optimizer, x)
     before = fpe.count_nonzeros(model)
     for done, each in enumerate((expansion, second)):
-        state = snapshot(model, optimizer)
+        state, held = snapshot(model, optimizer), list(model.parameters())
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", fpe.ExpansionWarning)
                 report = fpe.expand(model, each, optimizer=optimizer, example_inputs=x)
         except ValueError:
-            assert equal(state, snapshot(model, optimizer))
+            assert equal(_values(state), _values(snapshot(model, optimizer)))
+            assert all(now is then for now, then in zip(model.parameters(), held, strict=True))
             return done
         assert report.nonzeros_before == report.nonzeros_after == before == fpe.count_nonzeros(model)
         together = sum(site.removed_incoming + site.removed_outgoing for site in report.sites)
@@ -58,7 +69,7 @@ def split_twice(model: nn.Module, x: torch.Tensor, expansion: fpe.Expansion, sec
     return 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=nets,
     bias=st.booleans(),
@@ -105,7 +116,7 @@ def test_fewer_outputs_than_children_are_refused() -> None:
     assert equal(before, snapshot(model))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=nets,
     bias=st.booleans(),

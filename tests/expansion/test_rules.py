@@ -217,7 +217,7 @@ def test_a_taken_name_and_what_is_no_rule_are_not_registered() -> None:
     with pytest.raises(ValueError, match="The pruning rule 'total' is registered already; choose another name"):
         register_pruning("total", Smallest())
     for rule in (3, Smallest, "totl"):
-        with pytest.raises(ValueError, match="A pruning rule is a short name|Unknown pruning rule 'totl'"):
+        with pytest.raises(ValueError, match=r"A pruning rule is a short name|Unknown pruning rule 'totl'"):
             register_pruning("test_no_rule", rule)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Unknown pruning rule 'test_no_rule'"):
         resolve_pruning("test_no_rule")
