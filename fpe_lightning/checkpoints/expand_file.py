@@ -26,6 +26,7 @@ from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
 from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
 from fpe_lightning.sites.site import Site
+from fpe_lightning.sparse.convert import stored_masked
 
 
 def expand_checkpoint(
@@ -224,7 +225,8 @@ def _find(model: nn.Module, checkpoint: Mapping[str, Any], example_inputs: Any, 
         calls and example_inputs is None and getattr(model, "example_input_array", None) is None
     ):
         return sites_of_calls(model, calls if example_batch is None else calls_of_step(model, example_batch))
-    return sites_of(model, example_inputs)
+    with stored_masked(model):
+        return sites_of(model, example_inputs)
 
 
 def _calls(state: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Every combination of fields keeps the number of non-zeros exactly, or is refused with a reason and changes nothing."""
+"""Every combination of fields keeps the number of non-zeros exactly, or is refused and changes nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ nets = st.tuples(st.integers(24, 48), st.lists(st.sampled_from([4, 6, 8]), min_s
 
 
 def _values(state: dict[str, Any]) -> list[Any]:
-    """All but the order of optimizer states, and buffers as objects, which blocks make again for the time of a split."""
+    """All but the order of optimizer states, and which objects buffers are: blocks are masked while a split lasts."""
     (optimizer,) = state["optimizers"]
     return [
         {**state, "objects": None, "optimizers": None},

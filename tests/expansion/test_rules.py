@@ -36,7 +36,10 @@ class Refits(Smallest):
     """Gives the outgoing weights, and both biases, other values."""
 
     def finalize(self, weights: SiteWeights) -> SiteWeights:
-        assert all(bool((weight[~mask] == 0).all()) for weight, mask in zip(weights.outgoing, weights.outgoing_masks))
+        assert all(
+            bool((weight[~mask] == 0).all())
+            for weight, mask in zip(weights.outgoing, weights.outgoing_masks, strict=True)
+        )
         return replace(
             weights,
             outgoing=[2 * weight for weight in weights.outgoing],
@@ -207,8 +210,8 @@ def test_a_mask_never_brings_weights_back() -> None:
     fpe.expand(model, fpe.Paper(), example_inputs=x)
     before = mask_of(model[0])
     assert before is not None
+    wide = ([torch.ones(32, 64, 1, dtype=torch.bool)], [torch.ones(3, 32, 1, dtype=torch.bool)])
     with pytest.raises(ValueError, match="The pruning rule Returns removes 0 weights of 0"):
-        wide = ([torch.ones(32, 64, 1, dtype=torch.bool)], [torch.ones(3, 32, 1, dtype=torch.bool)])
         fpe.expand(model, fpe.Paper(prune=Returns(wide)), example_inputs=x)
     assert mask_of(model[0]) is before
 
