@@ -242,7 +242,7 @@ class ExpansionCallback(pl.Callback):
         try:
             chosen = select_sites(found, self.sites, self.exclude)
             if isinstance(self.expansion, Mapping):
-                chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
+                chosen = [site for site, _ in by_pattern(chosen, self.expansion, strict=self.sites is not None)]
             _notify(trainer, "on_before_expansion", pl_module, chosen)
             # Layouts are timed in the precision that steps are computed in.
             timed = any(getattr(each, "layout", None) == "auto" for each in self.expansions())
