@@ -21,16 +21,12 @@ from fpe_lightning.partitions import partition
 from fpe_lightning.pruning import pruning
 from fpe_lightning.sites.tracing import operators
 from fpe_lightning.sparse import LAYOUTS
+from tests.support.shipped import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 ALL = "\n".join(PAGES.values())
 REGISTRIES = (partition._PARTITIONS, pruning._RULES, operators.RULES, LAYOUTS, sources._DATASETS)
-SHIPPED = (
-    *("clip_probe", "clip_probe_dense", "clip_probe_wide_sparse", "clip_probe_fpe_mlp", "clip_probe_ddp_2to4"),
-    *("deep_probe", "glyph_cnn", "boolean", "fashion_mnist", "cifar100_clip", "imagenet100_clip", "imagenet1k_clip"),
-)
-"""Configs of experiments in this repository; a project adds its own."""
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -80,7 +76,7 @@ def test_every_config_that_is_named_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "/" not in name])
 def test_every_config_of_an_experiment_is_named(name: str) -> None:
     assert f"configs/{name}.yaml" in ALL
 

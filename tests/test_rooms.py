@@ -18,6 +18,7 @@ FLOORS = (
     {"sparse"},
     {"sites", "partitions", "pruning"},
     {"expansion"},
+    {"command_line"},
     {"checkpoints"},
     {"interference", "networks"},
     {"modules", "data"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -98,9 +99,10 @@ class ExpansionCallback(Callback):
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
         kind, moments = self.schedule.kind, self.schedule.moments
-        # Made once: Lightning asks for it before every hook.
+        # Made once: Lightning asks for it before every hook. A function's address is another one in the next process.
+        expansion_key = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.expansion))
         self._state_key = self._generate_state_key(
-            expansion=repr(self.expansion), kind=kind, moments=moments, sites=sites, exclude=exclude
+            expansion=expansion_key, kind=kind, moments=moments, sites=sites, exclude=exclude
         )
         self._samples = TrainingSamples()
         self._reset()
@@ -272,7 +274,7 @@ class ExpansionCallback(Callback):
             named = [self.sites] if isinstance(self.sites, str) else self.sites or ()
             chosen = sites_of_students(select_sites(found, self.sites, self.exclude), teachers, named)
             if isinstance(self.expansion, Mapping):
-                chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
+                chosen = [site for site, _ in by_pattern(chosen, self.expansion, strict=self.sites is not None)]
             _notify(trainer, "on_before_expansion", pl_module, chosen)
             # Layouts are timed in the precision that steps are computed in.
             timed = any(getattr(each, "layout", None) == "auto" for each in self.expansions())

@@ -37,7 +37,7 @@ SPARE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ByShape(BaseExpansion):
-    """Large linear layers are split into :class:`Blocks`, all others by the :class:`Paper` rule; the default.
+    """Large linear layers are split into blocks, all others by the paper's rule; the default.
 
     Args:
         alpha: Children of each neuron, at least 2.

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from fpe_lightning.pruning.magnitude import remove_smallest
 from fpe_lightning.pruning.pruning import FinalizingRule, SiteWeights
@@ -44,7 +44,7 @@ class DiscriminantRefit(FinalizingRule):
         (True, 8)
     """
 
-    activation: Callable[[Tensor], Any] = torch.relu  # a config's parser would not import one that returns a Tensor
+    activation: Callable[[Tensor], Tensor] = functional.relu
     samples: int = 4096
     shrinkage: float = 0.1
     _x: Tensor | None = field(default=None, init=False, repr=False, compare=False)

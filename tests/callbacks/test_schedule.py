@@ -144,11 +144,11 @@ def test_a_metric_that_nobody_logs_is_named() -> None:
         ({"trigger": object()}, "`trigger` needs a method `should_expand.*found object"),
         ({"trigger": Always}, "`trigger` needs a method `should_expand.*found the class Always"),
         ({"epoch": 1, "alpha": 1}, "integer of at least 2; found 1"),
-        ({"epoch": 1, "partition": "radnom"}, "Did you mean 'random'"),
-        ({"epoch": 1, "groups": [[1]]}, "`groups` are used by"),
-        ({"epoch": 1, "budget": "all"}, "Unknown budget 'all'; known: total, incoming, outgoing"),
-        ({"epoch": 1, "layout": "csr"}, "Unknown layout 'csr'"),
-        ({"epoch": 1, "optimizer_state": "x"}, "Unknown `optimizer_state` 'x'; known: follow, reset"),
+        ({"epoch": 1, "seed": 0.5}, "`seed` is an integer, found 0.5"),
+        ({"epoch": 1, "expansion": {}}, "mapping from sites to expansions is empty; name at least one site"),
+        ({"epoch": 1, "expansion": 2}, r"`expansion` takes an expansion such as `fpe.Paper\(alpha=4\)`.*; found 2"),
+        ({"epoch": 1, "expansion": {"net.0": 2}}, "`expansion` takes an expansion .*; found 2"),
+        ({"epoch": 1, "expansion": fpe.Paper(), "seed": 3}, "`seed=3` is short for an expansion, and `expansion` is"),
     ],
 )
 def test_bad_arguments_are_refused_in_the_constructor(arguments: dict[str, Any], message: str) -> None:

@@ -127,7 +127,7 @@ def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     values, metrics, ended = table(tmp_path / "dense")
     assert values | {"seed": "any"} == {
         **{"network": "MLP", "alpha": 1, "split at": "never"},
-        **{"split partition": "none", "split budget": "none"},
+        **{"split partition": "none", "split pruning": "none"},
         **{"optimizer": "Adam", "lr": 0.001, "max_epochs": 3, "seed": "any", "non-zero parameters": 315},
     }
     assert metrics == ["best/val/accuracy", "test/loss", "test/accuracy"]
@@ -136,7 +136,7 @@ def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     assert last == (3 * BATCHES, pytest.approx(float(best.best_model_score)))
     others, metrics, _ = table(tmp_path / "split")
     assert others.keys() == values.keys()
-    assert (others["alpha"], others["split at"], others["split budget"]) == (3, "epoch 1", "incoming")
+    assert (others["alpha"], others["split at"], others["split pruning"]) == (3, "epoch 1", "incoming")
     assert metrics == ["test/loss", "test/accuracy"]
 
 
@@ -145,13 +145,13 @@ def test_several_splits_triggers_and_functions_are_named_in_words() -> None:
         raise NotImplementedError
 
     several = trainer(
-        ExpansionCallback(alpha={"net.*": 2}, step=[1, 2]),
+        ExpansionCallback({"net.0": fpe.ByShape(), "net.*": fpe.Paper(alpha=3)}, step=[1, 2]),
         ExpansionCallback(fpe.Expansion(partition=own_partition), epoch=3),
     )
     found = columns_of(several, Plain())
-    assert found["alpha"] == "{'net.*': 2}, 2"
+    assert found["alpha"] == "2, 3, 2"
     assert found["split at"] == "step 1, 2, epoch 3"
-    assert found["split partition"] == "by_shape, own_partition"
+    assert found["split partition"] == "by shape, random, own_partition"
     asked = trainer(ExpansionCallback(trigger=SaturationTrigger("val_loss")))
     assert columns_of(asked, Plain())["split at"] == "SaturationTrigger"
     assert columns_of(asked, Plain())["network"] == "Plain"
