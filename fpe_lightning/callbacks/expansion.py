@@ -20,6 +20,7 @@ from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException
 from fpe_lightning.callbacks.module_sites import sites_of_module
+from fpe_lightning.callbacks.resume import changes, done_with, outlook, state_of, times, times_split
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
 from fpe_lightning.checkpoints.restore import restore_structure_on_load
@@ -41,6 +42,11 @@ class ExpansionCallback(Callback):
     ``on_before_expansion(trainer, pl_module, sites)`` or ``on_after_expansion(trainer, pl_module, report)`` are called
     around it. A checkpoint of any stage loads into a module of any stage, and a resumed run neither repeats nor
     misses a split.
+
+    A run may resume with another schedule, seed or alpha. Moments of the new schedule that are over count as done as
+    often as the weights were split, and later ones are still to come; a line of the log says so. A new callback in
+    another ``fit`` of a module that is split already splits it once more, at the moments of its own schedule, and says
+    so too; leave the callback out to train on without.
 
     Args:
         expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
@@ -99,11 +105,13 @@ class ExpansionCallback(Callback):
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
         kind, moments = self.schedule.kind, self.schedule.moments
-        # Made once: Lightning asks for it before every hook. A function's address is another one in the next process.
-        expansion_key = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.expansion))
-        self._state_key = self._generate_state_key(
-            expansion=expansion_key, kind=kind, moments=moments, sites=sites, exclude=exclude
-        )
+        # A function's address is another one in the next process.
+        given = {"expansion": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.expansion)), "kind": kind, "moments": moments}
+        chosen = {"sites": sites, "exclude": exclude}
+        chosen = {name: each if each is None or isinstance(each, str) else list(each) for name, each in chosen.items()}
+        self._arguments: dict[str, Any] = given | chosen
+        # Made once, because Lightning asks for it before every hook. A Trainer takes no two callbacks of one key.
+        self._state_key = self._generate_state_key(**self._arguments)
         self._samples = TrainingSamples()
         self._reset()
         self._recording = ExitStack()
@@ -111,6 +119,10 @@ class ExpansionCallback(Callback):
         self._unchecked = False
         self._at_setup: dict[str, nn.Parameter] = {}
         self._watched: dict[str, float] = {}
+        self._found: tuple[dict[str, Any] | None, ...] = ()
+        self._loaded: dict[str, Any] | None = None
+        self._starts = False
+        self._split_before = 0
 
     def _reset(self) -> None:
         self.reports.clear()
@@ -128,7 +140,12 @@ class ExpansionCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clean_up()
+        # From now on a key that other arguments leave as it is: a resumed run finds the state in any case.
+        others = _expansion_callbacks(trainer)
+        self._state_key = "ExpansionCallback" + (f" {others.index(self) + 1}" if others.index(self) else "")
+        self._found, self._loaded = (), None
         if stage == "fit":
+            self._starts = True
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
             if trainer.current_epoch == trainer.global_step == 0:
@@ -177,11 +194,14 @@ class ExpansionCallback(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.schedule.check_steps(trainer, pl_module)
         self._watched = watch(pl_module, trainer.optimizers)
+        self._split_before = times_split(pl_module)
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._starts:
+            self._start(trainer, batch_idx)
         if self._done < self.schedule.count and any(each.needs_data for each in self.expansions()):
             self._samples.add(trainer, batch)
         for _ in range(self._pending or self.schedule.due(trainer, batch_idx, self._done)):
@@ -223,18 +243,56 @@ class ExpansionCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         trigger = self.schedule.trigger
         state: dict[str, Any] = {"done": self._done, "pending": self._pending, "calls": self._calls}
+        state["arguments"] = self._arguments
         state |= self._samples.state_dict()
         if isinstance(trigger, StatefulTrigger):
             state["trigger"] = trigger.state_dict()
         return state
 
     @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning gives each callback the state of its key; other arguments, or more callbacks, may have moved it.
+        keys = sorted(key for key in checkpoint.get("callbacks", {}) if key.startswith("ExpansionCallback"))
+        saved = [checkpoint["callbacks"][key] for key in keys if "arguments" in checkpoint["callbacks"][key]]
+        others = _expansion_callbacks(trainer)
+        state = state_of(saved, self._arguments, [each._arguments for each in others], others.index(self))
+        self._found = (state,)
+        if state is not None and self._state_key not in keys:
+            self.load_state_dict(state)
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for state in self._found:
+            if state is None:
+                return
+            state_dict = state
+        self._loaded = state_dict
         trigger = self.schedule.trigger
         self._done, self._pending, self._calls = state_dict["done"], state_dict["pending"], state_dict["calls"]
         self._samples.load_state_dict(state_dict)
-        if isinstance(trigger, StatefulTrigger):
+        if isinstance(trigger, StatefulTrigger) and "trigger" in state_dict:
             trigger.load_state_dict(state_dict["trigger"])
+
+    def _start(self, trainer: pl.Trainer, batch_idx: int) -> None:
+        """Before the first batch of a fit: find the place in the schedule, and say where it is not as expected."""
+        self._starts = False
+        if self._loaded is not None:
+            if self._loaded["arguments"] == self._arguments:
+                return
+            self._done = done_with(self._loaded, self._arguments, self.schedule, trainer, batch_idx)
+            what = changes(self._loaded["arguments"], self._arguments)
+            before = f"The run resumes with other arguments of ExpansionCallback ({what}), after it was split "
+            before += times(self._loaded["done"]) if self._loaded["done"] else "never"
+        elif self._split_before and not self._done:
+            others = [each for each in _expansion_callbacks(trainer) if each is not self]
+            number = max(self._split_before - sum(each._done for each in others), 0)
+            self._done = min(number, self.schedule.passed(trainer, batch_idx))
+            before = f"The module was split {times(self._split_before)} before this ExpansionCallback saw it"
+        else:
+            return
+        rank_zero_info(f"{before}: {outlook(self.schedule, self._done)}.")
 
     def _record(self, pl_module: pl.LightningModule, calls: list[Call]) -> None:
         """Note calls until :attr:`_recording` is closed, where nothing else tells what networks take."""
@@ -296,6 +354,10 @@ class ExpansionCallback(Callback):
         self.reports.append(report)
         rank_zero_info(f"Split before epoch {trainer.current_epoch}, step {trainer.global_step}:\n{report}")
         _notify(trainer, "on_after_expansion", pl_module, report)
+
+
+def _expansion_callbacks(trainer: pl.Trainer) -> list[ExpansionCallback]:
+    return [each for each in trainer.callbacks if isinstance(each, ExpansionCallback)]  # type: ignore[attr-defined]
 
 
 def _notify(trainer: pl.Trainer, hook: str, pl_module: pl.LightningModule, argument: Any) -> None:
