@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.checkpoints.optimizers import load_optimizers, optimizers_of, widened_states
+from fpe_lightning.checkpoints.read import read_checkpoint, weights_in
 from fpe_lightning.checkpoints.restore import restore_structure
 from fpe_lightning.expansion.config import AnyExpansion, Data
 from fpe_lightning.expansion.expand import expand, resolve_expansion
@@ -48,7 +47,7 @@ def expand_checkpoint(
 
     The new file holds what the checkpoint of an ``ExpansionCallback`` with the same options would hold at this point,
     bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, give the module the new
-    widths with :func:`restore_structure_from_file` and pass the file as ``ckpt_path``. Splits that an
+    widths with :func:`~fpe_lightning.checkpoints.read.restore_structure_from_file` and pass the file as ``ckpt_path``. Splits that an
     ``ExpansionCallback`` of the resumed run has yet to make come on top.
 
     Args:
@@ -123,65 +122,6 @@ def expand_checkpoint(
         checkpoint["optimizer_states"] = widened_states(model, optimizers, saved)
     _write(checkpoint, target)
     return report
-
-
-def restore_structure_from_file(model: nn.Module, path: str | Path, weights_only: bool = True) -> bool:
-    """Give a model the widths and masks of a checkpoint file, whose weights are loaded later, by ``fit`` for example.
-
-    Args:
-        model: Changed in place; narrow or wide.
-        path: A checkpoint in one file, as :func:`expand_checkpoint` takes it.
-        weights_only: As there.
-
-    Returns:
-        Whether anything changed.
-
-    Raises:
-        ValueError: If the file is missing or broken, or is of another network.
-
-    Example:
-        >>> restore_structure_from_file(nn.Linear(4, 2), "no/such.ckpt")
-        Traceback (most recent call last):
-        ...
-        ValueError: There is no checkpoint at no/such.ckpt; check the path.
-    """
-    return restore_structure(model, weights_in(read_checkpoint(Path(path), weights_only), Path(path)))
-
-
-def read_checkpoint(path: Path, weights_only: bool) -> dict[str, Any]:
-    """Read a checkpoint in one file, its tensors mapped into memory until they are used.
-
-    Raises:
-        ValueError: If it is missing, broken, a directory, or holds more than plain types.
-    """
-    check_checkpoint_file(path)
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is the directory of a sharded checkpoint; save a full one, or make one file of it with "
-            f"`python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`."
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than plain types and tensors; if you trust it, pass `weights_only=False`."
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; check the path.")
-    return checkpoint
-
-
-def weights_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights that were trained; averaging callbacks of Lightning keep them next to the average.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    state = checkpoint.get("current_model_state", checkpoint.get("state_dict", checkpoint))
-    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
-        found = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
-        raise ValueError(f"{path} is no checkpoint of Lightning and no `state_dict`: it holds {found}.")
-    return state
 
 
 def _model(module: nn.Module | type[nn.Module], checkpoint: Mapping[str, Any]) -> nn.Module:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.draft import parameter_like, plain
+from fpe_lightning.checkpoints.resize import resized
+from fpe_lightning.expansion.draft import plain
 from fpe_lightning.sparse.grouped.blocks import count_blocks
 from fpe_lightning.sparse.grouped.layers import STRUCTURE, cannot_group, set_structure, structure_of
 from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
@@ -87,7 +88,7 @@ def apply_rebuild(rebuild: Rebuild) -> None:
         if old is None:
             module._buffers[key] = value
         elif old.shape != value.shape:
-            module._parameters[key] = parameter_like(old, value)
+            module._parameters[key] = resized(old, value)
     # First the record, then the masks, as a split does: some code pairs the buffers of two models by position. They are
     # copies, as a tensor that came from a mapped file keeps the whole file in memory.
     if rebuild.bits is not None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from fpe_lightning.callbacks.averages import averages_of
 from fpe_lightning.callbacks.fsdp2.checks import check_sharding, check_version
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
-from fpe_lightning.checkpoints.expand_file import read_checkpoint, weights_in
+from fpe_lightning.checkpoints.read import read_checkpoint, weights_in
 from fpe_lightning.checkpoints.restore import restore_structure
 from fpe_lightning.sparse.grouped.layers import STRUCTURE
 from fpe_lightning.sparse.record import RECORD, Record, record_of
