@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from fpe_lightning.callbacks.averages import averages_of, check_averages
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.module_sites import sites_of_module
+from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
 from fpe_lightning.checkpoints.restore import restore_structure_on_load
@@ -54,6 +56,9 @@ class ExpansionCallback(pl.Callback):
         example_inputs: The inputs of the LightningModule's ``forward``. Seldom needed: the callback uses the module's
             ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
             due before the very first batch happens one batch later where none of these suffices.
+        plain_file: Where to write the trained model at the end of ``fit`` as ordinary layers, which nothing of this
+            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it; see
+            :func:`~fpe_lightning.checkpoints.plain.save_plain`. None for nowhere.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
@@ -78,9 +83,11 @@ class ExpansionCallback(pl.Callback):
         exclude: str | Sequence[str] | None = None,
         max_splits: int = 1,
         example_inputs: Any = None,
+        plain_file: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule(epoch, step, fraction, trigger, max_splits)
+        self.result = Result(plain_file)
         try:
             self.expansion = resolve_expansion(expansion, alpha, seed)
         except (TypeError, ValueError) as error:
@@ -120,6 +127,7 @@ class ExpansionCallback(pl.Callback):
         if stage == "fit":
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
+            self.result.check()
             if trainer.current_epoch == trainer.global_step == 0:
                 self._reset()
             self._at_setup = dict(pl_module.named_parameters())
@@ -201,6 +209,16 @@ class ExpansionCallback(pl.Callback):
                 f"of {self.schedule.count} splits of ExpansionCallback were due: `{self.schedule.kind}="
                 f"{self.schedule.moments[self._done]}` was not reached."
             )
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.result.tell(pl_module, checkpoint)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.result.write(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:

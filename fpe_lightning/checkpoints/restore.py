@@ -67,14 +67,16 @@ def restore_structure(
     """
     optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
     shapes = {parameter: parameter.shape for parameter in before.values()}
+    _check_scripted(model, state_dict, prefix)
+    modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
-        rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in model.named_modules()]
+        rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
     except ValueError as error:
         raise StructureError(str(error)) from error
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
     if not changed:
         return False
-    _check_changeable(model)
+    _check_parallel(model)
     with all_or_nothing(rebuild.module for rebuild in changed):
         for rebuild in changed:
             apply_rebuild(rebuild)
@@ -129,7 +131,7 @@ def load_into(
         model: Narrow or wide; as before if anything raises.
         state_dict: From any stage of a run. Of tied weights one name suffices, as in files of safetensors.
         load: Loads the weights from what it is given: ``state_dict``, unpacked and with all names of tied weights.
-        strict: Whether names that cannot be right are refused; else they are warned of.
+        strict: Whether ``load`` is strict: names that cannot be right are refused then, and else warned of.
         optimizer: See :func:`restore_structure`.
 
     Returns:
@@ -149,7 +151,8 @@ def load_into(
         unpack_for_training(model)
         state_dict = unpacked_state_dict(state_dict)
         restore_structure(model, state_dict)
-        _add_tied(model, state_dict)
+        if strict:  # else the caller expects to be told that they are missing, as safetensors does
+            _add_tied(model, state_dict)
         result = load(state_dict)
         repack(model, packed)
     _forget(optimizers, shapes)
@@ -201,7 +204,7 @@ def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: st
     restore_structure(module, state_dict, prefix)
 
 
-def is_expanded(state_dict: Mapping[str, Any]) -> bool:
+def is_expanded(state_dict: Iterable[Any]) -> bool:
     """Whether something in a ``state_dict`` was split.
 
     Example:
@@ -240,17 +243,26 @@ def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _check_changeable(model: nn.Module) -> None:
-    """Refuse modules that have been given to something that knows their shapes."""
+def _check_scripted(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Refuse scripted modules that something of another shape was split for: their code is fixed."""
     for name, module in model.named_modules():
-        kind = "scripted" if isinstance(module, torch.jit.ScriptModule) else ""
+        if not isinstance(module, torch.jit.ScriptModule):
+            continue
+        path = f"{prefix}{name}." if name else prefix
+        own = {path + key: tensor for key, tensor in module.state_dict().items()}
+        known = [tensor.shape == state_dict[key].shape for key, tensor in own.items() if key in state_dict]
+        if is_expanded(key for key in state_dict if key.startswith(path)) and not all(known):
+            raise StructureError(_FIXED.format(name or type(module).__name__, "scripted"))
+
+
+def _check_parallel(model: nn.Module) -> None:
+    """Refuse modules that were wrapped by something that knows their shapes."""
+    for name, module in model.named_modules():
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            kind = "wrapped for data parallelism"
-        if kind:
-            raise StructureError(
-                f"The checkpoint has other widths than the model, of which `{name or type(module).__name__}` is {kind} "
-                "already: load the weights first."
-            )
+            raise StructureError(_FIXED.format(name or type(module).__name__, "wrapped for data parallelism"))
+
+
+_FIXED = "The checkpoint has other widths than the model, of which `{}` is {} already: load the weights first."
 
 
 def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:
