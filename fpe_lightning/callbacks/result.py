@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
-from fpe_lightning.checkpoints.plain import save_plain
+from fpe_lightning.checkpoints.plain_layers import save_plain
 from fpe_lightning.checkpoints.restore import is_expanded
 
 
@@ -19,7 +19,7 @@ class Result:
     """What remains of a run: checkpoints of a split model, and at the end a plain file.
 
     Args:
-        plain_file: Where to write the trained model as :func:`~fpe_lightning.checkpoints.plain.save_plain` does; None
+        plain_file: Where to write the trained model as :func:`~fpe_lightning.checkpoints.plain_layers.save_plain` does; None
             for nowhere.
 
     Example:

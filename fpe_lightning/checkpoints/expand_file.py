@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fpe_lightning.checkpoints.optimizers import load_optimizers, optimizers_of, widened_states
@@ -51,8 +52,10 @@ def expand_checkpoint(
     ``ExpansionCallback`` of the resumed run has yet to make come on top.
 
     Args:
-        path: A checkpoint of Lightning in one file, of any stage, or a file that holds a bare ``state_dict``.
-        target: The file to write; it must not exist yet, and appears only once it is whole.
+        path: A checkpoint of Lightning in one file, of any stage, or a file that holds a bare ``state_dict``, in any
+            format of torch or as safetensors.
+        target: The file to write; it must not exist yet, and appears only once it is whole. Its suffix
+            ``.safetensors`` chooses that format, for a bare ``state_dict``.
         module: The module that the checkpoint belongs to, narrow or wide; it is copied. Or its class, which is built
             from the hyperparameters in the checkpoint.
         expansion: How to expand; see :func:`~fpe_lightning.expansion.expand.expand`, as for the arguments up to
@@ -90,6 +93,8 @@ def expand_checkpoint(
     checkpoint = read_checkpoint(path, weights_only)
     if target.exists():
         raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.")
+    if target.suffix == ".safetensors" and not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise ValueError(f"{path} holds more than weights, which {target.name} cannot; choose a name with `.ckpt`.")
     if not target.parent.is_dir():
         raise ValueError(f"There is no directory {target.parent} to write {target.name} into; create it first.")
     model = _model(module, checkpoint)
@@ -214,7 +219,10 @@ def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(dict(checkpoint), file)
+            if target.suffix == ".safetensors":
+                file.write(save({key: tensor.contiguous() for key, tensor in checkpoint.items()}))
+            else:
+                torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())

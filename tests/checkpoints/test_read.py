@@ -97,9 +97,17 @@ def test_another_directory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["legacy", "safetensors"])
-def test_such_files_are_expanded_too(form: str, tmp_path: Path) -> None:
-    path, target = write(mlp(64, 8, 3), form, tmp_path), tmp_path / "wide.pt"
+@pytest.mark.parametrize("name", ["wide.pt", "wide.safetensors"])
+def test_such_files_are_expanded_too(form: str, name: str, tmp_path: Path) -> None:
+    path, target = write(mlp(64, 8, 3), form, tmp_path), tmp_path / name
     fpe.expand_checkpoint(path, target, mlp(64, 8, 3), fpe.Paper(alpha=2), example_inputs=X)
+    assert check_checkpoint_file(target, safetensors=True) == ("zip" if name == "wide.pt" else "safetensors")
     model = mlp(64, 8, 3)
     fpe.load_expanded_state_dict(model, read_checkpoint(target))
     assert model[0].out_features == 16
+
+
+def test_safetensors_hold_no_checkpoint_of_lightning(tmp_path: Path) -> None:
+    path = write(mlp(64, 8, 3), "lightning", tmp_path)
+    with pytest.raises(ValueError, match="holds more than weights, which wide.safetensors cannot"):
+        fpe.expand_checkpoint(path, tmp_path / "wide.safetensors", mlp(64, 8, 3), example_inputs=X)
