@@ -19,8 +19,8 @@ class Result:
     """What remains of a run: checkpoints of a split model, and at the end a plain file.
 
     Args:
-        plain_file: Where to write the trained model as :func:`~fpe_lightning.checkpoints.plain_layers.save_plain` does; None
-            for nowhere.
+        plain_file: Where to write the trained model, as :func:`~fpe_lightning.checkpoints.plain_layers.save_plain`
+            does; None for nowhere.
 
     Example:
         >>> Result(None).plain_file is None

@@ -26,6 +26,7 @@ from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
 from fpe_lightning.sites.select import Names, select_sites, sites_of
 from fpe_lightning.sites.site import Site
+from fpe_lightning.sparse.convert import stored_masked
 
 
 def expand_checkpoint(
@@ -47,9 +48,10 @@ def expand_checkpoint(
     """Split the neurons of a checkpoint: weights, masks, optimizer states and averages of the weights, in a new file.
 
     The new file holds what the checkpoint of an ``ExpansionCallback`` with the same options would hold at this point,
-    bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, give the module the new
-    widths with :func:`~fpe_lightning.checkpoints.read.restore_structure_from_file` and pass the file as ``ckpt_path``. Splits that an
-    ``ExpansionCallback`` of the resumed run has yet to make come on top.
+    bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, pass the file as
+    ``ckpt_path`` to a Trainer with an ``ExpansionCallback``, or inside of
+    :func:`~fpe_lightning.checkpoints.loaders.expanded_checkpoints`. Splits that an ``ExpansionCallback`` of the resumed
+    run has yet to make come on top.
 
     Args:
         path: A checkpoint of Lightning in one file, of any stage, or a file that holds a bare ``state_dict``, in any
@@ -167,7 +169,8 @@ def _find(model: nn.Module, checkpoint: Mapping[str, Any], example_inputs: Any, 
         calls and example_inputs is None and getattr(model, "example_input_array", None) is None
     ):
         return sites_of_calls(model, calls if example_batch is None else calls_of_step(model, example_batch))
-    return sites_of(model, example_inputs)
+    with stored_masked(model):
+        return sites_of(model, example_inputs)
 
 
 def _calls(state: Any) -> list[Any]:

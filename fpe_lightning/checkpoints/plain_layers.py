@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from fpe_lightning.checkpoints.restore import forget_hook
-from fpe_lightning.sparse.convert import is_sharded, ungroup
-from fpe_lightning.sparse.grouped.layers import GroupedModule
+from fpe_lightning.sparse.convert import is_sharded, store
+from fpe_lightning.sparse.layout import MASKED, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, record_of
-from fpe_lightning.sparse.semi_structured.layers import is_semi_structured, set_semi_structured
 from fpe_lightning.sparse.semi_structured.packed import unpack_for_training
 
 HOW = """Build the model as its class builds it, then give it these widths and weights:
@@ -74,10 +73,8 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
         model = copy.deepcopy(model, _not_copied(model))
     unpack_for_training(model)
     for module in model.modules():
-        if isinstance(module, GroupedModule):
-            ungroup(module)
-        if is_semi_structured(module):
-            set_semi_structured(module, on=False)
+        if layout_of(module) is not MASKED:
+            store(module, "masked")
         for name in list(module._parameters):
             if mask_of(module, name) is not None:
                 set_mask(module, name, None)

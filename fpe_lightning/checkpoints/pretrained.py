@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fpe_lightning.checkpoints.read import read_checkpoint
 from fpe_lightning.checkpoints.restore import StructureError, is_expanded, restore_structure
+from fpe_lightning.sparse.layout import PreparedModule
 from fpe_lightning.sparse.record import RECORD
 
 LIBRARIES = {
@@ -142,7 +143,7 @@ def _files(value: Any) -> Iterator[Path]:
 
 
 def _prepare(model: nn.Module) -> None:
-    """Work out again what layers compute from their buffers, which were filled behind their backs."""
+    """Let layers compute again what they need of their buffers, which were filled directly."""
     for module in model.modules():
-        if callable(prepare := getattr(module, "prepare", None)) and RECORD in module._buffers:
-            prepare()
+        if isinstance(module, PreparedModule):
+            module.prepare()

@@ -57,7 +57,9 @@ def read_checkpoint(path: Path, weights_only: bool = True) -> dict[str, Any]:
     """
     kind = check_checkpoint_file(path, safetensors=True)
     if kind == "folder":
-        return {name: tensor for file in _files_in(path) for name, tensor in read_checkpoint(file, weights_only).items()}
+        return {
+            name: tensor for file in _files_in(path) for name, tensor in read_checkpoint(file, weights_only).items()
+        }
     try:
         if kind == "safetensors":
             return load_file(path)

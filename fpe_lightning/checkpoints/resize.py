@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.draft import parameter_like
 from fpe_lightning.sites.tracing.sandbox import unless_it_raises
+from fpe_lightning.sparse.exchange import parameter_like
 
 
 def resized(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:

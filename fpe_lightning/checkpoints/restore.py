@@ -163,8 +163,8 @@ def load_into(
 def restore_structure_on_load(model: nn.Module) -> RemovableHandle:
     """Let ``model.load_state_dict`` call :func:`restore_structure` first, from now on.
 
-    An optimizer that took steps before such a call has state of the old shapes: load its ``state_dict`` next, or load by
-    :func:`load_expanded_state_dict`, which takes it.
+    An optimizer that took steps before such a call has state of the old shapes: load its ``state_dict`` next, or load
+    by :func:`load_expanded_state_dict`, which takes it.
 
     Args:
         model: The module whose ``load_state_dict`` is called, or any module above the layers that are split.
@@ -218,7 +218,7 @@ def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
     """Why the names of a ``state_dict`` are not those of a model, in one sentence, where one prefix explains it.
 
     Example:
-        >>> misnamed(nn.Linear(4, 2), {"module.expansion_record": torch.zeros(1)})[:63]
+        >>> misnamed(nn.Linear(4, 2), {"module.fpe_record": torch.zeros(1)})[:63]
         'Names in `state_dict` begin with `module.`, and those of Linear'
     """
     split = [key.rpartition(".")[0] for key in state_dict if isinstance(key, str) and key.rpartition(".")[2] == RECORD]
@@ -237,8 +237,8 @@ def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
         prefix = f"{name}."
         if name and all((prefix + path).rstrip(".") in names for path in split):
             return (
-                f"Names of {kind} begin with `{prefix}`, and those in `state_dict` do not: load into the module inside, "
-                f"`{name}`."
+                f"Names of {kind} begin with `{prefix}`, and those in `state_dict` do not: load into the module "
+                f"inside, `{name}`."
             )
     return None
 

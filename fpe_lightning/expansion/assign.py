@@ -29,14 +29,14 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
         generator: The only source of randomness.
 
     Returns:
-        For each producer, bool ``(units, alpha, inputs)``; the units are those that it computes, in their order: one
-        of several that are concatenated computes some alone.
+        For each producer, bool ``(units, alpha, inputs)``. The units are those that it computes, in their order:
+        several producers that are concatenated compute different units.
 
     Raises:
         ValueError: If a unit has fewer inputs than children, or the partition returned no partition.
     """
     alike: dict[tuple[int, bytes], list[Producer]] = {}
-    keys = []
+    keys = []  # producers with the same units and equally many inputs have the same key
     for producer in site.producers:
         inputs = draft[producer.parameter].value.shape[producer.input_dim]
         keys.append((inputs, _units(producer, site.width).unique().numpy().tobytes()))
@@ -66,7 +66,7 @@ def common_group(shares: list[Tensor]) -> int:
 
 
 def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], group: int | None = None) -> None:
-    """Widen the producers, and mask what a child does not inherit.
+    """Widen the producers, and mask the inputs that a child does not inherit.
 
     Args:
         draft: The expansion.
@@ -105,6 +105,7 @@ def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Te
     stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
     rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
     rows = rows.reshape(*rows.shape[:2], -1)
+    # Entries are sorted by unit; the rank of an entry among those of its unit is its place in the result.
     position = _position(producer, width)
     count = position.bincount()
     order = position.argsort(stable=True)

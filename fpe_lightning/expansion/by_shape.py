@@ -23,8 +23,8 @@ from fpe_lightning.expansion.config import BaseExpansion, Blocks, Paper, SiteExp
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import group_size
 from fpe_lightning.sites import Axis, Site
-from fpe_lightning.sparse.autotune import MOST_BLOCKS
-from fpe_lightning.sparse.grouped.layers import cannot_group
+from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
+from fpe_lightning.sparse.layout import read_by_parent
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
@@ -77,9 +77,7 @@ class ByShape(BaseExpansion):
         if any(map(groups_of, model.modules())):  # blocks were not tested with FSDP2
             return [SiteExpansion(site, paper) for site in sites]
         # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
-        touched = Counter(
-            axis.parameter for site in (*sites, *others) for axis in (*site.producers, *site.values, *site.consumers)
-        )
+        touched = Counter(axis.parameter for site in (*sites, *others) for axis in site.axes())
         found = []
         for site in sites:
             once = all(touched[producer.parameter] == 1 for producer in site.producers)
@@ -129,7 +127,7 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
         return None
     if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
         return None
-    if not all(axis.parameter.rpartition(".")[0] in site.reads for axis in (*site.producers, *site.consumers)):
+    if not all(axis.parameter.rpartition(".")[0] in site.input_shapes for axis in (*site.producers, *site.consumers)):
         return None  # somebody else reads the weight, and would find it packed
     if not all(_makes_blocks(model, axis, alpha) for axis in site.producers):
         return None
@@ -143,10 +141,6 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
         return "copy"
     outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
     return "partition" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
-
-
-def _axes(site: Site) -> tuple[Axis, ...]:
-    return (*site.producers, *site.values, *site.consumers)
 
 
 def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
@@ -186,10 +180,9 @@ def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
 def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
     """Whether an axis is that of a linear layer's weight, from end to end, one entry a unit."""
     module, name = _owner(model, axis)
-    parent = model.get_submodule(axis.parameter.rpartition(".")[0].rpartition(".")[0])
-    if not isinstance(module, nn.Linear) or name != "weight" or cannot_group(module):
+    if not isinstance(module, nn.Linear) or name != "weight" or GROUPED.cannot_hold(module):
         return False
-    if isinstance(parent, nn.TransformerEncoderLayer):  # its fused kernel reads the weights by itself
+    if read_by_parent(model, axis.parameter.rpartition(".")[0]):
         return False
     return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
 

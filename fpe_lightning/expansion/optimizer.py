@@ -1,4 +1,4 @@
-"""Moments and every other per-weight optimizer state follow their weights through a split."""
+"""Optimizer state (moments and the like) is copied to the children of the weights that it belongs to."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.sparse.exchange import States, exchange_parameters
 
 REFUSED = {
     "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
     "Muon": "it mixes the entries of a matrix, so that masked weights would grow back",
     "ZeroRedundancyOptimizer": "it assigns parameters to processes when it is made, and keeps the old ones",
 }
-"""Optimizers that cannot carry on after a split, and why."""
-
-States = list[tuple[Optimizer, nn.Parameter, dict[str, Any]]]
+"""Optimizers that cannot continue after a split, and why."""
 
 
 def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """One optimizer, several or none, as a list; wrappers that hold theirs in ``.optimizer`` are opened.
+    """One optimizer, several or none, as a list; wrappers that hold one in ``.optimizer`` are opened.
 
     Raises:
         TypeError: If something is no optimizer.
@@ -56,7 +55,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         place by itself.
 
     Raises:
-        ValueError: If an optimizer cannot carry on, or holds state of another shape that cannot follow.
+        ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
     drafts = {draft.original: draft for draft in draft.tensors.values()}
     states: States = []
@@ -65,7 +64,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
         reason = next((REFUSED[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in REFUSED), None)
         if held and reason:
-            raise ValueError(f"{kind} cannot train on after a split: {reason}. Use SGD, Adam, AdamW or another.")
+            raise ValueError(f"{kind} cannot continue after a split: {reason}. Use SGD, Adam, AdamW or another.")
         for parameter in held:
             state = optimizer.state.get(parameter)
             each = drafts[parameter]
@@ -84,7 +83,7 @@ def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
     if isinstance(value, dict):
         return {key: _follow_entry(draft, entry, what) for key, entry in value.items()}
     if not isinstance(value, Tensor) or value.numel() == 1:
-        # A one-element weight's moments have its shape; everything else of one element is a count.
+        # The moments of a one-element weight have its shape; other values of one element are counts.
         return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
     if not _fits(draft, value):
         raise ValueError(
@@ -98,33 +97,6 @@ def _fits(draft: DraftTensor, value: Any) -> bool:
     if not isinstance(value, Tensor) or value.dim() != draft.original.dim() or value.dim() == 0:
         return False
     return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
-
-
-def replace_parameters(
-    optimizers: list[Optimizer], replaced: Mapping[nn.Parameter, nn.Parameter], states: States
-) -> None:
-    """Let optimizers hold the new parameters in the places of the old ones, with the states worked out before.
-
-    Args:
-        optimizers: Changed in place; groups, their options and the order of parameters stay.
-        replaced: The new parameter for each old one.
-        states: From :func:`follow_states`.
-
-    Example:
-        >>> import torch
-        >>> old, new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4))
-        >>> optimizer = torch.optim.SGD([old], lr=0.1)
-        >>> replace_parameters([optimizer], {old: new}, [])
-        >>> optimizer.param_groups[0]["params"][0] is new
-        True
-    """
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
-        for old in replaced:
-            optimizer.state.pop(old, None)
-    for optimizer, old, state in states:
-        optimizer.state[replaced[old]] = state
 
 
 def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
@@ -146,4 +118,4 @@ def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter
     """
     now = dict(model.named_parameters())
     replaced = {old: now[name] for name, old in before.items() if name in now and now[name] is not old}
-    replace_parameters(list(optimizers), replaced, [])
+    exchange_parameters(optimizers, replaced)

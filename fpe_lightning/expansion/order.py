@@ -1,29 +1,27 @@
-"""In which order children stand, so that those of one number are a stretch of consecutive hidden units."""
+"""The order of children: in block order, those of one number are consecutive hidden units."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from fpe_lightning.sites.site import Axis, Site
 
-AnyAxis = TypeVar("AnyAxis", bound=Axis)
 ORDERLESS = frozenset(
     {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
 )
-"""Integers of layers that treat their units alike, wherever they stand; those of a group norm are not among them."""
+"""Integers of layers that treat their units alike in any order; those of a group norm are not among them."""
 
 
 def block_order(model: nn.Module, site: Site) -> Site:
     """The same site, with its children in block order.
 
-    Split as it comes, the children of one neuron stand beside each other. In block order first come the first children
-    of all neurons, then the second ones, and so on. The children of one number that descend from one group of neurons
-    are then consecutive rows, what an output stretch of ``budget="blocks"`` reads are consecutive columns, and blocks
-    of one size stand side by side.
+    Without it, the children of one neuron are adjacent. In block order the first children of all neurons come first,
+    then the second ones, and so on. The children of one number that descend from one group of neurons are then
+    consecutive rows. Where outgoing weights are partitioned, each stretch of outputs reads consecutive columns, and
+    blocks of one size are adjacent.
 
     Args:
         model: The model that the site belongs to.
@@ -37,22 +35,13 @@ def block_order(model: nn.Module, site: Site) -> Site:
         >>> block_order(nn.Identity(), site).consumers[0].run
         4
     """
-    axes = [*site.producers, *site.values, *site.consumers]
     modules = [model.get_submodule(attribute.module) for attribute in site.attributes]
     grouped_conv = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1) for module in modules)
     known = all(attribute.name in ORDERLESS for attribute in site.attributes)
-    if grouped_conv or not known or not all(_in_order(axis, site.width) for axis in axes):
+    if grouped_conv or not known or not all(_in_order(axis, site.width) for axis in site.axes()):
         return site
 
-    def longer(axis: AnyAxis) -> AnyAxis:
-        return replace(axis, run=axis.run * site.width)
-
-    return replace(
-        site,
-        producers=tuple(map(longer, site.producers)),
-        values=tuple(map(longer, site.values)),
-        consumers=tuple(map(longer, site.consumers)),
-    )
+    return site.map_axes(lambda axis: replace(axis, run=axis.run * site.width))
 
 
 def _in_order(axis: Axis, width: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fpe_lightning.sites.find import find_sites
+from fpe_lightning.sites.find import explain_sites
 from fpe_lightning.sites.site import Site
 
 Names = str | Sequence[str]
@@ -106,8 +106,9 @@ def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
     """The sites of a model, at least one.
 
     Args:
-        model: Any module.
-        example_inputs: What its forward takes; None takes the model's ``example_input_array``.
+        model: Any module whose layers are all dense or masked, as inside of
+            :func:`~fpe_lightning.sparse.convert.stored_masked`.
+        example_inputs: The inputs of its forward; None takes the model's ``example_input_array``.
 
     Raises:
         ValueError: If no example inputs are known, or nothing can be widened.
@@ -125,7 +126,7 @@ def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
             "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of "
             "arguments or a dict of keyword arguments), or pass sites found earlier."
         )
-    found, refusals = find_sites(model, example_inputs, explain=True)
+    found, refusals = explain_sites(model, example_inputs)
     if not found:
         reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in refusals[:3])
         raise ValueError(

@@ -24,6 +24,8 @@ TOLD = "everything else, such as `Lit.load_from_checkpoint`, loads them inside o
 
 
 class Lit(pl.LightningModule):
+    """A project's module that has never heard of splits."""
+
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))

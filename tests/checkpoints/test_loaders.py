@@ -116,7 +116,9 @@ def test_a_module_inside_and_each_child_alone() -> None:
     assert same(children, wide)
 
 
-@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, torch.compile], ids=["average", "parallel", "compile"])
+@pytest.mark.parametrize(
+    "wrap", [AveragedModel, nn.DataParallel, torch.compile], ids=["average", "parallel", "compile"]
+)
 def test_wrappers_whose_names_have_a_prefix(wrap: Callable[[nn.Module], Any]) -> None:
     wide = expanded()
     saved = wrap(copy.deepcopy(wide)).state_dict()
@@ -144,7 +146,7 @@ def test_a_prefix_too_many_or_too_few_is_named(prefix: str) -> None:
             model.load_state_dict(prefixed(wide.state_dict(), prefix))
         with pytest.warns(UserWarning, match=message):  # torch drops everything in silence
             model.load_state_dict(prefixed(wide.state_dict(), prefix), strict=False)
-        with pytest.raises(RuntimeError, match="Names of Wrapped begin with `model.`, .* load into the module inside"):
+        with pytest.raises(RuntimeError, match=r"Names of Wrapped begin with `model.`, .* load into the module inside"):
             Wrapped().load_state_dict(wide.state_dict())
     assert equal(before, snapshot(model))
 
@@ -221,7 +223,7 @@ def test_what_was_never_split_loads_as_always(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("fpe_lightning.checkpoints.loaders.load_into", None)
     with fpe.expanded_checkpoints():
         assert model.load_state_dict(other.state_dict()) == ([], [])
-        with pytest.raises(RuntimeError, match="size mismatch for 0.weight"):
+        with pytest.raises(RuntimeError, match=r"size mismatch for 0.weight"):
             model.load_state_dict(mlp(128, 32, 64).state_dict())
         with pytest.raises(TypeError, match="dict-like"):
             model.load_state_dict([])

@@ -162,7 +162,7 @@ def test_a_plain_model_is_exported(tmp_path: Path) -> None:
 
 def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fpe_lightning.checkpoints.plain_layers.is_sharded", lambda parameter: True)
-    with pytest.raises(ValueError, match="`0.weight` is in shards on several processes; load a full checkpoint"):
+    with pytest.raises(ValueError, match=r"`0.weight` is in shards on several processes; load a full checkpoint"):
         fpe.plain(mlp(128, 64, 64))
 
 

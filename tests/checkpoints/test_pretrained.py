@@ -78,10 +78,12 @@ def test_what_is_not_split_and_what_does_not_fit(transformers: Any, tmp_path: Pa
     found = fpe.from_pretrained(transformers.LlamaForCausalLM, tmp_path / "narrow")
     assert torch.equal(found(IDS).logits, narrow(IDS).logits)
     llama(transformers, fpe.Paper(alpha=2)).save_pretrained(tmp_path / "wide")
-    with pytest.raises(ValueError, match=r"another network: `model.layers.0.mlp.gate_proj.weight` had shape \(64, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"another network: `model.layers.0.mlp.gate_proj.weight` had shape \(64, 64\)"
+    ):
         fpe.from_pretrained(transformers.LlamaForCausalLM, tmp_path / "wide", intermediate_size=32)
-    with pytest.raises(ValueError, match="were split at `model.layers.0.mlp.down_proj`, and BertModel has no such"):
-        config = transformers.BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = transformers.BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ValueError, match=r"were split at `model.layers.0.mlp.down_proj`, and BertModel has no such"):
         fpe.from_pretrained(transformers.BertModel, tmp_path / "wide", config=config)
     assert not hasattr(transformers.PreTrainedModel._load_pretrained_model, "fpe_patched")
 

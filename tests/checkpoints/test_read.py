@@ -109,5 +109,5 @@ def test_such_files_are_expanded_too(form: str, name: str, tmp_path: Path) -> No
 
 def test_safetensors_hold_no_checkpoint_of_lightning(tmp_path: Path) -> None:
     path = write(mlp(64, 8, 3), "lightning", tmp_path)
-    with pytest.raises(ValueError, match="holds more than weights, which wide.safetensors cannot"):
+    with pytest.raises(ValueError, match=r"holds more than weights, which wide.safetensors cannot"):
         fpe.expand_checkpoint(path, tmp_path / "wide.safetensors", mlp(64, 8, 3), example_inputs=X)

@@ -40,7 +40,7 @@ def not_semi_structured(mask: Tensor, columns: bool = True) -> str | None:
     """
     if mask.dim() != 2 or mask.shape[0] % MULTIPLE or mask.shape[1] % MULTIPLE or not mask.numel():
         return f"its shape is {tuple(mask.shape)}, and the kernels take multiples of {MULTIPLE} along both axes"
-    for dim, line, run in ((1, "row", "inputs"), (0, "column", "rows")) if not mask.is_meta else ():
+    for dim, line, run in ((1, "row", "inputs"), (0, "column", "rows")):
         if dim == 0 and not columns:
             continue
         kept = (mask if dim else mask.t()).reshape(mask.shape[1 - dim], -1, 4).sum(2)
