@@ -61,48 +61,49 @@ def expanded_checkpoints(always: bool = False) -> AbstractContextManager[Any]:
     """
     if not always:
         return _block()
+    global _always
+    _patch_once()
+    _always += 1
+    # Unlike a generator, a stack does nothing when nobody keeps it.
     stack = ExitStack()
-    stack.enter_context(_everywhere())
+    stack.callback(_end_always)
     return stack
 
 
 @contextmanager
 def _block() -> Iterator[None]:
-    with _patched():
-        _INSIDE.blocks += 1
-        try:
-            yield
-        finally:
-            _INSIDE.blocks -= 1
+    _patch_once()
+    _INSIDE.blocks += 1
+    try:
+        yield
+    finally:
+        _INSIDE.blocks -= 1
+        _unpatch()
 
 
-@contextmanager
-def _everywhere() -> Iterator[None]:
+def _end_always() -> None:
     global _always
-    with _patched():
-        _always += 1
-        try:
-            yield
-        finally:
-            _always -= 1
+    _always -= 1
+    _unpatch()
 
 
-@contextmanager
-def _patched() -> Iterator[None]:
-    """Patch once for all threads, and undo it when the last one leaves."""
+def _patch_once() -> None:
+    """Patch for all threads, unless it is done."""
     global _users
     with _LOCK:
         _users += 1
         if _users == 1:
             _patch(_PATCHES)
         patch_pretrained(_PATCHES, _is_on)  # libraries may have been imported meanwhile
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _users -= 1
-            if not _users:
-                _PATCHES.close()
+
+
+def _unpatch() -> None:
+    """Undo it when nobody is left."""
+    global _users
+    with _LOCK:
+        _users -= 1
+        if not _users:
+            _PATCHES.close()
 
 
 def _patch(patches: ExitStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 import fpe_lightning as fpe
+from fpe_lightning.checkpoints import loaders
 from fpe_lightning.sparse import check_masks, pack_for_inference
 from tests.support.nets import equal, mlp, snapshot, train
 
@@ -240,6 +242,15 @@ def test_it_ends_with_the_block_also_after_an_exception() -> None:
         narrow().load_state_dict(wide.state_dict())
     with pytest.raises(RuntimeError, match="size mismatch"):
         narrow().load_state_dict(wide.state_dict())
+
+
+def test_a_switch_stays_on_where_nobody_keeps_it() -> None:
+    fpe.expanded_checkpoints(always=True)
+    try:
+        gc.collect()
+        narrow().load_state_dict(expanded().state_dict())
+    finally:
+        loaders._end_always()
 
 
 def in_thread(call: Callable[[], Any]) -> list[Any]:
