@@ -52,7 +52,7 @@ def test_it_splits_twice_within_the_count_and_keeps_clauses_together(samples: bo
     assert fpe.count_nonzeros(module) == before
     mask = module.network.layers[0].fpe_mask_weight
     reached = torch.stack([mask[:, list(group)].any(1).view(8, 4).sum(1) for group in task.groups])
-    # Equal shares of what is left after weights were pruned may tear a clause; random shares tear nearly all.
+    # Equal shares of what is left after pruning may tear a clause; random shares tear nearly all.
     assert float((reached > 1).float().mean()) < 0.15
 
 

@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams import metadata
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback, SaturationTrigger, TensorBoardReport
-from fpe_lightning.callbacks.tensorboard_columns import columns_of
+from fpe_lightning.callbacks.tensorboard_hparams import columns_of
 from fpe_lightning.callbacks.tensorboard_report import layout, marker
 from fpe_lightning.cli import CLI
 from fpe_lightning.interference.curves import curves_figure
@@ -85,7 +85,7 @@ def test_the_curves_are_drawn_when_training_ends_with_a_point_an_epoch(
         drawn[label] = (curves, splits)
         return curves_figure(curves, splits, label)
 
-    monkeypatch.setattr("fpe_lightning.callbacks.tensorboard_report.curves_figure", note)
+    monkeypatch.setattr("fpe_lightning.interference.curves.curves_figure", note)
     fit(tmp_path, ExpansionCallback(epoch=1), TensorBoardReport())
     found = events(tmp_path)
     assert {"curves/loss", "curves/accuracy"} <= set(found.Tags()["images"])
@@ -177,7 +177,7 @@ def test_hyperparameters_that_are_not_there_are_refused_with_those_that_are(tmp_
 
 
 def test_a_logger_that_writes_a_table_of_its_own_is_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="give it `default_hp_metric=False` for that of `TensorBoardReport`"):
+    with pytest.warns(UserWarning, match="give it `default_hp_metric=False` to keep the table of `TensorBoardReport`"):
         fit(tmp_path, TensorBoardReport(), logger=TensorBoardLogger(tmp_path), max_epochs=1)
 
 

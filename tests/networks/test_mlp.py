@@ -105,7 +105,7 @@ def test_masks_are_decided_by_the_seed_alone(make: Callable[..., nn.Module]) -> 
     first = masks(0)
     torch.manual_seed(2)
     assert first
-    if make is WideSparseMLP:  # a split also looks at the weights, to prune
+    if make is WideSparseMLP:  # pruning in a split also looks at the weights
         assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
     torch.manual_seed(1)
     assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
@@ -191,7 +191,7 @@ def test_an_integer_is_one_hidden_layer() -> None:
             "Unknown allocation 'hiden'; known: hidden, even, fan_in",
         ),
         (lambda: WideSparseMLP(40, 8, 3, alpha=0), "`alpha` has to be an integer of at least 1, found 0"),
-        (lambda: WideSparseMLP(4, 8, 30, alpha=4), "The budget asks for .* use a smaller alpha"),
+        (lambda: WideSparseMLP(4, 8, 30, alpha=4), "zeros among .* leave .* use a smaller alpha"),
         (lambda: Expanded(MLP(40, 8, 3), fpe.Paper(alpha=0)), "alpha"),
         (lambda: Expanded(MLP(40, 8, 3), fpe.Paper(partition="rndom")), "rndom"),
         (lambda: Expanded(MLP(40, 8, 3), fpe.Paper(alpha=41)), "alpha=41 was asked for layers.0"),
