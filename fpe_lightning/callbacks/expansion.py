@@ -278,6 +278,8 @@ class ExpansionCallback(pl.Callback):
         # Compiled code is specialised on shapes; without this it would give up after a few splits and run uncompiled.
         torch._dynamo.reset()
         self._done += 1
+        if self._done == self.schedule.count:
+            self._samples.clear()
         self._unchecked = True
         self.reports.append(report)
         rank_zero_info(f"Split before epoch {trainer.current_epoch}, step {trainer.global_step}:\n{report}")
