@@ -1,4 +1,4 @@
-"""The sites of a LightningModule, from whatever is known of its inputs."""
+"""Find the sites of a LightningModule from its example inputs, its recorded calls, or a batch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fpe_lightning.sparse.convert import stored_masked
 def sites_of_module(
     pl_module: pl.LightningModule, example_inputs: Any, calls: Sequence[Call], batch: Any
 ) -> list[Site] | None:
-    """The sites of a LightningModule from whatever is known of its inputs, under the names that it knows.
+    """Find the sites of a LightningModule from the first known kind of inputs, under the module's own names.
 
     Args:
         pl_module: The module.
-        example_inputs: What its ``forward`` takes; None takes its ``example_input_array``.
-        calls: How its steps were seen to call its networks; used where neither is there.
-        batch: The batch about to be trained on; used where nothing else is known.
+        example_inputs: Inputs of its ``forward``; None takes its ``example_input_array``.
+        calls: Recorded calls of its networks in a training step; used if there are no example inputs.
+        batch: The next training batch; used if there are no calls either.
 
     Returns:
-        The sites; None where nothing but the batch is known, and the batch itself does not help.
+        The sites; None if only the batch is known, and the module does not run on it.
 
     Raises:
-        MisconfigurationException: If there are none, or the module does not run on what is known.
+        MisconfigurationException: If there are no sites, or the module does not run on its example inputs or calls.
     """
     example = getattr(pl_module, "example_input_array", None) if example_inputs is None else example_inputs
     guess = batch[0] if isinstance(batch, (list, tuple)) else batch

@@ -220,7 +220,7 @@ def _refill(state: dict[str, Any], model: nn.Module, prefix: str, known: set[str
 
 
 def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
-    """Write beside the target and link the whole file to its name, which fails where somebody else took it."""
+    """Write a file next to the target and link it to the target's name, which fails if that name exists by then."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
