@@ -32,6 +32,7 @@ from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import split_site
 from fpe_lightning.sites import Site
 from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
 from fpe_lightning.sparse.convert import stored_masked
 from fpe_lightning.sparse.model_masks import count_nonzeros
@@ -186,13 +187,14 @@ def choose_splits(
 ) -> list[SiteExpansion]:
     """The sites to split, each with its expansion, in the order in which the model uses them."""
     given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
-    names = None if given else cast("Names | None", sites)
-    chosen = select_sites(given or sites_of(model, example_inputs), names, exclude)
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
-    pairs = by_pattern(chosen, mapping)
-    if names is not None and len(pairs) < len(chosen):
-        left = next(site.name for site in chosen if all(site is not other for other, _ in pairs))
-        raise ValueError(f"`expansion` holds nothing for the chosen site {left!r}; add it to the mapping.")
+    if given:
+        pairs = [
+            pair for pair in by_pattern(select_sites(given, None, exclude), mapping, strict=False) if pair[1].alpha > 1
+        ]
+    else:
+        names = cast("Names | None", sites)
+        pairs, _ = choose_sites(model, sites_of(model, example_inputs), mapping, names, exclude)
     splits: dict[str, SiteExpansion] = {}
     for each in mapping.values():
         own = [site for site, found_for in pairs if found_for is each]

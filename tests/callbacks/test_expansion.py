@@ -110,7 +110,7 @@ class TwoNetworks(Plain):
 
 def test_every_network_of_a_step_is_split() -> None:
     module = TwoNetworks()
-    callback = ExpansionCallback(step=1, alpha={"image.*": 2, "text.*": 3})
+    callback = ExpansionCallback({"image.*": fpe.ByShape(alpha=2), "text.*": fpe.ByShape(alpha=3)}, step=1)
     trainer(callback, max_epochs=1).fit(module, loader())
     assert [site.name for site in callback.reports[0].sites] == ["image.0", "text.0"]
     assert (module.image[0].out_features, module.text[0].out_features, module.net[0].out_features) == (12, 21, 6)
@@ -130,7 +130,7 @@ class PartlyUsed(Plain):
 
 
 def test_a_width_that_another_call_shows_to_be_an_output_is_not_split() -> None:
-    with pytest.raises(MisconfigurationException, match="cannot split: The model has no hidden width"):
+    with pytest.raises(MisconfigurationException, match="cannot split: PartlyUsed has no .* net.0: the call of net.0 uses it"):
         trainer(ExpansionCallback(step=1), max_epochs=1).fit(PartlyUsed(), loader())
 
 
@@ -174,19 +174,19 @@ class Body(nn.Module):
         return self.net(batch["x"][0]) * scale
 
 
-def test_nested_inputs_are_noted_by_shape() -> None:
+def test_nested_inputs_are_taken() -> None:
     module = DictBatches()
     callback = ExpansionCallback(step=1)
     trainer(callback, max_epochs=1).fit(module, loader())
     assert module.body.net[0].out_features == 12
-    assert callback.state_dict()["calls"][0]["module"] == "body"
+    assert callback.state_dict()["widths"]["sites"][0]["name"] == "body.net.0"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sites": "net.1"}, r"No site matches 'net.1'. Did you mean 'net.0'\? Sites of this model: net.0"),
-        ({"alpha": {"body.*": 2}}, r"No site matches 'body.\*'"),
+        ({"expansion": {"body.*": fpe.Paper()}}, r"No site matches 'body.\*'"),
         ({"alpha": 99}, "alpha=99 was asked for net.0, whose neurons have 48 incoming weights at most"),
         ({"partition": "clause"}, "needs `groups`"),
         ({"partition": "clause", "groups": [[0], [1]]}, "`groups` miss 46 of 48 inputs"),

@@ -16,8 +16,8 @@ from fpe_lightning.sites.tracing import (  # noqa: F401  (importing the rules re
     rules_pointwise,
     rules_shape,
 )
-from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.containers import replaced, tensors_in
+from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.sandbox import ModuleStack, Tensors, borrowed, stand_in
 from fpe_lightning.sites.tracing.tracer import AxisTracer
 

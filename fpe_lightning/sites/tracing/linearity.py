@@ -17,7 +17,9 @@ OTHERS = (
     "mean sum cumsum add sub rsub neg __iadd__ __isub__ where masked_fill dropout native_dropout feature_dropout "
     "copy fill zero"
 )
-LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split()).union(AGGREGATES - {"scatter_reduce", "index_reduce", "segment_reduce"})
+EXTREMES = frozenset({"scatter_reduce", "index_reduce", "segment_reduce"})
+"""Linear or not by what they reduce with."""
+LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split(), AGGREGATES - EXTREMES)
 PRODUCTS = frozenset({"mul", "div", "lerp", "addcmul", "__imul__"})
 """Linear where at most one operand is an activation; a scale, a mask of noise or a number is none."""
 
