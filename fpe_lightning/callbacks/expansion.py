@@ -193,6 +193,10 @@ class ExpansionCallback(pl.Callback):
             check_masks(pl_module)
             self._unchecked = False
 
+    def on_after_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ExpansionReport) -> None:
+        """Look at the widths again, whichever callback split some."""
+        self._widths.update(trainer, more=self._done < self.schedule.count)
+
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_masks(pl_module)
@@ -260,7 +264,6 @@ class ExpansionCallback(pl.Callback):
                     optimizer=trainer.optimizers,
                     averages=averages_of(trainer, pl_module),
                 )
-        self._widths.forget()
         # Compiled code is specialised on shapes; without this it would give up after a few splits and run uncompiled.
         torch._dynamo.reset()
         self._done += 1
@@ -270,8 +273,7 @@ class ExpansionCallback(pl.Callback):
         self.left_out = [*unsuited, *found.refusals]
         if self.left_out:
             rank_zero_info(
-                f"{len(self.left_out)} widths are left as they are: {summary_of(self.left_out)}. "
-                "`ExpansionCallback.left_out` lists them."
+                f"Not split: {summary_of(self.left_out)}. `ExpansionCallback.left_out` lists names and reasons."
             )
         _notify(trainer, "on_after_expansion", pl_module, report)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fpe_lightning.sites.calls import SiteSearch
@@ -31,8 +32,9 @@ class ModuleSites:
         self.forget()
 
     def forget(self) -> None:
-        """Drop all sites, as after a split."""
+        """Drop all that is known."""
         self.stop()
+        self._last: SiteSearch | None = None
         self._found: Found | None = None
         self._sanity: Found | None = None
         self._saved: Plain | None = None
@@ -56,7 +58,7 @@ class ModuleSites:
             return
         example = self._example(pl_module)
         if example is None:
-            self._search = SiteSearch(pl_module)
+            self._search = SiteSearch(pl_module, keep=more)
             self._search.start()
         elif more:
             self._keep(_at(pl_module, example), pl_module)
@@ -74,10 +76,11 @@ class ModuleSites:
             if trainer.world_size > 1:  # processes see other values, and have to split alike
                 plain = trainer.strategy.broadcast(plain)
             self._keep(from_plain(plain, pl_module) or search.found(), pl_module)
+            self._last = search
         fresh, self._fresh = self._fresh, False
         return self._found if fresh else None
 
-    def _keep(self, found: Found, pl_module: pl.LightningModule) -> None:
+    def _keep(self, found: Found, pl_module: nn.Module) -> None:
         self._found, self._fresh = found, True
         self._plain = to_plain(found, pl_module)
 
@@ -86,6 +89,18 @@ class ModuleSites:
         search = self._search
         self.stop()
         self._sanity = search.found() if search is not None and search.seen else None
+
+    def update(self, trainer: pl.Trainer, more: bool) -> None:
+        """Find the sites of a module that was split, in the calls that are known; else in those of the next step."""
+        last = self._last
+        self.forget()
+        if last is None:
+            return
+        with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+            search = last.again()
+        if search is not None:
+            self._keep(search.found(), search.root)
+            self._fresh, self._last = False, search if more else None
 
     def stop(self) -> None:
         """End the search, whatever it found."""
@@ -100,10 +115,10 @@ class ModuleSites:
             TypeError: If the example inputs are of another type.
             ValueError: If the module does not run on the example inputs.
         """
-        if self._found is None and self._saved is not None:
-            self._found = from_plain(self._saved, pl_module)
-            self._plain = self._saved if self._found is not None else None
-            self._saved = None
+        saved = self._plain or self._saved
+        if saved is not None:  # it may be of the module before a split
+            self._found = from_plain(saved, pl_module)
+            self._plain, self._saved = (saved if self._found is not None else None), None
         if self._found is None:
             self._found = self._sanity
         example = self._example(pl_module)
@@ -114,7 +129,7 @@ class ModuleSites:
                 guess = _at(pl_module, batch[0] if isinstance(batch, (list, tuple)) else batch)
             except (TypeError, ValueError):
                 return None
-            self._found = guess if guess.sites else None
+            return guess if guess.sites else None
         return self._found
 
     def _example(self, pl_module: pl.LightningModule) -> Any:

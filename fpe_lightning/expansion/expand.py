@@ -31,6 +31,7 @@ from fpe_lightning.expansion.prune import finalized_values, prune_together
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import split_site
 from fpe_lightning.sites import Site
+from fpe_lightning.sites.find import check_plain
 from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
 from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
@@ -93,6 +94,7 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     expansion = resolve_expansion(expansion, alpha, seed)
+    check_plain(model)
     check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
     models = [model, *averages]

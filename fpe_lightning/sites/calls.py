@@ -18,10 +18,13 @@ from fpe_lightning.sites.find import search_sites
 from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.recorder import CallWatcher
 from fpe_lightning.sites.site import Axis, Site
+from fpe_lightning.sites.tracing.containers import replaced
 from fpe_lightning.sites.tracing.forward import Inputs
 from fpe_lightning.sites.tracing.sandbox import holders_of
 from fpe_lightning.sites.trial import sentence_of
 from fpe_lightning.sparse.convert import stored_masked
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
@@ -33,6 +36,7 @@ class SiteSearch:
 
     Args:
         root: The module.
+        keep: Whether to keep copies of all arguments, in main memory, for :meth:`again`.
 
     Example:
         >>> class Root(nn.Module):
@@ -49,10 +53,12 @@ class SiteSearch:
     """
 
     root: nn.Module
+    keep: bool = False
     _sites: list[tuple[str, Site]] = field(default_factory=list)
     _refusals: list[Refusal] = field(default_factory=list)
     _frozen: list[tuple[str, set[tuple[str, int]]]] = field(default_factory=list)
     _visited: dict[str, bool] = field(default_factory=dict)
+    _calls: list[Call] = field(default_factory=list)
     _watcher: CallWatcher | None = None
 
     @property
@@ -85,11 +91,19 @@ class SiteSearch:
                 self._refusals.append(Refusal(name or type(module).__name__, reason))
                 return False
             self._visited[name] = True
+            if self.keep:
+                self._calls.append((name, *replaced((args, kwargs), lambda t: t.detach().to("cpu", copy=True))))
             self._sites += [(name, site.inside(name)) for site in found.sites]
             self._refusals += [Refusal(f"{name}.{each.name}".strip("."), each.reason) for each in found.refusals]
             prefix = f"{name}." if name else ""
             self._frozen.append((name, {(prefix + parameter, dim) for parameter, dim in found.frozen}))
         return self._visited[name]
+
+    def again(self) -> SiteSearch | None:
+        """Search the same calls once more, as after a split; None if they were not kept, or one raises now."""
+        search = SiteSearch(self.root, self.keep)
+        fine = [search._visit(name, self.root.get_submodule(name), args, kwargs) for name, args, kwargs in self._calls]
+        return search if fine and all(fine) else None
 
     def found(self) -> Found:
         """The sites of all networks that were called, under the names that the root knows."""

@@ -97,7 +97,6 @@ def search_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False
     """
     inputs = Inputs.of(example_inputs)
     check_plain(model)
-    _check_initialised(model)
     facts, runs, refusals = _traces(model, inputs)
     units = resolve(facts)
     owners = owners_of(model)
@@ -147,7 +146,7 @@ def _with_shapes(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> Site:
 
 
 def check_plain(model: nn.Module) -> None:
-    """Refuse a model with a part that TorchScript compiled: its parameters cannot be exchanged, nor lent to a trace.
+    """Refuse a model whose parameters cannot be exchanged: parts that TorchScript compiled, and lazy ones.
 
     Raises:
         ValueError: Naming the part and what to do.
@@ -162,13 +161,10 @@ def check_plain(model: nn.Module) -> None:
                 f"{part} a module that was traced or scripted by torch.jit, whose parameters cannot be exchanged: "
                 "split the Python module before it is traced or scripted."
             )
-
-
-def _check_initialised(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
-                f"find_sites needs the shapes of all parameters, but {name} is not initialised yet: "
+                f"The shapes of all parameters are needed, but {name} is not initialised yet: "
                 "run one forward pass of the lazy module first."
             )
 

@@ -34,12 +34,16 @@ def summary_of(refusals: tuple[Refusal, ...] | list[Refusal], most: int = 4) -> 
 
     Example:
         >>> summary_of([Refusal("a", "unknown operator fft"), Refusal("b", "unknown operator fft")])
-        '2 unknown operator fft'
+        '2 widths (unknown operator fft)'
     """
     reasons = Counter(_kind(refusal.reason) for refusal in refusals)
-    named = [f"{count} {reason}" for reason, count in reasons.most_common(most)]
+    named = [f"{_widths(count)} ({reason})" for reason, count in reasons.most_common(most)]
     others = sum(reasons.values()) - sum(count for _, count in reasons.most_common(most))
-    return "; ".join([*named, f"{others} for other reasons"] if others else named)
+    return ", ".join([*named, f"{_widths(others)} (other reasons)"] if others else named)
+
+
+def _widths(count: int) -> str:
+    return f"{count} width{'s' if count > 1 else ''}"
 
 
 def _kind(reason: str) -> str:

@@ -140,7 +140,8 @@ def check_found(model: nn.Module, found: Found) -> None:
         ValueError: With the reasons against its widths.
 
     Example:
-        >>> check_found(nn.Linear(4, 2), Found(refusals=(Refusal("weight", "it reaches an output of the model"),)))
+        >>> import torch
+        >>> check_found(nn.Linear(4, 2), search_sites(nn.Linear(4, 2), torch.zeros(1, 4)))
         Traceback (most recent call last):
         ...
         ValueError: Linear has no hidden width that can be widened (weight: it reaches an output of the model).
