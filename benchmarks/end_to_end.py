@@ -81,7 +81,7 @@ def compare(name: str, options: argparse.Namespace) -> Table:
         network = task.make().to(options.device)
         if way is not None:
             split(network, task, way, options, data[0][0][: task.batch].to(options.device), None)
-            held = sorted({type(module).__name__ for module in network.modules() if hasattr(module, "weight_inputs")})
+            held = sorted({type(module).__name__ for module in network.modules() if hasattr(module, "fpe_blocks")})
             if way.layout == "auto":
                 notes.append(f"auto took {', '.join(held) or 'masked layers'}")
         arms[str(way or "dense parent")] = stepper(network, task, data[0], options)

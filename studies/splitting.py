@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 
 import torch
+from fpe_lightning.partitions.builtin import Partition
 from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.split_site import ExpansionWarning
-from fpe_lightning.partitions.builtin import Partition
 from fpe_lightning.partitions.interaction import affinity_partition, input_affinity
 from fpe_lightning.pruning.discriminant import DiscriminantRefit
 from fpe_lightning.sparse.masked import mask_of

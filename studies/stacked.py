@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.networks import MLP
-from fpe_lightning.sparse.grouped.layers import structure_of
+from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of
 from studies.batches import Batches as Batches
 from studies.dropconnect import DropConnectMLP
@@ -254,7 +254,7 @@ def _check(networks: Sequence[MLP], optimizers: Sequence[Optimizer]) -> None:
         if others or any(layer.bias is None for layer in linears):
             found = ", ".join(sorted(others)) or "a layer without bias"
             raise ValueError(f"A stack holds linear layers with biases and ReLU between them, found {found}.")
-        if any(structure_of(layer) is not None for layer in linears):
+        if any(layout_of(layer).packs for layer in linears):
             raise ValueError('A stack holds masked weights, found blocks; split with partition="random".')
 
 

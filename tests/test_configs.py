@@ -146,5 +146,5 @@ def test_the_twin_of_the_2to4_config_trains_on_two_processes_without_a_gpu(
     assert "64 -> 128" in result.stdout
     (last,) = tmp_path.rglob("last.ckpt")
     state = torch.load(last, weights_only=False)["state_dict"]
-    assert "network.layers.0.weight_semi_structured" in state
-    assert not_semi_structured(state["network.layers.0.weight_mask"]) is None
+    assert "network.layers.0.fpe_semi_structured" in state
+    assert not_semi_structured(state["network.layers.0.fpe_mask_weight"]) is None

@@ -25,6 +25,7 @@ from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.callbacks.fsdp2.strategy import ExpandableModelParallelStrategy
 from fpe_lightning.checkpoints.restore import restores_structure_on_load
 from fpe_lightning.sites.site import Site
+from fpe_lightning.sparse.layout import is_structure
 
 SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
 NOT_SUPPORTED = (DeepSpeedStrategy, XLAStrategy)
@@ -84,10 +85,10 @@ def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
 
 def _digest(model: nn.Module, optimizers: Sequence[Optimizer]) -> bytes:
     digest = hashlib.sha256()
-    masks = {name for name, _ in model.named_buffers() if name.endswith(("_mask", "weight_inputs"))}
+    structure = {name for name, _ in model.named_buffers() if is_structure(name)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         # Running statistics differ between ranks by design; DDP broadcasts them before the next forward pass.
-        if isinstance(tensor, nn.Parameter) or name in masks:
+        if isinstance(tensor, nn.Parameter) or name in structure:
             _add(digest, name, tensor)
         for optimizer in optimizers:
             for key, value in optimizer.state.get(tensor, {}).items():

@@ -1,8 +1,7 @@
-"""What each module of a model has to become to hold an incoming ``state_dict``, and making it so."""
+"""Compare each module of a model with an incoming ``state_dict``, and give it the widths, masks and layout in there."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,39 +10,47 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.draft import parameter_like, plain
-from fpe_lightning.sparse.grouped.blocks import count_blocks
-from fpe_lightning.sparse.grouped.layers import STRUCTURE, cannot_group, set_structure, structure_of
-from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
+from fpe_lightning.expansion.draft import plain
+from fpe_lightning.sparse.exchange import parameter_like
+from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of, storage_in
+from fpe_lightning.sparse.masked import mask_name, mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
-from fpe_lightning.sparse.semi_structured.format import not_semi_structured
-from fpe_lightning.sparse.semi_structured.layers import MARK, is_semi_structured, set_semi_structured
 
 
 @dataclass
 class Rebuild:
-    """What one module has to become."""
+    """The new structure of one module.
 
-    name: str
+    Attributes:
+        module: The module.
+        tensors: Zeros of the new shape for each tensor that was split, or carried values, by name.
+        masks: The mask of each parameter, or None for none, by name.
+        attributes: Integers that grow with widths, by name.
+        bits: The record, or None for none.
+        layout: How the weight is stored.
+        structure: The structure in that layout.
+    """
+
     module: nn.Module
     tensors: dict[str, Tensor]
     masks: dict[str, Tensor | None]
     attributes: dict[str, Any]
     bits: Tensor | None
-    structure: Tensor | None
-    semi_structured: bool
+    layout: Layout
+    structure: Structure
 
 
 def plan_rebuild(
     model: nn.Module, name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
 ) -> Rebuild | None:
-    """Compare one module with what comes in; None where they have the same structure, or nothing comes in for it."""
+    """Compare one module with a checkpoint; None where both have one structure, or the checkpoint lacks the module."""
     path = f"{prefix}{name}." if name else prefix
     own = {key: tensor for key, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None}
     theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
     bits = state_dict.get(path + RECORD)
     live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
-    structure = state_dict.get(path + STRUCTURE)
+    storage = storage_in(state_dict, path)
+    layout, structure = LAYOUTS.get(storage.layout), storage.structure
     split = {**live.shapes, **incoming.shapes}
     if not (split or live.attributes or incoming.attributes):
         return None
@@ -53,60 +60,64 @@ def plan_rebuild(
     carried = {key: _carried(own[key], key, live, incoming) for key in split if key in own and key not in saved}
     theirs.update(carried)
     for key in sorted(split, key=list(own).index if split.keys() <= own.keys() else str):
-        _check_tensor(path + key, key, own, theirs, live, incoming, structure if key == "weight" else None)
+        _check_tensor(path + key, key, own, theirs, live, incoming, layout if key == "weight" else MASKED, structure)
     masks = _masks_in(module, path, split, state_dict, theirs)
-    check_maskable(module, name)
-    if structure is not None and (reason := cannot_group(module)):
-        raise ValueError(f"The checkpoint holds `{path}weight` in blocks, which this model cannot: {reason}.")
-    semi_structured = path + MARK in state_dict
-    if semi_structured:
-        _check_semi_structured(module, path, masks.get("weight"))
+    if layout is not MASKED and (reason := layout.check(module, structure, masks.get("weight"))):
+        raise ValueError(f"The checkpoint holds `{path}weight` {layout.phrase}, which this model cannot: {reason}.")
     attributes = _attributes(module, path, live, incoming)
     if (
         all(own[key].shape == theirs[key].shape for key in split)
         and _same(bits, own.get(RECORD))
-        and _same(structure, structure_of(module))
-        and semi_structured == is_semi_structured(module)
+        and layout is layout_of(module)
+        and all(_same(structure[key], own.get(key)) for key in layout.buffers)
         and all((mask is None) == (mask_of(module, key) is None) for key, mask in masks.items())
     ):
         return None
     shaped = {key: own[key].new_zeros(theirs[key].shape) for key in split} | carried
-    return Rebuild(name, module, shaped, masks, attributes, bits, structure, semi_structured)
+    return Rebuild(module, shaped, masks, attributes, bits, layout, structure)
 
 
 def apply_rebuild(rebuild: Rebuild) -> None:
-    """Give a module its new widths, masks and layout; tensors of a new shape are zero, but for what is carried."""
-    module = rebuild.module
+    """Give a module its new widths, masks and layout; tensors of a new shape are zero, or carried."""
+    module, layout = rebuild.module, rebuild.layout
+    # Back to a plain module.
     module._buffers.pop(RECORD, None)
-    set_semi_structured(module, on=False)
+    if (current := layout_of(module)) is not MASKED:
+        current.take_off(module)
     for key in rebuild.masks:
         set_mask(module, key, None)
-    set_structure(module, None)
+    # Widths.
     for key, value in rebuild.tensors.items():
         old = module._parameters.get(key)
         if old is None:
             module._buffers[key] = value
         elif old.shape != value.shape:
             module._parameters[key] = parameter_like(old, value)
-    # First the record, then the masks, as a split does: some code pairs the buffers of two models by position. They are
-    # copies, as a tensor that came from a mapped file keeps the whole file in memory.
+    # The record before masks, as in a split: some code pairs the buffers of two models by position. All are copies, as
+    # a tensor that came from a mapped file keeps the whole file in memory.
     if rebuild.bits is not None:
         device = next((tensor.device for tensor in rebuild.tensors.values()), torch.device("cpu"))
         module.register_buffer(RECORD, rebuild.bits.to(device, copy=True))
     for key, value in rebuild.attributes.items():
-        current = getattr(module, key)
-        setattr(module, key, value if isinstance(current, int) else type(current)(value))
-    if rebuild.structure is not None:
-        set_structure(module, rebuild.structure.to(module.get_parameter("weight").device))
+        current_value = getattr(module, key)
+        setattr(module, key, value if isinstance(current_value, int) else type(current_value)(value))
+    # A packed weight has a mask of its own shape; any other layout needs the mask first.
+    if layout.packs:
+        _put_on(module, layout, rebuild.structure)
     for key, mask in rebuild.masks.items():
         if mask is not None:
             set_mask(module, key, mask.clone())
-    if rebuild.semi_structured:
-        set_semi_structured(module)
+    if not layout.packs and layout is not MASKED:
+        _put_on(module, layout, rebuild.structure)
+
+
+def _put_on(module: nn.Module, layout: Layout, structure: Structure) -> None:
+    device = module.get_parameter("weight").device
+    layout.put_on(module, {key: tensor.to(device, copy=True) for key, tensor in structure.items()})
 
 
 def _comes_in(model: nn.Module, name: str, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
-    """Whether a checkpoint has something for a module or, where that has no tensors, for the next one around it."""
+    """Whether a checkpoint has tensors of a module or, where that has none, of the next module around it."""
     while True:
         path = f"{prefix}{name}." if name else prefix
         keys = [key for key in model.get_submodule(name).state_dict() if key.rpartition(".")[2] != RECORD]
@@ -122,9 +133,9 @@ def _masks_in(
     state_dict: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
 ) -> dict[str, Tensor | None]:
-    """What comes in as the mask of each parameter that is split or masked; None for none."""
+    """The incoming mask of each parameter that is split or masked; None for none."""
     masks = {
-        key: state_dict.get(f"{path}{key}_mask")
+        key: state_dict.get(path + mask_name(key))
         for key in module._parameters
         if key in split or mask_of(module, key) is not None
     }
@@ -137,19 +148,8 @@ def _masks_in(
     return masks
 
 
-def _check_semi_structured(module: nn.Module, path: str, mask: Tensor | None) -> None:
-    """Refuse a weight in 2:4 form that the module cannot hold, or whose mask is not 2:4."""
-    if not isinstance(module, nn.Linear):
-        what = f"the model has a {type(module).__name__} there"
-    else:
-        reason = "it has none" if mask is None else not_semi_structured(mask)
-        what = f"its mask: {reason}" if reason else ""
-    if what:
-        raise ValueError(f"The checkpoint and the model do not fit: `{path}weight` is stored in 2:4 form, but {what}.")
-
-
 def _attributes(module: nn.Module, path: str, live: Record, incoming: Record) -> dict[str, Any]:
-    """Integers of the module that grow with its widths (``out_features``), as they have to be."""
+    """New values of the module's integers that grow with its widths, such as ``out_features``."""
     attributes = {key: values[0] for key, values in live.attributes.items()}
     attributes.update((key, values[1]) for key, values in incoming.attributes.items())
     for key in attributes:
@@ -166,7 +166,7 @@ def _attributes(module: nn.Module, path: str, live: Record, incoming: Record) ->
 
 
 def _carried(value: Tensor, key: str, live: Record, incoming: Record) -> Tensor:
-    """A buffer that no checkpoint holds, at the incoming widths: entries of one unit are alike in all its copies."""
+    """A buffer that no checkpoint holds, at the incoming widths; all copies of a unit have equal entries."""
     for dim in range(value.dim()):
         if key in live.shapes:
             first = np.unique(live.parents(key, dim).numpy(), return_index=True)[1]
@@ -189,18 +189,17 @@ def _check_tensor(
     theirs: Mapping[str, Tensor],
     live: Record,
     incoming: Record,
-    structure: Tensor | None,
+    layout: Layout,
+    structure: Structure,
 ) -> None:
-    """Refuse a tensor that was another before the first split, or is not what its record and its structure say."""
+    """Refuse a tensor that had another shape before the first split, or that its record or structure contradicts."""
     if key not in own or key not in theirs:
         raise ValueError(
             f"The checkpoint and the model do not fit: `{path}` was split in one and is missing in the other."
         )
     found = tuple(theirs[key].shape)
     if key in incoming.shapes:
-        expected = incoming.shape_now(key)
-        if structure is not None:
-            expected = (count_blocks(structure, expected[0]) * math.prod(expected[2:]), 1)
+        expected = tuple(layout.stored_shape(structure, torch.Size(incoming.shape_now(key))))
         if found != expected:
             raise ValueError(f"The checkpoint is broken: `{path}` has shape {found}, but its record says {expected}.")
     here, there = tuple(live.shapes.get(key, own[key].shape)), tuple(incoming.shapes.get(key, found))

@@ -23,8 +23,8 @@ from fpe_lightning.expansion.config import BaseExpansion, Blocks, Paper, SiteExp
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import group_size
 from fpe_lightning.sites import Axis, Site
-from fpe_lightning.sparse.autotune import MOST_BLOCKS
-from fpe_lightning.sparse.grouped.layers import cannot_group
+from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
+from fpe_lightning.sparse.layout import read_by_parent
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
@@ -180,10 +180,9 @@ def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
 def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
     """Whether an axis is that of a linear layer's weight, from end to end, one entry a unit."""
     module, name = _owner(model, axis)
-    parent = model.get_submodule(axis.parameter.rpartition(".")[0].rpartition(".")[0])
-    if not isinstance(module, nn.Linear) or name != "weight" or cannot_group(module):
+    if not isinstance(module, nn.Linear) or name != "weight" or GROUPED.cannot_hold(module):
         return False
-    if isinstance(parent, nn.TransformerEncoderLayer):  # its fused kernel reads the weights by itself
+    if read_by_parent(model, axis.parameter.rpartition(".")[0]):
         return False
     return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
 

@@ -15,19 +15,22 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from fpe_lightning.expansion.assign import common_group
 from fpe_lightning.expansion.config import SiteExpansion
-from fpe_lightning.expansion.draft import Draft, DraftTensor, parameter_like
+from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import summed_in
 from fpe_lightning.pruning.smallest import Piece
-from fpe_lightning.sites.site import Producer, Site
-from fpe_lightning.sparse.autotune import MOST_BLOCKS
+from fpe_lightning.sites.site import Axis, Producer, Site
+from fpe_lightning.sparse.exchange import exchange_parameters, parameter_like
 from fpe_lightning.sparse.grouped.blocks import join_blocks
-from fpe_lightning.sparse.grouped.layers import cannot_group, set_structure
+from fpe_lightning.sparse.grouped.layers import BLOCKS
+from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
+from fpe_lightning.sparse.layout import Layout, Structure, read_by_parent
 from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.record import Split
 
@@ -50,10 +53,12 @@ class CompactTensor(DraftTensor):
     alpha: int = 1
     column: int = 0
 
+    @override
     def count(self) -> int:
         """Entries that may be non-zero."""
         return self.column * int(self.inputs.sum()) if self.mask is None else int(self.mask.count_nonzero())
 
+    @override
     def follow(self, state: Tensor) -> Tensor:
         """Gather a tensor of the old shape (the weight, a gradient, a moment) into a packed one."""
         packed = state.new_empty(self.column * int(self.inputs.sum()), 1)
@@ -67,12 +72,28 @@ class CompactTensor(DraftTensor):
             done += len(out)
         return packed
 
-    def pieces(self) -> list[Piece]:
+    @override
+    def columns(self) -> CompactTensor:
+        """Itself: its blocks lose whole columns."""
+        return self
+
+    @override
+    def stored(self) -> tuple[Layout, Structure]:
+        """The layout, and the blocks with those of equal inputs joined where no single weight is masked."""
+        joined = self.inputs if self.mask is not None else join_blocks(self.inputs, self.column)
+        return GROUPED, {BLOCKS: joined.clone()}
+
+    @override
+    def pieces(self, axes: Sequence[tuple[Axis, int]] = ()) -> tuple[list[Piece], int]:
         """Some rows of one block after the other, for the rules that look at magnitudes."""
         starts = range(0, self.column, ROWS)
-        return [partial(self._piece, block, start) for block in range(len(self.inputs)) for start in starts]
+        pieces: list[Piece] = [
+            partial(self._piece, block, start) for block in range(len(self.inputs)) for start in starts
+        ]
+        return pieces, self.count()
 
-    def keep(self, pieces: Iterable[Tensor]) -> None:
+    @override
+    def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
         """Drop single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
         kept = list(pieces)
         if all(bool(piece.all()) for piece in kept):
@@ -143,12 +164,9 @@ def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: 
 def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimizers: Sequence[Optimizer]) -> bool:
     owner, _, name = producer.parameter.rpartition(".")
     module = model.get_submodule(owner)
-    parent = model.get_submodule(owner.rpartition(".")[0]) if owner else None
-    if type(module) is not nn.Linear or name != "weight" or cannot_group(module):
+    if type(module) is not nn.Linear or name != "weight" or GROUPED.cannot_hold(module):
         return False
-    if isinstance(parent, nn.TransformerEncoderLayer):  # reads the weights of its children by itself
-        return False
-    if owner not in site.input_shapes:  # somebody else does
+    if read_by_parent(model, owner) or owner not in site.input_shapes:  # something other than its own layer reads it
         return False
     weight = module.weight
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
@@ -199,37 +217,34 @@ def assign_blocks(
 
 
 def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Replace the weights that are gathered into blocks, one tensor at a time; the last step of a split.
+    """Replace the weights that are gathered into their layout, one tensor at a time; the last step of a split.
 
     Args:
-        tensors: Those of an expansion, everything else of which is in place.
+        tensors: Those of an expansion that are put in place by themselves; everything else is in place already.
         models: The model, and modules of its structure that are changed alike.
-        optimizers: Whoever holds the weights.
+        optimizers: Optimizers that hold the weights.
     """
     for tensor in tensors:
-        if isinstance(tensor, CompactTensor):
-            # From here on nothing but the models and the optimizers may hold the old weights, so that they can go.
-            tensor.original = tensor.value = torch.empty(0)
-            for model in models:
-                _replace(model.get_submodule(tensor.owner), tensor, optimizers)
+        # From here on only the models and the optimizers may hold the old weights, so that these can go.
+        tensor.original = tensor.value = torch.empty(0)
+        for model in models:
+            _replace(model.get_submodule(tensor.owner), tensor, optimizers)
 
 
-def _replace(module: nn.Module, tensor: CompactTensor, optimizers: Sequence[Optimizer]) -> None:
+def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimizer]) -> None:
+    layout, structure = tensor.stored()
     old = module.get_parameter("weight")
     gradient, shape = old.grad, old.shape
     old.grad = None
     new = parameter_like(old, tensor.follow(old.detach()))
-    set_structure(module, tensor.inputs if tensor.mask is not None else join_blocks(tensor.inputs, tensor.column))
+    layout.put_on(module, structure)
     module._parameters["weight"] = new
     if tensor.mask is not None:
         set_mask(module, "weight", tensor.mask)
-    states = []
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [new if held is old else held for held in group["params"]]
-        if old in optimizer.state:
-            states.append((optimizer, optimizer.state.pop(old)))
+    states = [(optimizer, optimizer.state[old]) for optimizer in optimizers if old in optimizer.state]
+    exchange_parameters(optimizers, {old: new})
     del old
+    # One tensor at a time, so that at most one old and one new one exist together.
     if gradient is not None:
         new.grad = tensor.follow(gradient)
         del gradient

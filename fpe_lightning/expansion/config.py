@@ -34,11 +34,11 @@ from fpe_lightning.partitions import (
 from fpe_lightning.partitions import SemiStructured as SemiStructuredPartition
 from fpe_lightning.pruning import Magnitude, Pruning, PruningName, resolve_pruning
 from fpe_lightning.sites import Site
+from fpe_lightning.sparse.layout import LAYOUTS
 
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
 
-LAYOUTS = ("auto", "masked", "grouped", "semi_structured")
 LayoutName = Literal["masked", "grouped", "semi_structured", "auto"]
 
 
@@ -101,9 +101,9 @@ class Expansion(BaseExpansion):
             into ``alpha`` stretches and gives each child the copies of one stretch, so that nothing has to be pruned
             for them.
         layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
-            non-zeros, for partitions that neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), or ``"auto"``:
-            for each weight the fastest layout by the clock. Times vary, so nothing is timed unless it is asked for; see
-            :mod:`fpe_lightning.sparse.autotune`.
+            non-zeros, for partitions that neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), one that
+            ``fpe_lightning.sparse.register_layout`` added, or ``"auto"``: for each weight the fastest layout by the
+            clock. Times vary, so nothing is timed unless it is asked for; see :mod:`fpe_lightning.sparse.autotune`.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
 
@@ -122,20 +122,15 @@ class Expansion(BaseExpansion):
     partition: PartitionName | Partition = "random"
     prune: PruningName | Pruning = "total"
     outgoing: Literal["copy", "partition"] = "copy"
-    layout: LayoutName = "masked"
+    layout: LayoutName | str = "masked"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         partition, _ = resolve_partition(self.partition), resolve_pruning(self.prune)
         if self.outgoing not in ("copy", "partition"):
             raise ValueError(f"Unknown `outgoing` {self.outgoing!r}; known: copy, partition.")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"Unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}.")
-        if self.layout == "semi_structured" and self.alpha > 2:
-            raise ValueError(
-                f'layout="semi_structured" keeps 2 of 4 inputs, but with alpha={self.alpha} a child reads 1 of '
-                f'{self.alpha}: use alpha=2, or layout="grouped" with partition=fpe.partitions.Shared(groups=4).'
-            )
+        if self.layout != "auto" and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
+            raise ValueError(f'layout="{self.layout}" {reason}')
         if isinstance(partition, SemiStructuredPartition) and self.alpha != 2:
             raise ValueError(f'The partition "semi_structured" needs alpha=2, found alpha={self.alpha}.')
         if isinstance(partition, Clause) and 0 < len(partition.clauses) < self.alpha:
@@ -224,7 +219,7 @@ class Blocks(Expansion):
     groups: int = 16
     partition: PartitionName | Partition = field(default="shared", init=False)
     prune: PruningName | Pruning = "columns"
-    layout: LayoutName = "grouped"
+    layout: LayoutName | str = "grouped"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "partition", Shared(groups=self.groups))
@@ -249,7 +244,7 @@ class SemiStructured(Expansion):
 
     alpha: int = field(default=2, init=False)
     partition: PartitionName | Partition = field(default="semi_structured", init=False)
-    layout: LayoutName = "semi_structured"
+    layout: LayoutName | str = "semi_structured"
 
 
 @dataclass(frozen=True)

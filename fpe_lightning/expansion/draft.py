@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.pruning.columns import Columns
+from fpe_lightning.pruning.smallest import Piece, pieces_of
 from fpe_lightning.sites.site import Attribute, Axis
-from fpe_lightning.sparse.masked import check_maskable, mask_of, set_mask
+from fpe_lightning.sparse.exchange import parameter_like
+from fpe_lightning.sparse.layout import MASKED, Layout, Structure
+from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, Split, record_of
 
 
@@ -50,6 +54,43 @@ class DraftTensor:
         if not isinstance(self.original, nn.Parameter):
             return 0
         return self.value.numel() if self.mask is None else int(self.mask.count_nonzero())
+
+    def start(self, axis: Axis) -> int:
+        """First entry of a stretch now: earlier splits of other stretches (of a concatenation) may have moved it."""
+        source = self.sources.get(axis.dim)
+        return axis.start if source is None else int((source < axis.start).sum())
+
+    def inside(self, axes: Sequence[tuple[Axis, int]]) -> Tensor:
+        """The entries of some widened axes, each with its number of children; bool, to be broadcast over the others."""
+        found = torch.zeros((), dtype=torch.bool, device=self.value.device)
+        for axis, alpha in axes:
+            stretch = torch.zeros(self.value.shape[axis.dim], dtype=torch.bool, device=self.value.device)
+            stretch.narrow(0, self.start(axis), alpha * axis.length).fill_(True)
+            found = found | stretch.view([-1 if dim == axis.dim else 1 for dim in range(self.value.dim())])
+        return found
+
+    def pieces(self, axes: Sequence[tuple[Axis, int]]) -> tuple[list[Piece], int]:
+        """The weights of some widened axes, piece by piece, and how many of them may be non-zero."""
+        inside = self.inside(axes).expand(self.value.shape)
+        counts = inside if self.mask is None else self.mask & inside
+        return pieces_of(self.value, counts), int(counts.count_nonzero())
+
+    def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
+        """Mask single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
+        self.restrict(torch.cat(list(pieces)).view(self.value.shape) | ~self.inside(axes))
+
+    def restrict(self, mask: Tensor) -> None:
+        """Restrict the mask to ``mask``, which has the new shape."""
+        mask = mask.to(self.value.device)
+        self.mask = mask if self.mask is None else self.mask & mask
+
+    def columns(self) -> Columns | None:
+        """The weight as blocks that lose whole columns; None where its rows have to be sorted into blocks first."""
+        return None
+
+    def stored(self) -> tuple[Layout, Structure]:
+        """The layout that the tensor is put in place in, and its structure there."""
+        return MASKED, {}
 
     def follow(self, state: Tensor) -> Tensor:
         """Copy a tensor of the old shape (a gradient, a moment) to the new one; masked entries become zero.
@@ -90,9 +131,8 @@ class Draft:
         return self.tensors[qualified_name]
 
     def start(self, axis: Axis) -> int:
-        """Where a stretch begins now: earlier splits of other stretches (of a concatenation) may have moved it."""
-        source = self[axis.parameter].sources.get(axis.dim)
-        return axis.start if source is None else int((source < axis.start).sum())
+        """First entry of a stretch now (see :meth:`DraftTensor.start`)."""
+        return self[axis.parameter].start(axis)
 
     def widen(self, axis: Axis, alpha: int) -> Split:
         """Repeat the units of one axis ``alpha`` times, masks included, and return where they now stand."""
@@ -110,15 +150,8 @@ class Draft:
         return split
 
     def restrict(self, parameter: str, mask: Tensor) -> None:
-        """Restrict a tensor's mask to ``mask``, which has the new shape.
-
-        Raises:
-            ValueError: If the mask's name is taken.
-        """
-        draft = self[parameter]
-        check_maskable(self.model.get_submodule(draft.owner), draft.owner)
-        mask = mask.to(draft.value.device)
-        draft.mask = mask if draft.mask is None else draft.mask & mask
+        """Restrict a tensor's mask to ``mask``, which has the new shape."""
+        self[parameter].restrict(mask)
 
     def mask(self, parameter: str) -> Tensor:
         """The tensor's mask; all True for a dense one."""
@@ -226,26 +259,6 @@ class Draft:
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def parameter_like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """A parameter of the same class, settings and gradient hooks as ``old``, holding its own copy of ``value``.
-
-    Example:
-        >>> old = nn.Parameter(torch.zeros(2), requires_grad=False)
-        >>> parameter_like(old, torch.ones(4)).requires_grad
-        False
-    """
-    data = (
-        value.clone(memory_format=torch.contiguous_format) if value.data_ptr() == old.data_ptr() else value.contiguous()
-    )
-    new = type(old)(data, requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        # The same dict, so that existing handles still remove their hooks.
-        if getattr(old, hooks):
-            setattr(new, hooks, getattr(old, hooks))
-    return new
 
 
 def _added(values: Any, index: int, growth: int) -> Any:

@@ -26,7 +26,7 @@ from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.config import AnyExpansion, BaseExpansion, Data, SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.layout_choice import choose_storage
-from fpe_lightning.expansion.optimizer import as_optimizers, follow_states, replace_parameters
+from fpe_lightning.expansion.optimizer import as_optimizers, follow_states
 from fpe_lightning.expansion.prune import finalized_values, prune_together
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import split_site
@@ -34,8 +34,9 @@ from fpe_lightning.sites import Site
 from fpe_lightning.sites.find import check_plain
 from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
 from fpe_lightning.sites.sensible import choose_sites
-from fpe_lightning.sparse.autotune import choose_fastest, name_of, store
-from fpe_lightning.sparse.convert import stored_masked
+from fpe_lightning.sparse.autotune import choose_fastest
+from fpe_lightning.sparse.convert import store, stored_masked
+from fpe_lightning.sparse.exchange import exchange_parameters
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
@@ -124,15 +125,15 @@ def expand(
         draft.check_averages(models[1:])
         values = [finalized_values(draft, each, splits) for each in models]
         # Step 4: nothing can be refused from here on.
-        replace_parameters(optimizers, draft.commit(models, values), states)
+        exchange_parameters(optimizers, draft.commit(models, values), states)
     separate = [tensor for tensor in draft.tensors.values() if tensor.separate]
     del draft, states, values  # with all that was widened, before the largest tensors are made
     choices = choose_fastest(model, timed, _input_shapes(splits)) if timed else {}
     for name, choice in choices.items():
-        storages[name] = [storage for storage in timed[name] if name_of(storage) == choice.layout]
+        storages[name] = [storage for storage in timed[name] if storage.layout == choice.layout]
     for each, (name, found) in itertools.product(models, storages.items()):
         for storage in found:
-            store(each.get_submodule(name), storage, optimizers)
+            store(each.get_submodule(name), storage.layout, storage.structure, optimizers)
     put_in_place(separate, models, optimizers)
     after = count_nonzeros(model)
     if after != before:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.sparse.exchange import States, exchange_parameters
 
 REFUSED = {
     "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
@@ -17,8 +18,6 @@ REFUSED = {
     "ZeroRedundancyOptimizer": "it assigns parameters to processes when it is made, and keeps the old ones",
 }
 """Optimizers that cannot continue after a split, and why."""
-
-States = list[tuple[Optimizer, nn.Parameter, dict[str, Any]]]
 
 
 def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
@@ -100,33 +99,6 @@ def _fits(draft: DraftTensor, value: Any) -> bool:
     return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
 
 
-def replace_parameters(
-    optimizers: list[Optimizer], replaced: Mapping[nn.Parameter, nn.Parameter], states: States
-) -> None:
-    """Let optimizers hold the new parameters in the places of the old ones, with the states worked out before.
-
-    Args:
-        optimizers: Changed in place; groups, their options and the order of parameters stay.
-        replaced: The new parameter for each old one.
-        states: From :func:`follow_states`.
-
-    Example:
-        >>> import torch
-        >>> old, new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4))
-        >>> optimizer = torch.optim.SGD([old], lr=0.1)
-        >>> replace_parameters([optimizer], {old: new}, [])
-        >>> optimizer.param_groups[0]["params"][0] is new
-        True
-    """
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
-        for old in replaced:
-            optimizer.state.pop(old, None)
-    for optimizer, old, state in states:
-        optimizer.state[replaced[old]] = state
-
-
 def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
     """Let optimizers hold a model's parameters in the places of those that it had before its structure was rebuilt.
 
@@ -146,4 +118,4 @@ def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter
     """
     now = dict(model.named_parameters())
     replaced = {old: now[name] for name, old in before.items() if name in now and now[name] is not old}
-    replace_parameters(list(optimizers), replaced, [])
+    exchange_parameters(optimizers, replaced)

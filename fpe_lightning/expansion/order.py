@@ -1,4 +1,4 @@
-"""In which order children stand, so that those of one number are a stretch of consecutive hidden units."""
+"""The order of children: in block order, those of one number are consecutive hidden units."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fpe_lightning.sites.site import Axis, Site
 ORDERLESS = frozenset(
     {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
 )
-"""Integers of layers that treat their units alike, wherever they stand; those of a group norm are not among them."""
+"""Integers of layers that treat their units alike in any order; those of a group norm are not among them."""
 
 
 def block_order(model: nn.Module, site: Site) -> Site:
     """The same site, with its children in block order.
 
-    Split as it comes, the children of one neuron stand beside each other. In block order first come the first children
-    of all neurons, then the second ones, and so on. The children of one number that descend from one group of neurons
-    are then consecutive rows, what an output stretch of ``budget="blocks"`` reads are consecutive columns, and blocks
-    of one size stand side by side.
+    Without it, the children of one neuron are adjacent. In block order the first children of all neurons come first,
+    then the second ones, and so on. The children of one number that descend from one group of neurons are then
+    consecutive rows. Where outgoing weights are partitioned, each stretch of outputs reads consecutive columns, and
+    blocks of one size are adjacent.
 
     Args:
         model: The model that the site belongs to.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.compact import CompactTensor
 from fpe_lightning.expansion.config import SiteExpansion
-from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.report import warn_if_costly
 from fpe_lightning.pruning import FinalizingRule, Magnitude, PruningRule, SiteWeights
 from fpe_lightning.pruning.columns import Incoming, remove_columns, remove_whole_columns
 from fpe_lightning.pruning.magnitude import comparable, keep_largest
-from fpe_lightning.pruning.smallest import pieces_of
 from fpe_lightning.sites import Axis, Producer, Site
 
 
@@ -82,23 +79,9 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
 def _prune_weights(draft: Draft, split: Sequence[tuple[Site, int]], rule: Magnitude, excess: int) -> None:
     """Prune the weights of smallest magnitude of some sites together."""
     candidates = _candidates(split, rule.side)
-    drafts = [draft[name] for name in candidates]
-    inside: list[Tensor | None] = []
-    pieces, alive = [], 0
-    for name, tensor in zip(candidates, drafts, strict=True):
-        if isinstance(tensor, CompactTensor):
-            inside.append(None)
-            pieces.append(tensor.pieces())
-            alive += tensor.count()
-        else:
-            stretches = (_stretch(draft, axis, alpha) for axis, alpha in candidates[name])
-            stretch = functools.reduce(torch.logical_or, stretches)
-            inside.append(stretch)
-            counts = draft.mask(name) & stretch
-            pieces.append(pieces_of(tensor.value, counts))
-            alive += int(counts.count_nonzero())
+    tensors = [draft[name] for name in candidates]
     try:
-        kept = keep_largest(pieces, alive, excess, comparable([tensor.value for tensor in drafts]))
+        _keep_largest(tensors, list(candidates.values()), excess)
     except ValueError as error:
         names = " and ".join(candidates)
         described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split)
@@ -106,19 +89,15 @@ def _prune_weights(draft: Draft, split: Sequence[tuple[Site, int]], rule: Magnit
             f"Splitting {described} adds {excess} copies of outgoing weights, biases and norms, and as many weights of "
             f"{names} have to go. {error} Use a smaller alpha, another pruning rule, or leave this site out."
         ) from error
-    for name, tensor, own, stays in zip(candidates, drafts, inside, kept, strict=True):
-        if isinstance(tensor, CompactTensor):
-            tensor.keep(stays)
-        elif own is not None:
-            draft.restrict(name, torch.cat(stays).view(tensor.value.shape) | ~own)
 
 
-def _stretch(draft: Draft, axis: Axis, alpha: int) -> Tensor:
-    """The entries of a widened tensor that belong to the site, to be broadcast over its other axes."""
-    value = draft[axis.parameter].value
-    inside = torch.zeros(value.shape[axis.dim], dtype=torch.bool, device=value.device)
-    inside.narrow(0, draft.start(axis), alpha * axis.length).fill_(True)
-    return inside.view([-1 if dim == axis.dim else 1 for dim in range(value.dim())])
+def _keep_largest(tensors: Sequence[DraftTensor], axes: Sequence[Sequence[tuple[Axis, int]]], excess: int) -> None:
+    """Mask the ``excess`` weights of smallest magnitude within the given axes of several tensors."""
+    found = [tensor.pieces(own) for tensor, own in zip(tensors, axes, strict=True)]
+    pieces, alive = [pieces for pieces, _ in found], sum(count for _, count in found)
+    kept = keep_largest(pieces, alive, excess, comparable([tensor.value for tensor in tensors]))
+    for tensor, own, stays in zip(tensors, axes, kept, strict=True):
+        tensor.keep(own, stays)
 
 
 def _candidates(split: Sequence[tuple[Site, int]], side: str) -> dict[str, list[tuple[Axis, int]]]:
@@ -146,15 +125,13 @@ def _prune_columns(draft: Draft, site: Site, alpha: int, excess: int, group: int
 
 def _prune_whole_columns(draft: Draft, site: Site, alpha: int, excess: int, group: int, in_order: bool) -> None:
     producers = distinct(site.producers)
-    compact = [tensor for p in producers if isinstance(tensor := draft[p.parameter], CompactTensor)]
-    if compact:
-        parts, rest = remove_whole_columns(compact, excess)
-        pieces = [part.pieces() for part in parts]
-        alive = sum(part.count() for part in parts)
-        kept = keep_largest(pieces, alive, rest, comparable([part.value for part in parts])) if rest else []
-        for part, blocks in zip(parts, kept, strict=False):
-            part.keep(blocks)
-        draft.tensors.update({producer.parameter: part for producer, part in zip(producers, parts, strict=True)})
+    blocks = [columns for producer in producers if (columns := draft[producer.parameter].columns()) is not None]
+    if blocks:
+        parts, rest = remove_whole_columns(blocks, excess)
+        tensors = cast("list[DraftTensor]", parts)
+        if rest:
+            _keep_largest(tensors, [[(producer, alpha)] for producer in producers], rest)
+        draft.tensors.update({producer.parameter: tensor for producer, tensor in zip(producers, tensors, strict=True)})
         return
     # Rows of a block stand together while columns are counted, and go back to their places with the new masks.
     heights = [producer.run * group // (site.width if in_order else 1) for producer in producers]

@@ -17,6 +17,7 @@ from fpe_lightning.expansion.prune import prune_site
 from fpe_lightning.expansion.report import SiteReport, warn_if_costly
 from fpe_lightning.partitions import SharedPartition
 from fpe_lightning.sites import Axis, Site
+from fpe_lightning.sparse.layout import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
     else:
         shares = draw_shares(draft, site, alpha, partition, generator)
         group = common_group(shares)
-        if split.layout in ("grouped", "auto"):  # a layout that is timed later must not decide which weights are kept
+        # A layout that is timed later must not decide which weights are kept, so that "auto" has one order.
+        if split.layout == "auto" or LAYOUTS.get(split.layout).block_order:
             site = site if group == 1 else block_order(draft.model, site)
         assign_inputs(draft, site, alpha, shares, None if site is original else group)
 

@@ -100,7 +100,7 @@ def sparsify_(layers: Sequence[nn.Linear | nn.Conv2d], counts: Sequence[int], al
     Example:
         >>> layer = nn.Conv2d(4, 6, 3)
         >>> sparsify_([layer], [60], "fan_in", seed=0)
-        >>> layer.weight_mask.sum((1, 2, 3))
+        >>> layer.fpe_mask_weight.sum((1, 2, 3))
         tensor([10, 10, 10, 10, 10, 10])
     """
     generator = Generator().manual_seed(seed)

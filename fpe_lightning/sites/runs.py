@@ -16,26 +16,9 @@ from torch import Tensor
 from fpe_lightning.sites.candidates import Candidate
 from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sites.tracing.units import Units
+from fpe_lightning.sparse.record import run_index
 
 MAX_STEPS = 20_000
-
-
-def run_index(length: int, run: int, copies: int) -> Tensor:
-    """The entries of a stretch that its widened form repeats.
-
-    Args:
-        length: Entries of the stretch.
-        run: Consecutive entries that are repeated as a block; divides ``length``.
-        copies: How often each block is repeated (alpha).
-
-    Returns:
-        ``(copies * length,)`` int64.
-
-    Example:
-        >>> run_index(4, 2, 2).tolist()
-        [0, 1, 0, 1, 2, 3, 2, 3]
-    """
-    return torch.arange(length).view(-1, 1, run).expand(-1, copies, run).reshape(-1)
 
 
 def axis_index(size: int, stretches: Sequence[tuple[Axis, int]]) -> Tensor:

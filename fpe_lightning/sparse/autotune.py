@@ -4,9 +4,9 @@ Which layout is fastest depends on shape, batch, dtype and machine in ways that 
 layouts round differently, so a choice by the clock makes a run depend on it. Therefore
 
 - nothing is timed unless ``"auto"`` is asked for by name; the default is a fixed rule;
-- what is timed is how a structure is stored, never which weights it keeps;
-- the choice is part of the structure that a ``state_dict`` holds: whoever loads it computes as it says, untimed;
-- under ``torch.distributed`` rank 0 decides, and the others are told;
+- a clock decides how a structure is stored, never which weights it keeps;
+- the choice is part of the structure that a ``state_dict`` holds: a model that loads it computes as it says, untimed;
+- under ``torch.distributed`` rank 0 decides, and tells the others;
 - a comparison is made once: it is remembered in a small file (see :mod:`fpe_lightning.sparse.choices`).
 """
 
@@ -19,70 +19,32 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from fpe_lightning.sparse.choices import Choice, ChoiceFile, decided_by_rank_0
-from fpe_lightning.sparse.convert import group, ungroup
-from fpe_lightning.sparse.grouped.blocks import find_blocks
-from fpe_lightning.sparse.grouped.layers import GroupedLinear, GroupedModule, cannot_group, structure_of
+from fpe_lightning.sparse.convert import dense_mask, store
+from fpe_lightning.sparse.layout import LAYOUTS, Storage, layout_of
 from fpe_lightning.sparse.masked import mask_of
-from fpe_lightning.sparse.semi_structured.kernels import no_kernel
-from fpe_lightning.sparse.semi_structured.layers import cannot_semi_structure, is_semi_structured, set_semi_structured
 from fpe_lightning.sparse.timing import measure
 
 log = logging.getLogger(__name__)
-
-Storage = Tensor | str
-"""The blocks of a grouped weight, or ``"semi_structured"``."""
-
-MOST_BLOCKS = 128
-"""Every block costs a matrix product of its own; with more blocks than this the products are too thin to pay."""
 
 MARGIN = 0.97
 """Another layout has to take less than this share of the masked one's time: a tie is no reason to change anything."""
 
 
-def name_of(storage: Storage | None) -> str:
-    """The layout that a storage stands for.
-
-    Example:
-        >>> name_of(None), name_of(torch.ones(1, 2, dtype=torch.bool)), name_of("semi_structured")
-        ('masked', 'grouped', 'semi_structured')
-    """
-    return "masked" if storage is None else "grouped" if isinstance(storage, Tensor) else storage
-
-
-def store(module: nn.Module, storage: Storage | None, optimizers: Iterable[Optimizer] = ()) -> None:
-    """Store a layer's weight as asked, whatever its layout is now; None stands for masked."""
-    optimizers = list(optimizers)
-    if isinstance(module, GroupedModule):
-        ungroup(module, optimizers)
-    set_semi_structured(module, on=False)
-    if isinstance(storage, Tensor):
-        group(module, storage, optimizers)
-    elif storage is not None:
-        set_semi_structured(module)
-
-
 def storages_of(module: nn.Module) -> list[Storage]:
-    """Every way to store a layer's weight other than masked, where one of them may pay.
+    """Every way to store a layer's weight, other than masked, that can hold it.
 
     Example:
         >>> storages_of(nn.Linear(4, 2))
         []
     """
-    found: list[Storage] = []
-    inputs, mask = structure_of(module), mask_of(module)
-    if inputs is not None:
-        found.append(inputs)
-    elif mask is not None and cannot_group(module) is None and (mask.dim() == 2 or mask[0, 0].numel() == 1):
-        blocks = find_blocks(mask)
-        if len(blocks) <= MOST_BLOCKS and 2 * len(blocks) <= len(mask):
-            found.append(blocks)
-    if is_semi_structured(module) or cannot_semi_structure(module) is None:
-        found.append("semi_structured")
-    return found
+    if "weight" not in module._parameters or (mask := dense_mask(module)) is None:
+        return []
+    fits = {name: LAYOUTS.get(name).fit(module, mask) for name in LAYOUTS if name != "masked"}
+    return [Storage(name, found) for name, found in fits.items() if not isinstance(found, str)]
 
 
 def choose_fastest(
@@ -95,7 +57,7 @@ def choose_fastest(
 
     Args:
         model: In training mode training steps (forward, backward, AdamW) are timed, else forward passes.
-        storages: Ways to store each layer beside the masked one, by the layer's name.
+        storages: Ways to store each layer besides the masked one, by the layer's name.
         reads: Shape of the input of each of them. A layer whose input is not known stays masked.
         file: What was chosen before; None takes the cache directory's.
 
@@ -107,7 +69,7 @@ def choose_fastest(
     def decide() -> dict[str, Choice]:
         found = {}
         for name, options in storages.items():
-            by_name = {name_of(storage): storage for storage in options}
+            by_name = {storage.layout: storage for storage in options}
             module = model.get_submodule(name)
             if name in reads:
                 found[name] = _choose(module, by_name, reads[name], model.training, file)
@@ -133,7 +95,7 @@ def tune(
     Args:
         model: In training mode training steps (forward, backward, AdamW) are timed, else forward passes.
         example_inputs: What its forward takes: a tensor, or a tuple of arguments. It is run once, without gradients.
-        optimizers: Whoever holds the weights; they are kept valid.
+        optimizers: Optimizers that hold the weights; they are kept valid.
         file: What was chosen before; None takes the cache directory's.
 
     Returns:
@@ -160,8 +122,8 @@ def tune(
     choices = choose_fastest(model, storages, reads, file)
     for name, choice in choices.items():
         if name in reads:
-            by_name = {name_of(storage): storage for storage in storages[name]}
-            store(model.get_submodule(name), by_name.get(choice.layout), optimizers)
+            structures = {storage.layout: storage.structure for storage in storages[name]}
+            store(model.get_submodule(name), choice.layout, structures.get(choice.layout), optimizers)
     return choices
 
 
@@ -195,13 +157,14 @@ def _as_wide(layer: nn.Module, reads: tuple[int, ...]) -> tuple[int, ...]:
 def _candidates(module: nn.Module, by_name: Mapping[str, Storage]) -> dict[str, nn.Module]:
     """A copy of the layer in every layout whose kernels there are."""
     layers: dict[str, nn.Module] = {}
-    for name, storage in {"masked": None, **by_name}.items():
-        reason = no_kernel(module.get_parameter("weight").device) if storage == "semi_structured" else None
-        if reason:
-            log.info("layout semi_structured of %s is left out: there are no 2:4 kernels, %s", _shape(module), reason)
+    device = module.get_parameter("weight").device
+    for name, storage in {"masked": Storage("masked", {}), **by_name}.items():
+        if reason := LAYOUTS.get(name).no_kernel(device):
+            kind = LAYOUTS.get(name).kind
+            log.info("layout %s of %s is left out: there are no %s kernels, %s", name, _shape(module), kind, reason)
             continue
         layers[name] = _without_hooks(module)
-        store(layers[name], storage)
+        store(layers[name], name, storage.structure)
     return layers
 
 
@@ -220,9 +183,7 @@ def _without_hooks(module: nn.Module) -> nn.Module:
 
 
 def _shape(module: nn.Module) -> str:
-    rows, inputs = (module.dense_shape if isinstance(module, GroupedModule) else module.get_parameter("weight").shape)[
-        :2
-    ]
+    rows, inputs, *_ = layout_of(module).dense_shape(module)
     return f"{rows} x {inputs} weight"
 
 
@@ -246,7 +207,5 @@ def _key(layers: Mapping[str, nn.Module], reads: tuple[int, ...], training: bool
 
 
 def _description(layer: nn.Module) -> str:
-    text = f"{layer} {tuple(layer.get_parameter('weight').shape)}"
-    if isinstance(layer, GroupedLinear):
-        text += " in place" if layer.plan.in_place else " gathered"
-    return text if mask_of(layer) is None else f"{text} masked"
+    words = [str(layer), str(tuple(layer.get_parameter("weight").shape)), layout_of(layer).detail(layer)]
+    return " ".join(filter(None, words)) + ("" if mask_of(layer) is None else " masked")

@@ -40,7 +40,7 @@ class Choice:
 
 
 def this_machine() -> dict[str, str]:
-    """What times depend on and a comparison does not name: hardware and versions.
+    """Hardware and versions, on which times depend and which a comparison does not name.
 
     Example:
         >>> this_machine()["torch"] == torch.__version__
@@ -62,7 +62,8 @@ class ChoiceFile:
     """Comparisons that were made before, in ``layouts.json`` in the cache directory.
 
     A file from another machine or version, or one that is damaged, is ignored with a line in the log, and replaced
-    when something is remembered. It is written beside and then moved, so that no reader ever sees half of it.
+    when something is remembered. It is written under another name and then moved, so that readers never see half of
+    it.
 
     Args:
         path: The file; None takes the cache directory's.
@@ -94,15 +95,15 @@ class ChoiceFile:
         content = {"machine": this_machine(), "choices": {key: asdict(value) for key, value in choices.items()}}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=self.path.name, delete=False) as beside:
-                beside.write(json.dumps(content, indent=1))
-            os.replace(beside.name, self.path)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=self.path.name, delete=False) as file:
+                file.write(json.dumps(content, indent=1))
+            os.replace(file.name, self.path)
         except OSError as error:
             log.warning("The layouts that were timed cannot be remembered in %s: %s.", self.path, error)
 
 
 def decided_by_rank_0(decide: Callable[[], T]) -> T:
-    """What a function returns on the first of several processes; its error is everybody's.
+    """The result of a function on the first of several processes, on all of them; its error is raised on all of them.
 
     Example:
         >>> decided_by_rank_0(lambda: 3)

@@ -1,4 +1,4 @@
-"""Change how weights are stored, masked, in blocks or in 2:4 form, with their gradients and optimizer state."""
+"""Store weights in another layout, with their gradients and their optimizer state."""
 
 from __future__ import annotations
 
@@ -6,134 +6,147 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.sparse.grouped.blocks import expand_blocks, pack, unpack
-from fpe_lightning.sparse.grouped.layers import (
-    CACHED,
-    STRUCTURE,
-    GroupedModule,
-    cannot_group,
-    plain_class,
-    set_structure,
-    structure_of,
-)
+from fpe_lightning.sparse.exchange import States, exchange_parameters
+from fpe_lightning.sparse.layout import LAYOUTS, MASKED, PLAN, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
-from fpe_lightning.sparse.semi_structured.layers import is_semi_structured, set_semi_structured
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """The weight of a layer in its own shape, whatever its layout.
+    """The weight of a layer in its own shape, for every layout.
 
     Args:
         module: A module with a ``weight``.
 
     Returns:
-        The module's own tensor, or for a grouped layer a dense tensor computed from it (differentiable).
+        The module's own tensor, or for a packed layer a dense tensor computed from it (differentiable).
 
     Example:
         >>> layer = nn.Linear(4, 2)
         >>> dense_weight(layer) is layer.weight
         True
     """
-    weight: Tensor = getattr(module, "weight")  # noqa: B009 - a module's attributes are untyped
-    return module.dense_weight() if isinstance(module, GroupedModule) else weight
+    layout, weight = layout_of(module), getattr(module, "weight")  # noqa: B009 - a module's attributes are untyped
+    if not layout.packs:
+        return weight
+    return layout.unpack(weight, layout.structure(module), layout.dense_shape(module))
 
 
 def dense_mask(module: nn.Module) -> Tensor | None:
-    """The mask of a layer's weight in the weight's own shape, whatever its layout; None where nothing is masked.
+    """The mask of a layer's weight in the weight's own shape, for every layout; None where nothing is masked.
 
     Example:
         >>> dense_mask(nn.Linear(4, 2)) is None
         True
     """
-    mask = mask_of(module)
-    if not isinstance(module, GroupedModule):
+    layout = layout_of(module)
+    mask = layout.mask(module)
+    if not layout.packs:
         return mask
-    if mask is not None:
-        return unpack(mask, module.weight_inputs, module.dense_shape)
-    flat = expand_blocks(module.weight_inputs, module.dense_shape[0])
-    return flat.view(*flat.shape, *[1] * (len(module.dense_shape) - 2)).expand(module.dense_shape)
+    if mask is None:
+        weight, structure = module.get_parameter("weight"), layout.structure(module)
+        mask = torch.ones(weight.shape, dtype=torch.bool, device=next(iter(structure.values())).device)
+    return layout.unpack(mask, layout.structure(module), layout.dense_shape(module))
 
 
-def group(module: nn.Module, inputs: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
-    """Store a layer's weight in blocks.
+def store(
+    module: nn.Module,
+    layout: str = "masked",
+    structure: Structure | None = None,
+    optimizers: Iterable[Optimizer] = (),
+) -> None:
+    """Store a layer's weight in a layout, from every other one.
 
     Args:
-        module: A linear layer or convolution, dense or masked; changed in place.
-        inputs: Bool ``(blocks, inputs)``, the structure; every weight that may be non-zero has to lie in it.
-        optimizers: Whoever holds the weight; they hold the packed one afterwards, their state of it packed too.
+        module: Changed in place; the object stays.
+        layout: Name of the layout.
+        structure: The structure in that layout; None lets the layout fit one to the mask.
+        optimizers: Optimizers that hold the weight; they hold the stored one afterwards, with its state.
 
     Raises:
-        ValueError: If the layer has no grouped form, the structure misses a weight, or some optimizer state has another
-            shape than the weight. Nothing is changed then.
+        ValueError: If the layout cannot hold the module or its mask, or some optimizer state has another shape than the
+            weight.
 
     Example:
-        >>> import torch
+        >>> from fpe_lightning.sparse.masked import set_mask
         >>> layer = nn.Linear(4, 2)
         >>> set_mask(layer, "weight", torch.tensor([[True, True, False, False], [False, False, True, True]]))
-        >>> group(layer, torch.tensor([[True, True, False, False], [False, False, True, True]]))
-        >>> layer
-        GroupedLinear(in_features=4, out_features=2, bias=True, blocks=2)
+        >>> store(layer, "grouped", {"fpe_blocks": layer.fpe_mask_weight})
         >>> layer.weight.shape
         torch.Size([4, 1])
+        >>> store(layer, "masked")
+        >>> layer.weight.shape
+        torch.Size([2, 4])
     """
-    if reason := cannot_group(module):
-        raise ValueError(f"The weight cannot be stored in blocks: {reason}; use the masked layout.")
+    target, optimizers = LAYOUTS.get(layout), list(optimizers)
+    if target is not MASKED and structure is None:
+        mask = dense_mask(module)
+        found = target.cannot_hold(module) or ("it is dense" if mask is None else target.fit(module, mask))
+        if isinstance(found, str):
+            raise ValueError(f"The weight cannot be stored {target.phrase}: {found}; use the masked layout.")
+        structure = found
+    current = layout_of(module)
+    if current.packs:
+        _unpack(module, current, optimizers)
+    elif current is not MASKED:
+        current.take_off(module)
+    if target is MASKED or structure is None:
+        return
+    if reason := target.cannot_hold(module):
+        raise ValueError(f"The weight cannot be stored {target.phrase}: {reason}; use the masked layout.")
+    device = module.get_parameter("weight").device
+    structure = {name: tensor.to(device, copy=True) for name, tensor in structure.items()}
+    if target.packs:
+        _pack(module, target, structure, optimizers)
+    else:
+        target.put_on(module, structure)
+
+
+def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: list[Optimizer]) -> None:
     weight, mask = module.get_parameter("weight"), mask_of(module)
-    inputs = inputs.to(weight.device)
-    inside = None if mask is None else pack(mask, inputs)
-    kept = weight.numel() if mask is None or inside is None else int(mask.sum())
-    held = pack(weight, inputs).numel() if inside is None else int(inside.sum())
+    # Every weight that may be non-zero needs a place. What has a place and is masked needs a mask of the stored shape.
+    inside = None if mask is None else layout.pack(mask, structure)
+    kept = weight.numel() if mask is None else int(mask.sum())
+    held = layout.stored_shape(structure, weight.shape).numel() if inside is None else int(inside.sum())
     if kept != held:
         raise ValueError(
-            f"The structure holds {held} of the {kept} weights that may be non-zero; give each of them a block."
+            f"The structure holds {held} of the {kept} weights that may be non-zero; give each of them a place."
         )
-    new, states = _converted(weight, lambda tensor: pack(tensor, inputs), optimizers)
-    set_structure(module, inputs)
+    new, states = _converted(weight, lambda tensor: layout.pack(tensor, structure), optimizers)
+    layout.put_on(module, structure)
     module._parameters["weight"] = new
-    if inside is not None and not bool(inside.all()):
+    if inside is not None and not bool(inside.all()) and layout.mask(module) is None:
         set_mask(module, "weight", inside)
-    _hand_over(weight, new, states, optimizers)
+    exchange_parameters(optimizers, {weight: new}, states)
 
 
-def ungroup(module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
-    """Store a grouped layer's weight as a dense one with a mask; the inverse of :func:`group`.
-
-    Example:
-        >>> import torch
-        >>> layer = nn.Linear(2, 2)
-        >>> set_mask(layer, "weight", torch.eye(2, dtype=torch.bool))
-        >>> group(layer, torch.eye(2, dtype=torch.bool))
-        >>> ungroup(layer)
-        >>> type(layer).__name__, mask_of(layer).sum()
-        ('MaskedLinear', tensor(2))
-    """
-    assert isinstance(module, GroupedModule)
-    inputs, shape, mask = module.weight_inputs, module.dense_shape, dense_mask(module)
+def _unpack(module: nn.Module, layout: Layout, optimizers: list[Optimizer]) -> None:
+    structure, shape, mask = layout.structure(module), layout.dense_shape(module), dense_mask(module)
     weight = module.get_parameter("weight")
-    new, states = _converted(weight, lambda tensor: unpack(tensor, inputs, shape), optimizers)
-    set_structure(module, None)
+    new, states = _converted(weight, lambda tensor: layout.unpack(tensor, structure, shape), optimizers)
+    layout.take_off(module)
     module._parameters["weight"] = new
     if mask is not None and not bool(mask.all()):
         set_mask(module, "weight", mask.contiguous())
-    _hand_over(weight, new, states, optimizers)
+    exchange_parameters(optimizers, {weight: new}, states)
 
 
 @contextmanager
 def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Iterator[None]:
-    """Store every layer of a model masked for the time of a block of code, whatever its layout.
+    """Store every layer of a model masked for the time of a block of code.
 
     Afterwards each layer whose weight is still the one it had in between has its own parameter back, the same object
     with the same optimizer state; a weight that the code replaced stays. If the code raises, the same holds. Of a
     weight that is sharded only the shape is there in between.
 
     Example:
-        >>> import torch
+        >>> from fpe_lightning.sparse.masked import set_mask
         >>> layer = nn.Linear(2, 2)
         >>> set_mask(layer, "weight", torch.eye(2, dtype=torch.bool))
-        >>> group(layer, torch.eye(2, dtype=torch.bool))
+        >>> store(layer, "grouped", {"fpe_blocks": torch.eye(2, dtype=torch.bool)})
         >>> with stored_masked(layer):
         ...     print(layer.weight.shape)
         torch.Size([2, 2])
@@ -144,46 +157,50 @@ def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Ite
     undo: list[Callable[[], None]] = []
     try:
         for module in model.modules():
-            if isinstance(module, GroupedModule):
-                sharded = is_sharded(module.get_parameter("weight"))
-                undo.append(_undo_sharded(module) if sharded else _undo(module, optimizers))
-            elif is_semi_structured(module):
-                undo.append(_undo_plain(module))
+            layout = layout_of(module)
+            if layout is MASKED:
+                continue
+            if not layout.packs:
+                undo.append(_taken_off(module, layout))
+            elif is_sharded(module.get_parameter("weight")):
+                undo.append(_outlined(module, layout))
+            else:
+                undo.append(_unpacked(module, layout, optimizers))
         yield
     finally:
         for step in undo:
             step()
 
 
-def _undo_plain(module: nn.Module) -> Callable[[], None]:
-    """Let a 2:4 layer be an ordinary masked one, and return what makes it 2:4 again."""
-    set_semi_structured(module, on=False)
-    weight = module.get_parameter("weight")
+def _taken_off(module: nn.Module, layout: Layout) -> Callable[[], None]:
+    """Let a layer with a dense weight be an ordinary masked one, and return a function that undoes it."""
+    weight, structure = module.get_parameter("weight"), layout.structure(module)
+    layout.take_off(module)
 
     def undo() -> None:
         if module._parameters["weight"] is weight:
-            set_semi_structured(module)
+            layout.put_on(module, structure)
 
     return undo
 
 
-def _undo(module: GroupedModule, optimizers: list[Optimizer]) -> Callable[[], None]:
-    """Ungroup a layer, and return what brings it back."""
+def _unpacked(module: nn.Module, layout: Layout, optimizers: list[Optimizer]) -> Callable[[], None]:
+    """Unpack a layer, and return a function that undoes it."""
     original = module.get_parameter("weight")
-    inputs, mask = structure_of(module), mask_of(module)
+    structure, mask = layout.structure(module), mask_of(module)
     held = [(optimizer, optimizer.state[original]) for optimizer in optimizers if original in optimizer.state]
-    ungroup(module, optimizers)
+    _unpack(module, layout, optimizers)
     between = module.get_parameter("weight")
 
     def undo() -> None:
         if module._parameters["weight"] is not between:
             return
-        set_structure(module, inputs)
+        layout.put_on(module, structure)
         module._parameters["weight"] = original
-        set_mask(module, "weight", mask)
-        _hand_over(between, original, [], optimizers)
-        for optimizer, state in held:
-            optimizer.state[original] = state
+        if mask is not None:
+            set_mask(module, "weight", mask)
+        states = [(optimizer, between, state) for optimizer, state in held]
+        exchange_parameters(optimizers, {between: original}, states)
 
     return undo
 
@@ -198,19 +215,20 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _undo_sharded(module: GroupedModule) -> Callable[[], None]:
-    """Let a grouped layer look dense, with shards of zeros that cost no communication, and return what undoes it."""
+def _outlined(module: nn.Module, layout: Layout) -> Callable[[], None]:
+    """Let a packed layer look dense, with shards of zeros that cost no communication; the result undoes it."""
     from torch.distributed.tensor import zeros
 
     layer: Any = module
     original, kind, buffers = layer.weight, type(layer), dict(layer._buffers)
-    cached = {name: vars(layer).pop(name) for name in CACHED if name in vars(layer)}
+    plan = vars(layer).pop(PLAN, None)
     outline = zeros(
-        *module.dense_shape, dtype=original.dtype, device_mesh=original.device_mesh, placements=original.placements
+        *layout.dense_shape(module),
+        dtype=original.dtype,
+        device_mesh=original.device_mesh,
+        placements=original.placements,
     )
-    for name in (STRUCTURE, "weight_mask"):
-        layer._buffers.pop(name, None)
-    layer.__class__ = plain_class(module)
+    layout.take_off(module)
     layer._parameters["weight"] = nn.Parameter(outline, requires_grad=original.requires_grad)
 
     def undo() -> None:
@@ -218,12 +236,10 @@ def _undo_sharded(module: GroupedModule) -> Callable[[], None]:
         layer._parameters["weight"] = original
         layer._buffers.clear()  # all of them, so that their order stays
         layer._buffers.update(buffers)
-        vars(layer).update(cached)
+        if plan is not None:
+            vars(layer)[PLAN] = plan
 
     return undo
-
-
-States = list[tuple[Optimizer, dict[str, Any]]]
 
 
 def _converted(
@@ -233,7 +249,7 @@ def _converted(
     states: States = []
     for optimizer in optimizers:
         if old in optimizer.state:
-            states.append((optimizer, {k: _state(old, k, v, convert) for k, v in optimizer.state[old].items()}))
+            states.append((optimizer, old, {k: _state(old, k, v, convert) for k, v in optimizer.state[old].items()}))
     new = type(old)(convert(old.detach()), requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
     if old.grad is not None:
@@ -250,13 +266,3 @@ def _state(old: nn.Parameter, key: str, value: Any, convert: Callable[[Tensor], 
             'as a whole, and cannot follow it into another layout; use layout="masked" or optimizer_state="reset".'
         )
     return value
-
-
-def _hand_over(old: nn.Parameter, new: nn.Parameter, states: States, optimizers: Iterable[Optimizer]) -> None:
-    """Let optimizers hold the new parameter in the place of the old one."""
-    for optimizer in optimizers:
-        for param_group in optimizer.param_groups:
-            param_group["params"] = [new if held is old else held for held in param_group["params"]]
-        optimizer.state.pop(old, None)
-    for optimizer, state in states:
-        optimizer.state[new] = state

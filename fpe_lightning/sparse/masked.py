@@ -1,8 +1,9 @@
 """Layers whose masked weights never receive a gradient, so that what is zero stays zero.
 
-A mask is a bool buffer ``<name>_mask`` beside the parameter ``<name>``, in the module that owns both: True where the
-parameter may be non-zero. Nothing is multiplied in the forward pass; the gradient is masked on its way back. A weight
-that starts at zero and never sees a gradient stays exactly zero under momentum, weight decay, clipping and averaging.
+A mask is a bool buffer ``fpe_mask_<name>`` next to the parameter ``<name>``, in the module that owns both: True where
+the parameter may be non-zero. Nothing is multiplied in the forward pass; the gradient is masked in the backward pass. A
+weight that starts at zero and never sees a gradient stays exactly zero under momentum, weight decay, clipping and
+averaging.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
+
+PREFIX = "fpe_"
+"""What the names of all buffers begin with that this package adds to modules; no other package names its own so."""
 
 ROWS = 2**16
 """Rows of a parameter that are masked together, so that no second mask of the size of the first is made."""
@@ -75,41 +79,45 @@ def _is_overwritten_by_ddp() -> bool:
 class MaskedLinear(nn.Linear):
     """An ``nn.Linear`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
-    weight_mask: Tensor
+    fpe_plain = nn.Linear
+    fpe_mask_weight: Tensor
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+        return F.linear(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
 class MaskedConv1d(nn.Conv1d):
     """An ``nn.Conv1d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
-    weight_mask: Tensor
+    fpe_plain = nn.Conv1d
+    fpe_mask_weight: Tensor
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
 class MaskedConv2d(nn.Conv2d):
     """An ``nn.Conv2d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
-    weight_mask: Tensor
+    fpe_plain = nn.Conv2d
+    fpe_mask_weight: Tensor
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
 class MaskedConv3d(nn.Conv3d):
     """An ``nn.Conv3d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
-    weight_mask: Tensor
+    fpe_plain = nn.Conv3d
+    fpe_mask_weight: Tensor
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.weight_mask), self.bias)
+        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
 class MaskedModule(nn.Module):
@@ -133,7 +141,7 @@ def _gradients_masked(module: nn.Module) -> Iterator[None]:
     originals = {name: parameters[name] for name in _masked_names(module)}
     try:
         for name, parameter in originals.items():
-            parameters[name] = mask_gradient(parameter, module._buffers[f"{name}_mask"])  # type: ignore[arg-type]
+            parameters[name] = mask_gradient(parameter, mask_of(module, name))  # type: ignore[arg-type]
         yield
     finally:
         parameters.update(originals)
@@ -148,11 +156,21 @@ _EXACT: dict[type[nn.Module], type[nn.Module]] = {
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _masked_class(base: type[nn.Module]) -> type[nn.Module]:
+def masked_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The masked class of a class of modules.
+
+    Example:
+        >>> masked_class(nn.Linear).__name__, masked_class(nn.Bilinear).__name__
+        ('MaskedLinear', 'MaskedBilinear')
+    """
     if base in _EXACT:
         return _EXACT[base]
     if base not in _MADE:
-        _MADE[base] = type(f"Masked{base.__name__}", (MaskedModule, base), {"__module__": base.__module__})
+        _MADE[base] = type(
+            f"Masked{base.__name__}",
+            (MaskedModule, base),
+            {"__module__": base.__module__, "fpe_plain": getattr(base, "fpe_plain", base)},
+        )
     return _MADE[base]
 
 
@@ -163,7 +181,7 @@ def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
 
 
 def _new_masked(base: type[nn.Module]) -> nn.Module:
-    cls = _masked_class(base)
+    cls = masked_class(base)
     return cls.__new__(cls)
 
 
@@ -189,7 +207,17 @@ def mask_of(module: nn.Module, name: str = "weight") -> Tensor | None:
         >>> mask_of(nn.Linear(4, 2)) is None
         True
     """
-    return module._buffers.get(f"{name}_mask") if _is_masked(module) else None
+    return module._buffers.get(mask_name(name))
+
+
+def mask_name(name: str) -> str:
+    """The name of the buffer that holds the mask of a parameter.
+
+    Example:
+        >>> mask_name("weight")
+        'fpe_mask_weight'
+    """
+    return f"{PREFIX}mask_{name}"
 
 
 def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
@@ -204,8 +232,7 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
         mask: Bool tensor of the parameter's shape, True where the parameter may be non-zero.
 
     Raises:
-        ValueError: If the module has no such parameter, the mask's shape or dtype does not fit it, or the mask's name
-            is taken.
+        ValueError: If the module has no such parameter, or the mask's shape or dtype does not fit it.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -219,8 +246,8 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
             f"A mask was asked for parameter `{name}`, but {type(module).__name__} owns no such parameter."
         )
     if mask is None:
-        module._buffers.pop(f"{name}_mask", None)
-        module._buffers.pop(f"{name}_semi_structured", None)  # what marks a mask as 2:4 goes with it
+        for buffer in (mask_name(name), *getattr(module, "fpe_needs_mask", ())):
+            module._buffers.pop(buffer, None)
         if _is_masked(module) and not _masked_names(module):
             module.__class__ = _unmasked_class(type(module))
         return
@@ -229,30 +256,8 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
             f"The mask of `{name}` has to be a bool tensor of shape {tuple(parameter.shape)}, "
             f"found {mask.dtype} of shape {tuple(mask.shape)}."
         )
-    check_maskable(module)
     if not _is_masked(module):
-        module.__class__ = _masked_class(type(module))
-    module.register_buffer(f"{name}_mask", mask.to(parameter.device))
+        module.__class__ = masked_class(type(module))
+    module.register_buffer(mask_name(name), mask.to(parameter.device))
     for part, kept in zip(parameter.detach().split(ROWS), mask.split(ROWS), strict=True):
         part.masked_fill_(~kept.to(parameter.device), 0)
-
-
-def check_maskable(module: nn.Module, path: str = "") -> None:
-    """Check that nothing of the module's own stands where its masks are kept.
-
-    Args:
-        module: The module that is to hold a mask.
-        path: Its name, for the message.
-
-    Raises:
-        ValueError: If an attribute ``<parameter>_mask`` is there already.
-
-    Example:
-        >>> check_maskable(nn.Linear(4, 2))
-    """
-    taken = [f"{name}_mask" for name in module._parameters if hasattr(module, f"{name}_mask")]
-    if taken and not _is_masked(module):
-        raise ValueError(
-            f"`{path or type(module).__name__}` has a `{taken[0]}` of its own, under the name that its mask needs; "
-            "rename it, or leave this module out."
-        )

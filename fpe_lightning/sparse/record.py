@@ -14,8 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-RECORD = "expansion_record"
+RECORD = "fpe_record"
 """Name of the buffer."""
+
+
+def run_index(length: int, run: int, copies: int) -> Tensor:
+    """The entries of a stretch that its widened form repeats.
+
+    Args:
+        length: Entries of the stretch.
+        run: Consecutive entries that are repeated as a block; divides ``length``.
+        copies: How often each block is repeated (alpha).
+
+    Returns:
+        ``(copies * length,)`` int64.
+
+    Example:
+        >>> run_index(4, 2, 2).tolist()
+        [0, 1, 0, 1, 2, 3, 2, 3]
+    """
+    return torch.arange(length).view(-1, 1, run).expand(-1, copies, run).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,7 @@ class Split:
             tensor([0, 1, 1, 2, 2, 3])
         """
         before, entries, after = torch.arange(size).split([self.start, self.length, size - self.start - self.length])
-        repeated = entries.view(-1, 1, self.run).expand(-1, self.alpha, -1).reshape(-1)
-        return torch.cat([before, repeated, after])
+        return torch.cat([before, entries[run_index(self.length, self.run, self.alpha)], after])
 
     def child(self, size: int) -> Tensor:
         """The number of the copy, ``0 .. alpha - 1``, of each entry after this split; -1 outside of the stretch.

@@ -208,7 +208,7 @@ def test_clause_groups_may_come_from_the_datamodule() -> None:
 
     module = Plain()
     trainer(ExpansionCallback(fpe.Expansion(partition="clause"), step=1), max_epochs=1).fit(module, datamodule=Data())
-    mask = module.net[0].weight_mask.view(6, 2, 8, 6).any(0)
+    mask = module.net[0].fpe_mask_weight.view(6, 2, 8, 6).any(0)
     for clause in range(8):
         assert mask[:, clause].any(1).sum() == 1, "a clause is torn apart"
 

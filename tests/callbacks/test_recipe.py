@@ -34,7 +34,7 @@ def test_it_splits_twice_within_the_budget_and_keeps_clauses_together() -> None:
     assert [len(callback.reports) for callback in callbacks] == [1, 1]
     assert module.network.layers[0].out_features == 32
     assert fpe.count_nonzeros(module) == before
-    mask = module.network.layers[0].weight_mask
+    mask = module.network.layers[0].fpe_mask_weight
     reached = torch.stack([mask[:, list(group)].any(1).view(8, 4).sum(1) for group in task.groups])
     # Equal shares of what is left after weights made room may tear a clause; random shares tear nearly all.
     assert float((reached > 1).float().mean()) < 0.15

@@ -52,7 +52,7 @@ def test_the_callback_splits_by_a_rule_and_the_budget_holds_through_training() -
     trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=10))
     assert fpe.count_nonzeros(module) == before
     assert callback.reports[0].sites[0].removed_outgoing == 8
-    assert not bool(module.net[2].weight[~module.net[2].weight_mask].any())
+    assert not bool(module.net[2].weight[~module.net[2].fpe_mask_weight].any())
 
 
 def test_what_is_neither_a_name_nor_a_rule_is_refused() -> None:

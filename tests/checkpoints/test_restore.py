@@ -238,10 +238,10 @@ CASES: list[tuple[dict[str, Tensor], str]] = [
         f"`{RECORD}` of 9 bits is no expansion record",
     ),
     (
-        broken(**{"0__weight_mask": torch.ones(3, 3, dtype=torch.bool)}),
+        broken(**{"0__fpe_mask_weight": torch.ones(3, 3, dtype=torch.bool)}),
         r"mask of `0.weight` is torch.bool \(3, 3\); it has",
     ),
-    (broken(**{"0__weight_mask": torch.ones(8, 96)}), r"mask of `0.weight` is torch.float32 \(8, 96\); it has"),
+    (broken(**{"0__fpe_mask_weight": torch.ones(8, 96)}), r"mask of `0.weight` is torch.float32 \(8, 96\); it has"),
     (broken(**{"0__weight": torch.zeros(7, 96)}), r"`0.weight` has shape \(7, 96\), but its record says \(8, 96\)"),
     (broken(**{f"0__{RECORD}": without_attribute()}), "`0.colour` grew there and is missing here"),
     (broken(**{f"0__{RECORD}": None}), r"of another network: `0.weight` had shape \(8, 96\) .* and \(4, 96\) here"),

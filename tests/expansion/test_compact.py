@@ -20,7 +20,7 @@ from fpe_lightning.sparse import GroupedLinear, parents_of, record_of
 
 EXPAND = sys.modules["fpe_lightning.expansion.expand"]  # the module; the package has a function of that name
 PARTITIONS = ("shared", Shared(groups=2), "contiguous", Contiguous(groups=4))
-BUDGETS = ("total", "incoming", "outgoing", "global", "columns", "blocks")
+PRUNINGS = ("total", "incoming", "outgoing", "global", "columns", "blocks")
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -54,14 +54,23 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.step()
 
 
-def split(kind: str, optimizer: Any = torch.optim.AdamW, **options: Any) -> tuple[nn.Module, Any, Any]:
+def pruning(name: str) -> dict[str, str]:
+    """The fields of an expansion: ``"blocks"`` partitions the outgoing weights and prunes columns."""
+    return {"prune": "columns", "outgoing": "partition"} if name == "blocks" else {"prune": name}
+
+
+def split(
+    kind: str, optimizer: Any = torch.optim.AdamW, sites: str | None = None, **fields: Any
+) -> tuple[nn.Module, Any, Any]:
     """A model after three steps and a split, with gradients and state, its optimizer and the report (or error)."""
     model, x = MODELS[kind]()
     optimizers = optimizer(model.parameters())
     for _ in range(3):
         step(model, optimizers, x)
     try:
-        report = fpe.expand(model, fpe.Expansion(layout="grouped"), optimizer=optimizers, example_inputs=x, **options)
+        report = fpe.expand(
+            model, fpe.Expansion(layout="grouped", **fields), optimizer=optimizers, example_inputs=x, sites=sites
+        )
     except ValueError as error:
         return model, optimizers, str(error)
     return model, optimizers, report
@@ -91,11 +100,16 @@ def assert_equal(ours: tuple[Any, Any, Any], theirs: tuple[Any, Any, Any]) -> No
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 @pytest.mark.parametrize("alpha", [2, 4])
-@pytest.mark.parametrize(("kind", "partition", "budget"), list(itertools.product(MODELS, PARTITIONS, BUDGETS)))
+@pytest.mark.parametrize(("kind", "partition", "prune"), list(itertools.product(MODELS, PARTITIONS, PRUNINGS)))
 def test_it_ends_as_by_way_of_the_wide_weight(
-    monkeypatch: pytest.MonkeyPatch, kind: str, partition: str, budget: str, alpha: int
+    monkeypatch: pytest.MonkeyPatch, kind: str, partition: Any, prune: str, alpha: int
 ) -> None:
-    options = {"alpha": alpha, "partition": partition, "budget": budget, "sites": None if kind == "gated" else "0"}
+    options = {
+        "alpha": alpha,
+        "partition": partition,
+        "sites": None if kind == "gated" else "0",
+        **pruning(prune),
+    }
     taken: list[set[str]] = []
     with monkeypatch.context() as patch:
         fits = compact.fits_compact
@@ -116,7 +130,7 @@ def test_it_ends_as_by_way_of_the_wide_weight(
     ],
 )
 def test_every_state_follows(monkeypatch: pytest.MonkeyPatch, optimizer: Any) -> None:
-    options = {"optimizer": optimizer, "partition": Shared(groups=2), "budget": "total"}
+    options = {"optimizer": optimizer, "partition": Shared(groups=2), "prune": "total"}
     ours = split("mlp", **options)
     theirs = by_way_of_the_wide_weight(monkeypatch, "mlp", **options)
     for mine, other in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
@@ -144,7 +158,7 @@ def test_reset_copies_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before not in optimizer.state
     assert model[0].weight not in optimizer.state
     assert isinstance(average[0], GroupedLinear)
-    assert torch.equal(average[0].weight_inputs, model[0].weight_inputs)
+    assert torch.equal(average[0].fpe_blocks, model[0].fpe_blocks)
     assert not torch.equal(average[0].weight, model[0].weight)
     record = record_of(model[0])
     assert record is not None
@@ -157,8 +171,8 @@ def test_reset_copies_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
-@pytest.mark.parametrize("budget", ["columns", "incoming"])
-def test_what_is_refused_leaves_everything_as_it_was(budget: str) -> None:
+@pytest.mark.parametrize("prune", ["columns", "incoming"])
+def test_what_is_refused_leaves_everything_as_it_was(prune: str) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
@@ -167,7 +181,7 @@ def test_what_is_refused_leaves_everything_as_it_was(budget: str) -> None:
     with pytest.raises(ValueError, match=r"Splitting 0 by alpha=12|some would get none"):
         fpe.expand(
             model,
-            fpe.Expansion(alpha=12, partition="contiguous", prune=budget, layout="grouped"),
+            fpe.Expansion(alpha=12, partition="contiguous", prune=prune, layout="grouped"),
             sites="0",
             optimizer=optimizer,
             example_inputs=x,

@@ -7,24 +7,23 @@ import itertools
 
 import pytest
 import torch
-from fpe_lightning.partitions.builtin import Partition
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.interference import LayerState
-from fpe_lightning.partitions import Contiguous, Shared
+from fpe_lightning.partitions import Contiguous, Partition, Random, Shared
 from fpe_lightning.sparse import (
     GroupedConv2d,
     GroupedLinear,
     check_masks,
     dense_mask,
     parents_of,
+    store,
     structure_of,
-    ungroup,
 )
 
 PARTITIONS = ("shared", Shared(groups=2), "contiguous", Contiguous(groups=4))
-BUDGETS = ("total", "incoming", "columns", "blocks")
+PRUNINGS = ("total", "incoming", "columns", "blocks")
 
 
 def mlp() -> tuple[nn.Sequential, Tensor]:
@@ -59,10 +58,15 @@ def gated() -> tuple[nn.Module, Tensor]:
 MODELS = {"mlp": mlp, "cnn": cnn, "gated": gated}
 CASES = [
     case
-    for case in itertools.product(MODELS, PARTITIONS, BUDGETS)
+    for case in itertools.product(MODELS, PARTITIONS, PRUNINGS)
     # 32 outputs for 32 inputs: incoming weights alone cannot pay for the copies of outgoing ones
     if not (case[0] == "gated" and case[2] in ("incoming", "columns"))
 ]
+
+
+def pruning(name: str) -> dict[str, str]:
+    """The fields of an expansion: ``"blocks"`` partitions the outgoing weights and prunes columns."""
+    return {"prune": "columns", "outgoing": "partition"} if name == "blocks" else {"prune": name}
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -75,19 +79,19 @@ def as_masked(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for module in twin.modules():
         if structure_of(module) is not None:
-            ungroup(module)
+            store(module)
     return twin
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
-@pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
-def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str, budget: str) -> None:
+@pytest.mark.parametrize(("kind", "partition", "prune"), CASES)
+def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str | Partition, prune: str) -> None:
     model, x = MODELS[kind]()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
     report = fpe.expand(
         model,
-        fpe.Expansion(alpha=2, partition=partition, prune=budget, layout="grouped"),
+        fpe.Expansion(alpha=2, partition=partition, **pruning(prune), layout="grouped"),
         optimizer=optimizer,
         example_inputs=x,
     )
@@ -106,16 +110,18 @@ def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str, 
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("budget", ["columns", "blocks"])
+@pytest.mark.parametrize("prune", ["columns", "blocks"])
 @pytest.mark.parametrize("alpha", [2, 4])
-def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, budget: str, alpha: int) -> None:
+def test_structured_room_stores_the_nonzeros_and_nothing_else(
+    partition: str | Partition, prune: str, alpha: int
+) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
     budget_before = sum(parameter.numel() for parameter in model.parameters())
     fpe.expand(
         model,
-        fpe.Expansion(alpha=alpha, partition=partition, prune=budget, layout="grouped"),
+        fpe.Expansion(alpha=alpha, partition=partition, **pruning(prune), layout="grouped"),
         optimizer=optimizer,
         example_inputs=x,
         sites="0",
@@ -123,7 +129,7 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     assert sum(parameter.numel() for parameter in model.parameters()) == budget_before
     moments = sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in model.parameters())
     assert moments == budget_before
-    assert not any(name.endswith("_mask") for name in model.state_dict())
+    assert not any("fpe_mask" in name for name in model.state_dict())
 
 
 @pytest.mark.parametrize("partition", [Shared(groups=4), Contiguous(groups=4)])
@@ -146,11 +152,11 @@ def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(part
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
-@pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
-def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) -> None:
+@pytest.mark.parametrize(("kind", "partition", "prune"), CASES)
+def test_any_model_loads_any_checkpoint(kind: str, partition: str | Partition, prune: str) -> None:
     wide, x = MODELS[kind]()
     dense_state = copy.deepcopy(wide.state_dict())
-    fpe.expand(wide, fpe.Expansion(alpha=2, partition=partition, prune=budget, layout="grouped"), example_inputs=x)
+    fpe.expand(wide, fpe.Expansion(alpha=2, partition=partition, **pruning(prune), layout="grouped"), example_inputs=x)
     narrow, _ = MODELS[kind]()
     fpe.load_expanded_state_dict(narrow, wide.state_dict())
     assert torch.equal(narrow.eval()(x), wide.eval()(x))
@@ -166,8 +172,8 @@ def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) 
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("budget", ["columns", "blocks"])
-def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -> None:
+@pytest.mark.parametrize("prune", ["columns", "blocks"])
+def test_a_second_split_of_blocks_is_blocks_again(partition: str | Partition, prune: str) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     before = fpe.count_nonzeros(model)
@@ -175,7 +181,7 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
         step(model, optimizer, x)
         fpe.expand(
             model,
-            fpe.Expansion(alpha=2, partition=partition, prune=budget, layout="grouped"),
+            fpe.Expansion(alpha=2, partition=partition, **pruning(prune), layout="grouped"),
             optimizer=optimizer,
             example_inputs=x,
             sites="0",
@@ -190,10 +196,10 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 @pytest.mark.parametrize(
-    ("budget", "why"),
+    ("prune", "why"),
     [("total", 'or layout="masked" where earlier splits left few'), ("columns", "too little is left")],
 )
-def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str) -> None:
+def test_splits_until_no_inputs_are_left_end_in_a_sentence(prune: str, why: str) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), torch.randn(4, 8)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -204,7 +210,7 @@ def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str
         try:
             fpe.expand(
                 model,
-                fpe.Expansion(alpha=2, partition=Shared(groups=2), prune=budget, layout="grouped"),
+                fpe.Expansion(alpha=2, partition=Shared(groups=2), **pruning(prune), layout="grouped"),
                 optimizer=optimizer,
                 example_inputs=x,
             )
@@ -241,7 +247,7 @@ def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
         wide, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
     )
     state = wide.state_dict()
-    state["0.weight_inputs"] = ~state["0.weight_inputs"]
+    state["0.fpe_blocks"] = ~state["0.fpe_blocks"]
     with pytest.raises(ValueError, match=r"checkpoint is broken: `0\.weight` has shape .*, but its record says"):
         fpe.load_expanded_state_dict(mlp()[0], state)
 
@@ -282,7 +288,11 @@ def test_interference_sees_the_weight_and_not_its_storage() -> None:
 
 
 def refused(
-    partition: str | Partition, optimizer: type[torch.optim.Optimizer], alpha: int = 2, **options: object
+    partition: str | Partition,
+    optimizer: type[torch.optim.Optimizer],
+    alpha: int = 2,
+    prune: str = "total",
+    sites: str | None = None,
 ) -> str:
     """The message of a split that is refused, after a check that nothing changed."""
     model, x = mlp()
@@ -299,15 +309,20 @@ def refused(
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the caller matches the message
         fpe.expand(
             model,
-            fpe.Expansion(alpha=alpha, partition=partition, layout="grouped"),
+            fpe.Expansion(alpha=alpha, partition=partition, layout="grouped", **pruning(prune)),
             optimizer=optimizers,
             example_inputs=x,
-            **options,
+            sites=sites,
         )
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
     assert all(optimizers.state[parameter] is entry for parameter, entry in held.items())
     return str(error.value)
+
+
+def each_its_own(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Generator) -> Tensor:
+    """A draw for each neuron, from outside of the package."""
+    return Random()(weight, alive, alpha, generator)
 
 
 def everything(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Generator) -> Tensor:
@@ -317,10 +332,11 @@ def everything(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Gener
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 def test_refusals_are_one_sentence_and_change_nothing() -> None:
-    assert "use a partition that neurons share" in refused("random", torch.optim.AdamW)
+    assert "with Random() each neuron has its own: use partition=" in refused("random", torch.optim.AdamW)
+    assert "use a partition that neurons share" in refused(each_its_own, torch.optim.AdamW)
     assert "Adafactor keeps state of rows and columns" in refused("shared", torch.optim.Adafactor, sites="3")
-    assert "Cannot remove" in refused("shared", torch.optim.AdamW, budget="columns", alpha=8)
-    assert "some would get none" in refused("shared", torch.optim.AdamW, budget="blocks", alpha=8)
+    assert "Cannot remove" in refused("shared", torch.optim.AdamW, prune="columns", alpha=8)
+    assert "some would get none" in refused("shared", torch.optim.AdamW, prune="blocks", alpha=8)
     assert "every block reads every input" in refused(everything, torch.optim.AdamW, sites="3")
 
 
@@ -338,19 +354,19 @@ def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight_inputs", "weight_mask", "plan"])
-def test_names_that_blocks_need_are_not_overwritten(name: str) -> None:
+def test_a_users_own_attributes_stay_next_to_blocks(name: str) -> None:
     model, x = mlp()
     setattr(model[0], name, "mine")
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=f"a `{name}` of its own, under"):
-        fpe.expand(
-            model,
-            fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="total", layout="grouped"),
-            example_inputs=x,
-            sites="0",
-        )
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="total", layout="grouped"),
+        example_inputs=x,
+        sites="0",
+    )
+    assert isinstance(model[0], GroupedLinear)
     assert getattr(model[0], name) == "mine"
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    step(model, torch.optim.AdamW(model.parameters()), x)
+    check_masks(model)
 
 
 def test_blocks_that_a_model_cannot_hold_are_named() -> None:

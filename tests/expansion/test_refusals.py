@@ -136,14 +136,16 @@ def test_state_of_an_unknown_shape_is_named_and_may_be_reset() -> None:
 
 
 @pytest.mark.parametrize("kind", ["buffer", "attribute"])
-def test_a_name_that_the_mask_needs_is_not_overwritten(kind: str) -> None:
+def test_a_users_own_weight_mask_is_left_alone(kind: str) -> None:
     model, x = mlp(64, 8, 3), torch.randn(4, 64)
+    mine = torch.ones(8, 64)
     if kind == "buffer":
-        model[0].register_buffer("weight_mask", torch.ones(8, 64))
+        model[0].register_buffer("weight_mask", mine)
     else:
-        model[0].weight_mask = "mine"
-    with refused("`0` has a `weight_mask` of its own", model):
-        fpe.expand(model, alpha=2, example_inputs=x)
+        model[0].weight_mask = mine
+    fpe.expand(model, alpha=2, example_inputs=x)
+    assert model[0].weight_mask is mine
+    assert model[0].weight.shape == (16, 64)
 
 
 def test_something_else_than_an_optimizer_is_named() -> None:

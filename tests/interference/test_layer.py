@@ -38,7 +38,7 @@ def test_structure_is_read_from_the_module_and_copied():
     kept = state.weight.clone()
     with torch.no_grad():
         layer.weight.zero_()
-    layer.get_buffer("weight_mask").zero_()
+    layer.get_buffer("fpe_mask_weight").zero_()
     assert torch.equal(state.weight, kept)
     assert state.nonzeros == 4
     assert not state.weight.requires_grad

@@ -48,7 +48,7 @@ def test_it_is_deterministic_and_expand_takes_it() -> None:
             fpe.Expansion(partition=affinity_partition(affinity + affinity.T)),
             example_inputs=torch.zeros(2, 24),
         )
-        masks.append(network.layers[0].weight_mask.any(0))
+        masks.append(network.layers[0].fpe_mask_weight.any(0))
     assert torch.equal(masks[0], masks[1])
 
 
@@ -81,7 +81,7 @@ def test_a_callback_takes_the_partition_of_training_samples() -> None:
         enable_model_summary=False,
     )
     trainer.fit(module, BatchLoader(*task.train, batch_size=1024))
-    mask = module.network.layers[0].weight_mask
+    mask = module.network.layers[0].fpe_mask_weight
     for group in task.groups:
         reached = mask[:, list(group)].sum(1).view(8, 2)
         assert bool((reached.min(1).values == 0).all())  # no clause reaches both children of a neuron

@@ -28,8 +28,8 @@ def test_room_is_made_in_both_layers_and_every_child_keeps_an_output() -> None:
     assert fpe.count_nonzeros(model) == report.nonzeros_before == 99
     # 12 copies and 4 biases are added: half of them go in either layer.
     assert (report.sites[0].removed_incoming, report.sites[0].removed_outgoing) == (8, 8)
-    assert bool(model[2].weight_mask.any(0).all())
-    assert not bool(model[2].weight[~model[2].weight_mask].any())
+    assert bool(model[2].fpe_mask_weight.any(0).all())
+    assert not bool(model[2].weight[~model[2].fpe_mask_weight].any())
 
 
 def test_one_output_is_never_taken_from_a_child() -> None:
@@ -57,7 +57,7 @@ def test_the_fit_is_what_stays_under_the_mask() -> None:
     refit = DiscriminantRefit(x, y)
     fpe.expand(model, fpe.Expansion(alpha=2, prune=refit), example_inputs=x[:2])
     weight, offset, _ = refit.fit(model[0].weight.detach(), model[0].bias.detach(), 3)
-    torch.testing.assert_close(model[2].weight, (weight * model[2].weight_mask).float())
+    torch.testing.assert_close(model[2].weight, (weight * model[2].fpe_mask_weight).float())
     torch.testing.assert_close(model[2].bias, offset.float())
 
 

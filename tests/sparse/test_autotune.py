@@ -19,6 +19,7 @@ from fpe_lightning.sparse import (
     autotune,
     dense_mask,
     is_semi_structured,
+    store,
     structure_of,
     tune,
 )
@@ -27,6 +28,8 @@ from fpe_lightning.sparse.timing import measure
 from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 Clock = Callable[..., None]
+TWO_GROUPS = Shared(groups=2)
+SEMI_STRUCTURED = "fpe_lightning.sparse.semi_structured.layout"
 
 
 @pytest.fixture
@@ -51,11 +54,10 @@ def mlp() -> tuple[nn.Sequential, Tensor]:
     return nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 4)), torch.randn(16, 128)
 
 
-def split(layout: str = "auto", partition: str = Shared(groups=2), **options: Any) -> tuple[nn.Sequential, Any]:
+def split(layout: str = "auto", partition: Any = TWO_GROUPS, seed: int = 0) -> tuple[nn.Sequential, Any]:
     model, x = mlp()
-    return model, fpe.expand(
-        model, fpe.Expansion(alpha=2, partition=partition, prune="columns", layout=layout), example_inputs=x, **options
-    )
+    expansion = fpe.Expansion(alpha=2, partition=partition, prune="columns", layout=layout, seed=seed)
+    return model, fpe.expand(model, expansion, example_inputs=x)
 
 
 def test_the_fastest_is_taken_and_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +86,7 @@ def test_the_choice_is_remembered(clock: Clock) -> None:
     second, _ = split(seed=1)  # another draw of the same shape takes the same time
     assert len(clock.calls) == 1
     assert isinstance(second[0], GroupedLinear)
-    assert not torch.equal(second[0].weight_inputs, first[0].weight_inputs)
+    assert not torch.equal(second[0].fpe_blocks, first[0].fpe_blocks)
     split("auto", Shared(groups=4))
     assert len(clock.calls) == 2
 
@@ -139,7 +141,7 @@ def test_semi_structured_is_a_candidate_where_there_are_kernels(
     assert "semi_structured of 128 x 128 weight is left out: there are no 2:4 kernels, a cpu has none" in caplog.text
     assert not is_semi_structured(model[0])
     with kernels_on_cpu("cutlass"):
-        monkeypatch.setattr(autotune, "no_kernel", lambda device: None)
+        monkeypatch.setattr(f"{SEMI_STRUCTURED}.no_kernel", lambda device: None)
         model, _ = split("auto", "semi_structured")
         assert is_semi_structured(model[0])
 
@@ -169,7 +171,7 @@ def test_real_times_leave_the_layer_and_the_random_numbers_alone() -> None:
     model, _ = split("grouped")
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     masked = copy.deepcopy(model[0])
-    autotune.store(masked, None)
+    store(masked)
     times = measure({"masked": masked, "grouped": copy.deepcopy(model[0])}, (8, 128), training=True)
     assert times.keys() == {"masked", "grouped"}
     assert all(seconds > 0 for seconds in times.values())
@@ -191,8 +193,8 @@ def test_a_gpu_without_kernels_costs_a_line(clock: Clock, caplog: pytest.LogCapt
     clock()
     with (
         caplog.at_level(logging.INFO),
-        patch("fpe_lightning.expansion.layout_choice.asks_a_gpu", lambda device: True),
-        patch("fpe_lightning.expansion.layout_choice.no_kernel", lambda device: "they need compute capability 8.0"),
+        patch(f"{SEMI_STRUCTURED}.asks_a_gpu", lambda device: True),
+        patch(f"{SEMI_STRUCTURED}.no_kernel", lambda device: "they need compute capability 8.0"),
     ):
         model, _ = split("auto", "semi_structured")
     assert not is_semi_structured(model[0])
@@ -203,7 +205,7 @@ def test_a_dtype_without_kernels_costs_a_line(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(autotune, "measure", measure)
-    monkeypatch.setattr(autotune, "no_kernel", lambda device: None)
+    monkeypatch.setattr(f"{SEMI_STRUCTURED}.no_kernel", lambda device: None)
     with kernels_on_cpu("cutlass"), caplog.at_level(logging.INFO):
         model, report = split("auto", "semi_structured")  # float32, and no autocast
     assert not is_semi_structured(model[0])

@@ -38,7 +38,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 @pytest.mark.slow
 def test_the_first_process_decides(tmp_path: Path) -> None:
     first, second = states_of_both(worker, tmp_path)
-    assert "0.weight_inputs" in first
+    assert "0.fpe_blocks" in first
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert [path.name for path in sorted(tmp_path.glob("*/layouts.json"))] == ["layouts.json"]  # the first one's

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fpe_lightning.sparse import set_mask
-from fpe_lightning.sparse.convert import group, stored_masked, ungroup
+from fpe_lightning.sparse import group, set_mask, store
+from fpe_lightning.sparse.convert import stored_masked
 from fpe_lightning.sparse.grouped.blocks import expand_blocks, unpack
 
 INPUTS = torch.tensor([[True, True, False, False], [False, False, True, True]])
@@ -43,7 +43,7 @@ def test_training_goes_on_as_if_nothing_happened(optimizer_class: type[torch.opt
     for _ in range(3):
         step(model, optimizer)
         step(reference, reference_optimizer)
-    ungroup(model[0], [optimizer])
+    store(model[0], optimizers=[optimizer])
     step(model, optimizer)
     step(reference, reference_optimizer)
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):

@@ -10,10 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.sparse import GroupedConv2d, GroupedLinear, check_masks, dense_mask, dense_weight, set_mask
-from fpe_lightning.sparse.convert import group, ungroup
+from fpe_lightning.sparse import (
+    GroupedConv2d,
+    GroupedLinear,
+    check_masks,
+    dense_mask,
+    dense_weight,
+    group,
+    set_mask,
+    store,
+)
 from fpe_lightning.sparse.grouped.blocks import expand_blocks
-from fpe_lightning.sparse.grouped.layers import cannot_group, set_structure, structure_of
+from fpe_lightning.sparse.grouped.layout import GROUPED, structure_of
 
 INPUTS = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 1, 0]], dtype=torch.bool)
 LAYERS: dict[str, Any] = {
@@ -53,7 +61,7 @@ def test_outputs_and_gradients_equal_the_masked_layer(kind: str, holes: bool) ->
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
     ungrouped = copy.deepcopy(grouped)
     ungrouped.weight.grad = grouped.weight.grad
-    ungroup(ungrouped)
+    store(ungrouped)
     torch.testing.assert_close(ungrouped.weight.grad, masked.weight.grad, atol=1e-4, rtol=1e-4)
     if len(x) and kind != "linear":
         torch.testing.assert_close(grouped(x[0]), reference[0], atol=1e-5, rtol=1e-5)
@@ -71,17 +79,17 @@ def test_outputs_are_no_views_that_a_change_in_place_would_part_from_hooks(shape
 @pytest.mark.parametrize("kind", LAYERS)
 def test_only_the_nonzeros_are_stored(kind: str) -> None:
     masked, grouped, _ = masked_and_grouped(kind)
-    assert grouped.weight.shape == (int(masked.weight_mask.sum()), 1)
+    assert grouped.weight.shape == (int(masked.fpe_mask_weight.sum()), 1)
     assert torch.equal(dense_weight(grouped), masked.weight)
     mask = dense_mask(grouped)
     assert mask is not None
-    assert torch.equal(mask, masked.weight_mask)
+    assert torch.equal(mask, masked.fpe_mask_weight)
 
 
 @pytest.mark.parametrize("holes", [False, True])
 def test_ungroup_undoes_group_exactly(holes: bool) -> None:
     masked, grouped, _ = masked_and_grouped("conv2d", holes)
-    ungroup(grouped)
+    store(grouped)
     assert type(grouped) is type(masked)
     assert list(grouped.state_dict()) == list(masked.state_dict())
     assert all(
@@ -136,16 +144,16 @@ def test_repr_and_classes() -> None:
 
 
 def test_what_cannot_be_grouped_says_why() -> None:
-    assert "no grouped form of Bilinear" in str(cannot_group(nn.Bilinear(2, 2, 2)))
-    assert "already has 2 groups" in str(cannot_group(nn.Conv2d(4, 4, 1, groups=2)))
+    assert "no grouped form of Bilinear" in str(GROUPED.cannot_hold(nn.Bilinear(2, 2, 2)))
+    assert "already has 2 groups" in str(GROUPED.cannot_hold(nn.Conv2d(4, 4, 1, groups=2)))
     assert "no grouped form of ParametrizedLinear" in str(
-        cannot_group(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        GROUPED.cannot_hold(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     )
     layer = nn.Bilinear(2, 2, 2)
     with pytest.raises(ValueError, match="cannot be stored in blocks: there is no grouped form of Bilinear"):
         group(layer, torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="use the masked layout"):
-        set_structure(layer, torch.ones(1, 2, dtype=torch.bool))
+        store(layer, "grouped")
     assert structure_of(layer) is None
 
 

@@ -68,9 +68,9 @@ def test_a_sharded_model_trains_as_an_unsharded_one_and_is_not_split(budget: str
     assert fpe.count_nonzeros(sharded) == fpe.count_nonzeros(plain)
     assert [site.name for site in fpe.find_sites(sharded, X)] == ["0"]
     assert unchanged()
-    for options in ({}, {"partition": Shared(groups=2), "layout": "grouped"}, {"partition": "by_shape"}):
+    for expansion in (fpe.Paper(), fpe.Blocks(groups=2), fpe.ByShape()):
         with pytest.raises(ValueError, match=r"is sharded, and FSDP2 would put it back after a split of 0; split"):
-            fpe.expand(sharded, alpha=2, example_inputs=X, **options)
+            fpe.expand(sharded, expansion, example_inputs=X)
         assert unchanged()
         assert structure_of(sharded[0]) is not None
     with torch.no_grad():

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fpe_lightning.sparse import dense_mask, group, set_mask, set_semi_structured, structure_of
+from fpe_lightning.sparse import dense_mask, group, layout_of, set_mask, set_semi_structured, structure_of
 from fpe_lightning.sparse.grouped.blocks import expand_blocks, unpack
-from fpe_lightning.sparse.grouped.layers import GroupedModule
 from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 LAYOUTS = ("masked", "grouped", "semi_structured")
@@ -59,11 +58,11 @@ def function_of(layer: nn.Module, inputs: Tensor, holes: Tensor | None) -> Calla
     """The layer as a function of its input, the weights in its blocks, and its bias; one signature for all layouts."""
 
     def function(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-        shape = layer.dense_shape if isinstance(layer, GroupedModule) else layer.get_parameter("weight").shape
+        shape = layout_of(layer).dense_shape(layer)
         weight = unpack(packed, inputs, shape)
         weight = weight if holes is None else weight.masked_fill(holes, 0)
         if structure_of(layer) is not None:
-            weight = packed if holes is None else packed.masked_fill(~layer.get_buffer("weight_mask"), 0)
+            weight = packed if holes is None else packed.masked_fill(~layer.get_buffer("fpe_mask_weight"), 0)
         out: Tensor = functional_call(layer, {"weight": weight, "bias": bias}, (x,))
         return out
 

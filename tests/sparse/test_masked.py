@@ -113,7 +113,7 @@ def test_torch_save_of_the_whole_model() -> None:
 def test_state_dict_holds_the_masks() -> None:
     net, other = masked_net(), masked_net()
     train(net, SGD(net.parameters(), lr=0.1))
-    assert set(net.state_dict()) >= {"0.weight_mask", "2.weight_mask", "4.up_mask", "4.down_mask"}
+    assert set(net.state_dict()) >= {"0.fpe_mask_weight", "2.fpe_mask_weight", "4.fpe_mask_up", "4.fpe_mask_down"}
     other.load_state_dict(net.state_dict())
     same(net, other)
 
@@ -178,12 +178,12 @@ def test_per_sample_gradients_and_functional_call_are_masked() -> None:
     assert grads[:, half((6, 4))].any()
 
 
-def test_a_name_that_is_taken_is_not_overwritten() -> None:
+def test_a_users_own_buffer_stands_next_to_a_mask() -> None:
     module = TwoWeights()
     module.register_buffer("down_mask", torch.ones(3, 6))
-    with pytest.raises(
-        ValueError, match="`TwoWeights` has a `down_mask` of its own, under the name that its mask needs"
-    ):
-        set_mask(module, "up", half((6, 4)))
+    set_mask(module, "down", half((3, 6)))
+    assert list(module._buffers) == ["down_mask", "fpe_mask_down"]
+    assert bool(module.down_mask.all())
+    set_mask(module, "down", None)
     assert type(module) is TwoWeights
     assert list(module._buffers) == ["down_mask"]

@@ -44,7 +44,7 @@ def test_packed_layers_compute_the_same(backend: str | None, dtype: torch.dtype,
         monkeypatch.setattr("fpe_lightning.sparse.semi_structured.packed.backend_of", lambda device: backend)
         assert pack_for_inference(model) == 1
         assert isinstance(model[0], PackedLinear)
-        assert (model[0].compressed is not None) == (backend == "cusparselt")
+        assert (model[0].fpe_plan.compressed is not None) == (backend == "cusparselt")
         torch.testing.assert_close(model(x), expected, atol=2e-2, rtol=2e-2)
         assert model(x[0]).shape == (4,)
         torch.testing.assert_close(model[0].cpu()(x), model[0](x))
@@ -55,7 +55,7 @@ def test_the_file_is_small_plain_and_loads_into_any_model(tmp_path: Path) -> Non
     dense = model[0].weight.nbytes
     pack_for_inference(model)
     state = model.state_dict()
-    assert state["0.weight_values"].nbytes + state["0.weight_places"].nbytes == dense * 9 // 16
+    assert state["0.fpe_values"].nbytes + state["0.fpe_places"].nbytes == dense * 9 // 16
     assert not any(name.endswith(("mask", "0.weight")) for name in state)
     safetensors.torch.save_file(state, tmp_path / "packed.safetensors")
     loaded = safetensors.torch.load_file(tmp_path / "packed.safetensors")

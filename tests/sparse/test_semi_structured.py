@@ -12,17 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fpe_lightning.partitions.builtin import semi_structured_partition
+from fpe_lightning.partitions import SemiStructured
 from fpe_lightning.sparse import check_masks, set_mask
 from fpe_lightning.sparse.masked import MaskedLinear, mask_of
 from fpe_lightning.sparse.semi_structured.format import not_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import multiply, no_kernel, pack
-from fpe_lightning.sparse.semi_structured.layers import (
-    SemiStructuredLinear,
-    cannot_semi_structure,
-    is_semi_structured,
-    set_semi_structured,
-)
+from fpe_lightning.sparse.semi_structured.layers import SemiStructuredLinear
+from fpe_lightning.sparse.semi_structured.layout import SEMI_STRUCTURED, is_semi_structured, set_semi_structured
 from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 BACKENDS = ("cutlass", "cusparselt")
@@ -32,7 +28,7 @@ def two_of_four(rows: int = 128, inputs: int = 64, seed: int = 0) -> Tensor:
     """A mask as a split makes it: adjacent children share 2 + 2 of each 4 inputs."""
     generator = torch.Generator().manual_seed(seed)
     weight, alive = torch.ones(rows // 2, inputs, 1), torch.ones(rows // 2, inputs, dtype=torch.bool)
-    child = semi_structured_partition(weight, alive, 2, generator)
+    child = SemiStructured()(weight, alive, 2, generator)
     return torch.stack([child == 0, child == 1], dim=1).view(rows, inputs)
 
 
@@ -66,7 +62,7 @@ def test_outputs_and_gradients_equal_the_masked_layer(
 ) -> None:
     masked = masked_layer(dtype, holes)
     ours = semi_structured(masked)
-    assert ours.backend == backend
+    assert ours.fpe_plan.backend == backend
     x = torch.randn(shape, dtype=dtype)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [layer(given) for layer, given in zip((ours, masked), inputs, strict=True)]
@@ -77,7 +73,7 @@ def test_outputs_and_gradients_equal_the_masked_layer(
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, atol=5e-2, rtol=2e-2)
     torch.testing.assert_close(ours.weight.grad, masked.weight.grad, atol=5e-2, rtol=2e-2)
     torch.testing.assert_close(ours.bias.grad, masked.bias.grad, atol=5e-2, rtol=2e-2)
-    assert not ours.weight.grad[~ours.weight_mask].any()
+    assert not ours.weight.grad[~ours.fpe_mask_weight].any()
 
 
 def test_the_kernels_are_what_computes(backend: str) -> None:
@@ -143,7 +139,7 @@ def test_shapes_on_fake_gpu_tensors(threads: bool, rows: int) -> None:
 @pytest.mark.parametrize("threads", [False, True])
 def test_fake_shapes_are_those_of_the_operators(backend: str, threads: bool) -> None:
     layer = semi_structured(masked_layer())
-    given = None if layer.pattern is None else layer.pattern.threads
+    given = None if layer.fpe_plan.pattern is None else layer.fpe_plan.pattern.threads
     real = pack(layer.weight.detach(), given)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = pack(torch.empty(128, 64, dtype=torch.bfloat16), None if given is None else torch.empty_like(given))
@@ -153,7 +149,7 @@ def test_fake_shapes_are_those_of_the_operators(backend: str, threads: bool) -> 
 def test_without_kernels_it_multiplies_densely() -> None:
     masked = masked_layer(torch.float32)
     ours, x = semi_structured(masked), torch.randn(8, 64)
-    assert ours.backend is None
+    assert ours.fpe_plan.backend is None
     assert torch.equal(ours(x), masked(x))
 
 
@@ -212,20 +208,21 @@ def test_what_is_not_semi_structured_is_refused_and_nothing_changes() -> None:
         set_semi_structured(layer)
     assert type(layer) is MaskedLinear
     layer = semi_structured(masked_layer())
-    before = layer.weight_mask
+    before = layer.fpe_mask_weight
     with pytest.raises(ValueError, match="has to be 2:4"):
         set_mask(layer, "weight", torch.ones(128, 64, dtype=torch.bool))
-    assert layer.weight_mask is before
-    state = layer.state_dict() | {"weight_mask": torch.ones(128, 64, dtype=torch.bool)}
+    assert layer.fpe_mask_weight is before
+    state = layer.state_dict() | {"fpe_mask_weight": torch.ones(128, 64, dtype=torch.bool)}
     with pytest.raises(ValueError, match="no longer 2:4"):
         layer.load_state_dict(state)
 
 
 def test_shapes_kinds_and_dtypes_without_a_kernel_are_named(backend: str) -> None:
     small = nn.Linear(32, 128)
-    assert "multiples of 64" in str(cannot_semi_structure(small, torch.zeros(128, 32, dtype=torch.bool)))
-    assert cannot_semi_structure(nn.Conv2d(64, 64, 1)) == "there is no 2:4 form of Conv2d"
-    assert cannot_semi_structure(nn.Linear(64, 64)) == "it is dense"
+    assert "multiples of 64" in str(SEMI_STRUCTURED.fit(small, torch.zeros(128, 32, dtype=torch.bool)))
+    assert SEMI_STRUCTURED.cannot_hold(nn.Conv2d(64, 64, 1)) == "there is no 2:4 form of Conv2d"
+    with pytest.raises(ValueError, match="cannot be stored in 2:4 form: it is dense"):
+        set_semi_structured(nn.Linear(64, 64))
     layer = semi_structured(masked_layer(torch.float32))
     with pytest.raises(TypeError, match=r"float16 or bfloat16, found torch\.float32: train with precision"):
         layer(torch.randn(8, 64))

@@ -35,7 +35,7 @@ def split_model(dtype: torch.dtype, width: int = 256) -> tuple[nn.Sequential, Te
 @pytest.mark.parametrize("rows", [1, 13, 2048])
 def test_outputs_and_gradients_equal_the_masked_layer(dtype: torch.dtype, rows: int) -> None:
     ours, x = split_model(dtype)
-    assert ours[0].backend is not None
+    assert ours[0].fpe_plan.backend is not None
     masked = copy.deepcopy(ours)
     set_semi_structured(masked[0], on=False)
     inputs = [x[:rows].clone().requires_grad_() for _ in range(2)]
@@ -51,7 +51,9 @@ def test_outputs_and_gradients_equal_the_masked_layer(dtype: torch.dtype, rows: 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fake_shapes_are_those_of_the_kernels(dtype: torch.dtype) -> None:
     layer = split_model(dtype)[0][0]
-    torch.library.opcheck(pack, (layer.weight.detach(), None if layer.pattern is None else layer.pattern.threads))
+    torch.library.opcheck(
+        pack, (layer.weight.detach(), None if layer.fpe_plan.pattern is None else layer.fpe_plan.pattern.threads)
+    )
 
 
 def test_it_compiles_as_one_graph() -> None:

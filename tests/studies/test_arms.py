@@ -27,16 +27,16 @@ def child(arm: Arm, seed: int = 0) -> MLP:
 
 
 def test_interaction_keeps_clauses_together_and_coactivation_uses_no_targets() -> None:
-    mask = child(ARMS["interaction"]).layers[0].weight_mask
+    mask = child(ARMS["interaction"]).layers[0].fpe_mask_weight
     for group in TASK.groups:
         reached = [mask[row, list(group)].sum() for row in range(16)]
         # A neuron's children may have lost weights to the budget, but no clause reaches both of them.
         assert all(min(first, second) == 0 for first, second in zip(reached[::2], reached[1::2], strict=True))
-    assert not torch.equal(mask, child(ARMS["coactivation"]).layers[0].weight_mask)
+    assert not torch.equal(mask, child(ARMS["coactivation"]).layers[0].fpe_mask_weight)
 
 
 def test_groups_of_neurons_share_a_partition() -> None:
-    mask = child(arm_named("shared_of_4")).layers[0].weight_mask.view(8, 2, 24)
+    mask = child(arm_named("shared_of_4")).layers[0].fpe_mask_weight.view(8, 2, 24)
     # The budget takes single weights away, so equal partitions show as halves that never cross.
     assert not bool((mask[0, 0] & mask[1, 1]).any() or (mask[0, 1] & mask[1, 0]).any())
     assert bool((mask[0, 0] & mask[2, 1]).any())
@@ -44,7 +44,7 @@ def test_groups_of_neurons_share_a_partition() -> None:
 
 def test_redrawn_weights_stand_under_the_same_masks() -> None:
     kept, redrawn = child(ARMS["random"]), child(arm_named("random_redraw"))
-    assert torch.equal(kept.layers[0].weight_mask, redrawn.layers[0].weight_mask)
+    assert torch.equal(kept.layers[0].fpe_mask_weight, redrawn.layers[0].fpe_mask_weight)
     assert not torch.equal(kept.layers[0].weight, redrawn.layers[0].weight)
     check_masks(redrawn)
     dense = torch.nn.Linear(4, 2)

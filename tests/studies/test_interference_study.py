@@ -56,7 +56,7 @@ def test_measures_are_those_of_the_network_at_the_split_and_at_the_end() -> None
             look("before")
             fpe.expand(network, seed=4, optimizer=optimizer, example_inputs=x[:2])
             look("after")
-            mask = network.layers[0].weight_mask
+            mask = network.layers[0].fpe_mask_weight
             assert task.groups is not None
             parents = torch.arange(16) // 2
             seen["collisions_after"] = float(clause_collisions(mask, task.groups, parents))

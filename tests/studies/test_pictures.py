@@ -74,7 +74,7 @@ def test_a_network_from_scratch_has_the_shapes_and_the_count_of_a_split_one(sett
     held = {name for name, layer in layers.items() if mask_of(layer) is not None}
     if arm == "wide_sparse_even":
         assert held == set(layers)
-        shares = [float(layer.weight_mask.float().mean()) for layer in layers.values() if layer.weight.numel() > 50]
+        shares = [float(layer.fpe_mask_weight.float().mean()) for layer in layers.values() if layer.weight.numel() > 50]
         assert max(shares) - min(shares) < 0.05
     else:
         assert held == {name for name in layers if "head" not in name or name == "head.0"} & (

@@ -90,8 +90,8 @@ def test_hidden_biases_begin_at_zero_where_asked(probe: Probe) -> None:
 
 def test_placed_masks_hold_the_pairs_that_matter_together() -> None:
     task = Regime().task(0)
-    mask = begin(ARMS["wide_placed"], Regime(), task, 0).layers[0].weight_mask
-    random = begin(ARMS["wide_sparse"], Regime(), task, 0).layers[0].weight_mask
+    mask = begin(ARMS["wide_placed"], Regime(), task, 0).layers[0].fpe_mask_weight
+    random = begin(ARMS["wide_sparse"], Regime(), task, 0).layers[0].fpe_mask_weight
     assert mask.sum() == random.sum()
     whole = [
         sum(bool(mask[row, list(group)].all()) for row in range(16) for group in task.groups) for mask in (mask, random)

@@ -8,7 +8,7 @@ checked. Sharding plan, mixed precision, prefetching, optimizer and scheduler ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from fpe_lightning.callbacks.fsdp2.checks import (
     index_in,
 )
 from fpe_lightning.expansion.checks import groups_of
+from fpe_lightning.sparse.exchange import exchange_parameters
 
 
 @dataclass
@@ -136,10 +137,11 @@ def _hold(model: nn.Module, name: str, group: Any, optimizers: Sequence[Optimize
         whole.grad = _whole(sharded.grad)
     states = [(optimizer, optimizer.state[sharded]) for optimizer in optimizers if sharded in optimizer.state]
     module._parameters[key] = whole
-    for optimizer, state in states:
-        optimizer.state[whole] = {entry: _whole(value) for entry, value in state.items()}
-        del optimizer.state[sharded]
-    _exchange(optimizers, {id(sharded): whole})
+    exchange_parameters(
+        optimizers,
+        {sharded: whole},
+        [(o, sharded, {entry: _whole(value) for entry, value in state.items()}) for o, state in states],
+    )
     return _Held(name, module, key, group, sharded, whole, states, whole._version)
 
 
@@ -147,11 +149,8 @@ def _put_back(held: _Held, optimizers: Sequence[Optimizer]) -> None:
     """Undo :func:`_hold`."""
     now = held.now
     held.module._parameters[held.key] = held.sharded
-    _exchange(optimizers, {id(held.whole): held.sharded, id(now): held.sharded})
-    for optimizer in optimizers:
-        optimizer.state.pop(held.whole, None)
-    for optimizer, state in held.states:
-        optimizer.state[held.sharded] = state
+    states = [(optimizer, held.whole, state) for optimizer, state in held.states]
+    exchange_parameters(optimizers, {held.whole: held.sharded, now: held.sharded}, states)
 
 
 def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
@@ -191,17 +190,11 @@ def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
 
     if grad is not None:
         sharded.grad = shards(grad)
-    for optimizer in optimizers:
-        state = optimizer.state.pop(new, None)
-        optimizer.state.pop(held.whole, None)
-        if state is not None:
-            optimizer.state[sharded] = {entry: shards(tensor) for entry, tensor in state.items()}
-    _exchange(optimizers, {id(new): sharded, id(held.whole): sharded})
+    states = [(each, new, each.state[new]) for each in optimizers if new in each.state]
+    exchange_parameters(
+        optimizers,
+        {new: sharded, held.whole: sharded},
+        [(each, new, {entry: shards(tensor) for entry, tensor in state.items()}) for each, _, state in states],
+    )
     if held.now is not sharded or not torch.equal(_whole(sharded.detach()), value):
         raise RuntimeError(f"FSDP2 does not hold `{held.name}` as it was split; this version of torch does not work.")
-
-
-def _exchange(optimizers: Sequence[Optimizer], replaced: Mapping[int, Any]) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [replaced.get(id(parameter), parameter) for parameter in group["params"]]

@@ -18,7 +18,7 @@ from fpe_lightning.callbacks.fsdp2.checks import check_sharding, check_version
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.checkpoints.expand_file import read_checkpoint, weights_in
 from fpe_lightning.checkpoints.restore import restore_structure
-from fpe_lightning.sparse.grouped.layers import STRUCTURE
+from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
 
@@ -123,7 +123,7 @@ def _shards(path: Path) -> dict[str, Tensor]:
     for key, metadata in FileSystemReader(path).read_metadata().state_dict_metadata.items():
         if key.startswith(prefix) and isinstance(metadata, TensorStorageMetadata):
             name = key.removeprefix(prefix)
-            read = name.endswith(("_mask", RECORD, STRUCTURE))
+            read = is_structure(name)
             tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype, device="cpu" if read else "meta")
             (small if read else state)[name] = tensor
     state_dict_loader.load({"state_dict": small}, checkpoint_id=path)

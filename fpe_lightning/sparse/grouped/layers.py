@@ -1,6 +1,6 @@
 """Layers that store and compute the non-zeros of a block structure alone: ``layout="grouped"``.
 
-Parameter, gradient and optimizer state have the size of the non-zeros. The structure is the buffer ``weight_inputs``
+Parameter, gradient and optimizer state have the size of the non-zeros. The structure is the buffer ``fpe_blocks``
 (see :mod:`fpe_lightning.sparse.grouped.blocks`), the parameter ``weight`` is packed. Single weights that are zero
 inside of a block have a mask of the packed shape, as in any masked layer.
 """
@@ -8,6 +8,7 @@ inside of a block have a mask of the packed shape, as in any masked layer.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,73 +16,70 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.grouped.blocks import block_rows, unpack
+from fpe_lightning.sparse.grouped.blocks import block_rows
 from fpe_lightning.sparse.grouped.plan import Plan, make_plan
 from fpe_lightning.sparse.grouped.products import block_linear
-from fpe_lightning.sparse.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear, mask_of, set_mask
-from fpe_lightning.sparse.prepared import PreparedModule
+from fpe_lightning.sparse.layout import PreparedModule
 
-STRUCTURE = "weight_inputs"
+BLOCKS = "fpe_blocks"
 """Name of the buffer that holds the structure."""
-CACHED = ("plan", "gather", "calls")
-"""Names of what is worked out from it."""
 
 
 class GroupedModule(PreparedModule):
-    """What grouped layers have in common; made by :func:`~fpe_lightning.sparse.convert.set_structure`."""
+    """Common to all grouped layers."""
 
-    weight_inputs: Tensor
-
-    @property
-    def dense_shape(self) -> torch.Size:
-        """The shape of the weight that the packed one stands for."""
-        raise NotImplementedError
+    fpe_blocks: Tensor
 
     @override
     def prepare(self) -> None:
-        if not self.weight_inputs.is_meta:
+        if not self.fpe_blocks.is_meta:
             self.make_plan()
 
     def make_plan(self) -> None:
-        """Work out how to compute with the structure that the buffer holds now."""
+        """Decide how to compute with the structure that the buffer holds now."""
         raise NotImplementedError
 
-    def dense_weight(self) -> Tensor:
-        """The weight as a masked layer would hold it; differentiable."""
-        return unpack(self.get_parameter("weight"), self.weight_inputs, self.dense_shape)
-
     def as_leaf(self, input: torch.fx.Proxy) -> Any:
-        """One node of a graph that torch.fx traces, as the plain layer is one: what it computes by follows its buffers.
+        """One node of a graph that torch.fx traces, as the plain layer is one.
 
-        A call of operators in its place would have to hold the plan, which moves and loads could not reach.
+        Operators in its place would have to hold the plan, which moves and loads could not reach.
         """
         tracer: Any = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
     @override
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, blocks={len(self.weight_inputs)}"
+        return f"{super().extra_repr()}, blocks={len(self.fpe_blocks)}"
 
 
 class GroupedLinear(GroupedModule, nn.Linear):
     """An ``nn.Linear`` made of dense blocks, computed by products on slices."""
 
-    plan: Plan
-
-    @property
-    @override
-    def dense_shape(self) -> torch.Size:
-        return torch.Size([self.out_features, self.in_features])
+    fpe_plain = nn.Linear
+    fpe_plan: Plan
 
     @override
     def make_plan(self) -> None:
-        self.plan = make_plan(self.weight_inputs, self.out_features)
+        self.fpe_plan = make_plan(self.fpe_blocks, self.out_features)
 
     @override
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
-        return block_linear(input, self.weight, self.bias, self.plan)
+        return block_linear(input, self.weight, self.bias, self.fpe_plan)
+
+
+@dataclass(frozen=True)
+class _ConvPlan:
+    """How a grouped convolution reads its channels.
+
+    Attributes:
+        gather: int64, the channels that the blocks read, one block after the other; None where they are in order.
+        calls: For each call of a convolution: blocks, first row, rows of a block, fan-in of a block.
+    """
+
+    gather: Tensor | None
+    calls: tuple[tuple[int, int, int, int], ...]
 
 
 class _GroupedConv(GroupedModule):
@@ -90,27 +88,21 @@ class _GroupedConv(GroupedModule):
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
-    gather: Tensor | None
-    calls: list[tuple[int, int, int, int]]
-    """For each grouped convolution: blocks, first row, rows of a block, fan-in of a block."""
-
-    @property
-    @override
-    def dense_shape(self) -> torch.Size:
-        return torch.Size([self.out_channels, self.in_channels, *self.kernel_size])
+    fpe_plan: _ConvPlan
 
     @override
     def make_plan(self) -> None:
-        index = torch.cat([block.nonzero().squeeze(1) for block in self.weight_inputs])
+        index = torch.cat([block.nonzero().squeeze(1) for block in self.fpe_blocks])
         in_order = torch.arange(self.in_channels, device=index.device)
-        self.gather = None if torch.equal(index, in_order) else index
-        self.calls = []
-        fan_in = self.weight_inputs.sum(1).tolist()
+        calls: list[tuple[int, int, int, int]] = []
+        fan_in = self.fpe_blocks.sum(1).tolist()
         for (row, rows), fan in zip(block_rows(self.out_channels, len(fan_in)), fan_in, strict=True):
-            if self.calls and self.calls[-1][2:] == (rows, fan):
-                self.calls[-1] = (self.calls[-1][0] + 1, *self.calls[-1][1:])
+            # Blocks of one shape that follow each other are the groups of one convolution.
+            if calls and calls[-1][2:] == (rows, fan):
+                calls[-1] = (calls[-1][0] + 1, *calls[-1][1:])
             else:
-                self.calls.append((1, row, rows, fan))
+                calls.append((1, row, rows, fan))
+        self.fpe_plan = _ConvPlan(None if torch.equal(index, in_order) else index, tuple(calls))
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -122,10 +114,12 @@ class _GroupedConv(GroupedModule):
         padding = module.padding
         if module.padding_mode != "zeros":
             batch, padding = F.pad(batch, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-        source = batch if self.gather is None else batch.index_select(1, self.gather)
+        plan = self.fpe_plan
+        # Channels in the order of the blocks, so that each block reads a stretch of them.
+        source = batch if plan.gather is None else batch.index_select(1, plan.gather)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
         outputs, offset, channel = [], 0, 0
-        for blocks, row, rows, fan in self.calls:
+        for blocks, row, rows, fan in plan.calls:
             size = blocks * rows * fan * math.prod(self.kernel_size)
             weight = module.weight.narrow(0, offset, size).view(blocks * rows, fan, *self.kernel_size)
             bias = None if module.bias is None else module.bias.narrow(0, row, blocks * rows)
@@ -140,99 +134,16 @@ class _GroupedConv(GroupedModule):
 class GroupedConv1d(_GroupedConv, nn.Conv1d):
     """An ``nn.Conv1d`` made of dense blocks of channels."""
 
+    fpe_plain = nn.Conv1d
+
 
 class GroupedConv2d(_GroupedConv, nn.Conv2d):
     """An ``nn.Conv2d`` made of dense blocks of channels."""
+
+    fpe_plain = nn.Conv2d
 
 
 class GroupedConv3d(_GroupedConv, nn.Conv3d):
     """An ``nn.Conv3d`` made of dense blocks of channels."""
 
-
-_PLAIN: dict[type[nn.Module], type[nn.Module]] = {
-    GroupedLinear: nn.Linear,
-    GroupedConv1d: nn.Conv1d,
-    GroupedConv2d: nn.Conv2d,
-    GroupedConv3d: nn.Conv3d,
-}
-_GROUPED: dict[type[nn.Module], type[nn.Module]] = {
-    **{plain: grouped for grouped, plain in _PLAIN.items()},
-    MaskedLinear: GroupedLinear,
-    MaskedConv1d: GroupedConv1d,
-    MaskedConv2d: GroupedConv2d,
-    MaskedConv3d: GroupedConv3d,
-}
-
-
-def cannot_group(module: nn.Module) -> str | None:
-    """Why a module's weight cannot be stored in blocks, in a few words; None where it can.
-
-    Example:
-        >>> cannot_group(nn.Linear(4, 2)), cannot_group(nn.Bilinear(4, 4, 2))
-        (None, 'there is no grouped form of Bilinear')
-    """
-    if isinstance(module, GroupedModule):
-        return None
-    if type(module) not in _GROUPED:
-        return f"there is no grouped form of {type(module).__name__}"
-    if getattr(module, "groups", 1) != 1:
-        return f"the convolution already has {module.groups} groups"
-    if module._parameters.get("weight") is None or mask_of(module, "bias") is not None:
-        return "its weight is computed from other parameters, or its bias is masked"
-    masks = [] if mask_of(module) is not None else [f"{name}_mask" for name in module._parameters]
-    taken = [name for name in (STRUCTURE, *CACHED, *masks) if hasattr(module, name)]
-    return f"it has a `{taken[0]}` of its own, under a name that blocks need" if taken else None
-
-
-def plain_class(module: GroupedModule) -> type[nn.Module]:
-    """The torch class that a grouped layer stands for, whatever was made of its own class meanwhile.
-
-    Example:
-        >>> layer = nn.Linear(4, 2)
-        >>> set_structure(layer, torch.ones(1, 4, dtype=torch.bool))
-        >>> plain_class(layer).__name__
-        'Linear'
-    """
-    return next(plain for grouped, plain in _PLAIN.items() if isinstance(module, grouped))
-
-
-def structure_of(module: nn.Module) -> Tensor | None:
-    """The block structure of a grouped layer, bool ``(blocks, inputs)``; None for every other module.
-
-    Example:
-        >>> structure_of(nn.Linear(4, 2)) is None
-        True
-    """
-    return module._buffers[STRUCTURE] if isinstance(module, GroupedModule) else None
-
-
-def set_structure(module: nn.Module, inputs: Tensor | None) -> None:
-    """Make a module a grouped one with the given structure, replace the one it has, or (None) make it plain again.
-
-    The module stays the same object. Its weight is not converted: the caller puts a packed or dense one in place; a
-    mask of the former shape is taken away. :func:`~fpe_lightning.sparse.convert.group` does both.
-
-    Raises:
-        ValueError: If there is no grouped form of the module.
-
-    Example:
-        >>> layer = nn.Linear(4, 2, bias=False)
-        >>> layer.weight = nn.Parameter(torch.ones(4, 1))
-        >>> set_structure(layer, torch.tensor([[True, True, False, False], [False, False, True, True]]))
-        >>> layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).detach()
-        tensor([[3., 7.]])
-    """
-    if inputs is not None and (reason := cannot_group(module)):
-        raise ValueError(f"The weight cannot be stored in blocks: {reason}; use the masked layout.")
-    if mask_of(module) is not None:
-        set_mask(module, "weight", None)
-    if inputs is None:
-        module._buffers.pop(STRUCTURE, None)
-        for cached in CACHED:
-            module.__dict__.pop(cached, None)
-        module.__class__ = _PLAIN.get(type(module), type(module))
-        return
-    module.__class__ = _GROUPED.get(type(module), type(module))
-    assert isinstance(module, GroupedModule)
-    module.register_buffer(STRUCTURE, inputs.clone())
-    module.prepare()
+    fpe_plain = nn.Conv3d

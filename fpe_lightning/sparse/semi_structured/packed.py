@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,40 +13,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.masked import set_mask
-from fpe_lightning.sparse.prepared import PreparedModule
+from fpe_lightning.sparse.layout import PLAN, PreparedModule
+from fpe_lightning.sparse.masked import mask_name, set_mask
 from fpe_lightning.sparse.semi_structured.format import DTYPES, pack_semi_structured, unpack_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import backend_of, multiply
-from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear, set_semi_structured
+from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
+from fpe_lightning.sparse.semi_structured.layout import set_semi_structured
 
-VALUES, PLACES = "weight_values", "weight_places"
+VALUES, PLACES = "fpe_values", "fpe_places"
 """Names of the buffers that hold a packed weight."""
+
+
+@dataclass(frozen=True)
+class PackedMultiplication:
+    """How a device multiplies by a packed weight.
+
+    Attributes:
+        backend: The library: ``"cutlass"``, ``"cusparselt"``, or None where the weight is unpacked first.
+        compressed: The weight in the format of cuSPARSELt; None for all others.
+    """
+
+    backend: str | None = None
+    compressed: Tensor | None = None
 
 
 class PackedLinear(PreparedModule, nn.Linear):
     """A 2:4 linear layer without a dense weight, for inference alone; made by :func:`pack_for_inference`.
 
     CUTLASS reads the buffers as they are. cuSPARSELt has a format of its own, made from them at every move to a GPU and
-    kept beside them. Elsewhere the weight is unpacked in each forward pass: right, small and slow.
+    kept next to them. Elsewhere the weight is unpacked in each forward pass: right, small and slow.
     """
 
-    weight_values: Tensor
-    weight_places: Tensor
-    compressed: Tensor | None
-    backend: str | None
+    fpe_plain = nn.Linear
+    fpe_values: Tensor
+    fpe_places: Tensor
+    fpe_plan: PackedMultiplication
 
     @override
     def prepare(self) -> None:
-        """Work out how the device that the buffers are on multiplies by them."""
-        self.compressed, self.backend = None, None
-        if not self.weight_values.is_meta and self.weight_values.dtype in DTYPES:
-            self.backend = backend_of(self.weight_values.device)
-            if self.backend == "cusparselt":
-                self.compressed = torch._cslt_compress(self.dense_weight())
+        """Decide how the device that the buffers are on multiplies by them."""
+        self.fpe_plan = PackedMultiplication()
+        if not self.fpe_values.is_meta and self.fpe_values.dtype in DTYPES:
+            backend = backend_of(self.fpe_values.device)
+            compressed = torch._cslt_compress(self.dense_weight()) if backend == "cusparselt" else None
+            self.fpe_plan = PackedMultiplication(backend, compressed)
 
     def dense_weight(self) -> Tensor:
         """The weight in its own shape, ``(out_features, in_features)``."""
-        return unpack_semi_structured(self.weight_values, self.weight_places)
+        return unpack_semi_structured(self.fpe_values, self.fpe_places)
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -54,15 +69,16 @@ class PackedLinear(PreparedModule, nn.Linear):
                 "A packed 2:4 layer is for inference, and a gradient was asked for: run it under "
                 "torch.inference_mode(), or train the model that it was packed from."
             )
-        dtype = self.weight_values.dtype
+        dtype = self.fpe_values.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         x = input.to(dtype).reshape(-1, self.in_features)
-        if self.backend is None or not len(x):
+        plan = self.fpe_plan
+        if plan.backend is None or not len(x):
             result = F.linear(x, self.dense_weight(), bias)
-        elif self.compressed is None:
-            result = multiply(x, self.weight_values, self.weight_places, bias, self.out_features)
+        elif plan.compressed is None:
+            result = multiply(x, self.fpe_values, self.fpe_places, bias, self.out_features)
         else:
-            result = multiply(x, self.compressed, None, bias, self.out_features)
+            result = multiply(x, plan.compressed, None, bias, self.out_features)
         return result.view(*input.shape[:-1], self.out_features).to(input.dtype)
 
     @override
@@ -88,7 +104,7 @@ def pack_for_inference(model: nn.Module) -> int:
 
     Example:
         >>> from fpe_lightning.sparse.masked import set_mask
-        >>> from fpe_lightning.sparse.semi_structured.layers import set_semi_structured
+        >>> from fpe_lightning.sparse.semi_structured.layout import set_semi_structured
         >>> model = nn.Sequential(nn.Linear(64, 64)).bfloat16()
         >>> pair = torch.tensor([[True, True, False, False], [False, False, True, True]])
         >>> set_mask(model[0], "weight", pair.repeat(32, 16))
@@ -96,7 +112,7 @@ def pack_for_inference(model: nn.Module) -> int:
         >>> pack_for_inference(model)
         1
         >>> {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        {'0.bias': (64,), '0.weight_values': (64, 32), '0.weight_places': (64, 4)}
+        {'0.bias': (64,), '0.fpe_values': (64, 32), '0.fpe_places': (64, 4)}
     """
     layers = [module for module in model.modules() if isinstance(module, SemiStructuredLinear)]
     _pack(layers, [layer.weight.dtype for layer in layers])
@@ -125,8 +141,7 @@ def unpack_for_training(model: nn.Module) -> None:
             weight = module.dense_weight()
             for name in (VALUES, PLACES):
                 layer._buffers.pop(name)
-            for cached in ("backend", "compressed"):
-                layer.__dict__.pop(cached, None)
+            layer.__dict__.pop(PLAN, None)
             layer.__class__ = nn.Linear
             layer._parameters = {"weight": nn.Parameter(weight), **layer._parameters}
             if layer.bias is not None:
@@ -143,10 +158,9 @@ def _pack(layers: list[Any], dtypes: list[torch.dtype]) -> None:
 
 def _become_packed(layer: nn.Linear, values: Tensor, places: Tensor) -> None:
     del layer._parameters["weight"]
-    for name in ("weight_mask", MARK):
+    for name in (mask_name("weight"), MARK):
         layer._buffers.pop(name, None)
-    for cached in ("backend", "pattern"):
-        layer.__dict__.pop(cached, None)
+    layer.__dict__.pop(PLAN, None)
     if layer.bias is not None:
         layer.bias.requires_grad_(False)
     layer.__class__ = PackedLinear
@@ -160,7 +174,7 @@ def packed_layers(state_dict: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
     """The dtypes of the packed layers of a ``state_dict``, by the layer's name.
 
     Example:
-        >>> packed_layers({"net.0.weight_values": torch.zeros(1), "net.0.weight_places": torch.zeros(1)})
+        >>> packed_layers({"net.0.fpe_values": torch.zeros(1), "net.0.fpe_places": torch.zeros(1)})
         {'net.0': torch.float32}
     """
     names = {key: key.rpartition(".") for key in state_dict}
@@ -178,6 +192,6 @@ def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         path = f"{name}." if name else ""
         weight = unpack_semi_structured(result.pop(path + VALUES), result.pop(path + PLACES))
         result[path + "weight"] = weight
-        result[path + "weight_mask"] = weight != 0
+        result[path + mask_name("weight")] = weight != 0
         result[path + MARK] = torch.ones((), dtype=torch.bool, device=weight.device)
     return result

@@ -1,0 +1,126 @@
+"""The layout ``"grouped"``: a weight as dense blocks, at the size of its non-zeros."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from fpe_lightning.sparse.convert import store
+from fpe_lightning.sparse.grouped.blocks import count_blocks, find_blocks, pack, unpack
+from fpe_lightning.sparse.grouped.layers import BLOCKS, GroupedConv1d, GroupedConv2d, GroupedConv3d, GroupedLinear
+from fpe_lightning.sparse.layout import Layout, Structure, register_layout
+
+MOST_BLOCKS = 128
+"""Every block costs a matrix product of its own; with more blocks than this the products are too thin to pay."""
+
+
+class Grouped(Layout):
+    """Blocks of consecutive rows that read the same inputs (see :mod:`fpe_lightning.sparse.grouped.blocks`)."""
+
+    classes = {  # noqa: RUF012 - a constant
+        nn.Linear: GroupedLinear,
+        nn.Conv1d: GroupedConv1d,
+        nn.Conv2d: GroupedConv2d,
+        nn.Conv3d: GroupedConv3d,
+    }
+    buffers = (BLOCKS,)
+    packs = True
+    block_order = True
+    kind = "grouped"
+    phrase = "in blocks"
+
+    @override
+    def cannot_hold(self, module: nn.Module) -> str | None:
+        if reason := super().cannot_hold(module):
+            return reason
+        groups = getattr(module, "groups", 1)
+        return None if groups == 1 else f"the convolution already has {groups} groups"
+
+    @override
+    def fit(self, module: nn.Module, mask: Tensor, rows: int = 0) -> Structure | str:
+        if reason := self.cannot_hold(module):
+            return reason
+        if self.holds(module) and self.dense_shape(module) == mask.shape:
+            return self.structure(module)
+        # The fewest blocks that say the same as the mask, and blocks of neurons that share a partition: where single
+        # weights were pruned, rows of such a block differ, and the block reads what any of them does.
+        flat = mask.flatten(2).any(2) if mask.dim() > 2 else mask
+        candidates = [find_blocks(flat)]
+        if rows and len(mask) % rows == 0:
+            candidates.append(flat.view(len(mask) // rows, rows, -1).any(1))
+        few = [inputs for inputs in candidates if len(inputs) <= MOST_BLOCKS and 2 * len(inputs) <= len(mask)]
+        if not few:
+            return (
+                f"its {len(mask)} neurons have {len(candidates[-1])} different sets of inputs; use a partition that "
+                'neurons share, such as partition="shared:4" or "contiguous:4", or layout="masked" where earlier '
+                "splits left few inputs to each"
+            )
+        if not isinstance(module, nn.Linear):
+            few = [inputs for inputs in few if bool(inputs.any(1).all())]
+            if not few:
+                return "some block of channels reads no input at all"
+        best = min(few, key=lambda inputs: count_blocks(inputs, len(mask)))
+        if bool(best.all()):
+            return "every block reads every input"
+        return {BLOCKS: best}
+
+    @override
+    def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
+        return torch.Size([count_blocks(structure[BLOCKS], shape[0]) * math.prod(shape[2:]), 1])
+
+    @override
+    def pack(self, dense: Tensor, structure: Structure) -> Tensor:
+        return pack(dense, structure[BLOCKS])
+
+    @override
+    def unpack(self, stored: Tensor, structure: Structure, shape: torch.Size) -> Tensor:
+        return unpack(stored, structure[BLOCKS], shape)
+
+    @override
+    def detail(self, module: nn.Module) -> str:
+        return ("in place" if module.fpe_plan.in_place else "gathered") if isinstance(module, GroupedLinear) else ""
+
+
+GROUPED = Grouped()
+register_layout("grouped", GROUPED)
+
+
+def structure_of(module: nn.Module) -> Tensor | None:
+    """The blocks of a grouped layer, bool ``(blocks, inputs)``; None for every other module.
+
+    Example:
+        >>> structure_of(nn.Linear(4, 2)) is None
+        True
+    """
+    return module._buffers.get(BLOCKS)
+
+
+def group(module: nn.Module, inputs: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Store a layer's weight in given blocks; see :func:`~fpe_lightning.sparse.convert.store`.
+
+    Args:
+        module: A linear layer or convolution, dense or masked; changed in place.
+        inputs: Bool ``(blocks, inputs)``; every weight that may be non-zero has to lie in a block.
+        optimizers: Optimizers that hold the weight; they hold the packed one afterwards, with its state.
+
+    Raises:
+        ValueError: If the layer has no grouped form, the blocks miss a weight, or some optimizer state has another
+            shape than the weight. Nothing is changed then.
+
+    Example:
+        >>> from fpe_lightning.sparse.masked import set_mask
+        >>> layer = nn.Linear(4, 2)
+        >>> blocks = torch.tensor([[True, True, False, False], [False, False, True, True]])
+        >>> set_mask(layer, "weight", blocks)
+        >>> group(layer, blocks)
+        >>> layer
+        GroupedLinear(in_features=4, out_features=2, bias=True, blocks=2)
+        >>> layer.weight.shape
+        torch.Size([4, 1])
+    """
+    store(module, "grouped", {BLOCKS: inputs}, optimizers)
