@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fpe_lightning.sites.calls import SiteSearch
-from fpe_lightning.sites.find import search_sites
+from fpe_lightning.sites.find import check_plain, search_sites
 from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.plain import Plain, from_plain, to_plain
 from fpe_lightning.sparse.convert import stored_masked
@@ -149,5 +149,6 @@ class ModuleSites:
 
 
 def _at(pl_module: pl.LightningModule, inputs: Any) -> Found:
+    check_plain(pl_module)
     with torch.compiler.set_stance("force_eager"), stored_masked(pl_module):
         return search_sites(pl_module, inputs)

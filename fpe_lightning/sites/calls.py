@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fpe_lightning.sites.candidates import Refusal
-from fpe_lightning.sites.find import search_sites
+from fpe_lightning.sites.find import check_plain, search_sites
 from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.recorder import CallWatcher
 from fpe_lightning.sites.site import Axis, Site
@@ -83,6 +83,7 @@ class SiteSearch:
             return True
         if name not in self._visited:
             try:
+                check_plain(module)
                 with stored_masked(module):
                     found = search_sites(module, Inputs(args, kwargs))
             except Exception as error:  # a forward may raise anything, and an argument may refuse to be copied

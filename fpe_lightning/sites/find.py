@@ -72,6 +72,7 @@ def find_sites(
         >>> print(*refusals)
         2: it reaches an output of the model
     """
+    check_plain(model)
     with stored_masked(model):  # packed weights have no axes of neurons and inputs to follow
         found = search_sites(model, example_inputs, streams=streams)
     return (list(found.sites), list(found.refusals)) if explain else list(found.sites)

@@ -68,6 +68,8 @@ class CallWatcher:
         _Uncompiled.enter()
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]
         for name, module in root.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and cannot be split
+                continue
             if not any(name.startswith(f"{outer}." if outer else "") and name != outer for outer in compiled):
                 target = f"{name}._orig_mod".lstrip(".") if _is_compiled(module) else name
                 # The inputs before FSDP2 casts them: its casts are hooks, which do not run when sites are found.
