@@ -32,7 +32,7 @@ from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import split_site
 from fpe_lightning.sites import Site
 from fpe_lightning.sites.find import check_plain
-from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.select import Names, select_sites, sites_of, value_of
 from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
@@ -192,9 +192,8 @@ def choose_splits(
     given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
     if given:
-        pairs = [
-            pair for pair in by_pattern(select_sites(given, None, exclude), mapping, strict=False) if pair[1].alpha > 1
-        ]
+        named = ((site, value_of(site, mapping)) for site in select_sites(given, None, exclude))
+        pairs = [(site, each) for site, each in named if each is not None and each.alpha > 1]
     else:
         names = cast("Names | None", sites)
         pairs, _ = choose_sites(model, sites_of(model, example_inputs), mapping, names, exclude)

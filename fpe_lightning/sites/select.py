@@ -53,16 +53,16 @@ def select_sites(found: Sequence[Site], sites: Names | None = None, exclude: Nam
     return chosen
 
 
-def by_pattern(found: Sequence[Site], mapping: Mapping[str, T], strict: bool = True) -> list[tuple[Site, T]]:
+def by_pattern(found: Sequence[Site], mapping: Mapping[str, T], strict: bool = False) -> list[tuple[Site, T]]:
     """Give each site the value of the first pattern that matches its name; sites that none matches are left out.
 
     Args:
         found: The sites of a model.
         mapping: Values by names or globs.
-        strict: Whether each pattern has to match a site.
+        strict: Whether a site that none matches is refused: somebody named it.
 
     Raises:
-        ValueError: If the mapping is empty, or a pattern that has to match a site does not.
+        ValueError: If the mapping is empty, one of its patterns matches no site, or a site that was named has no value.
 
     Example:
         >>> found = [Site("encoder", 8, 4, (), (), ()), Site("head.0", 8, 4, (), (), ())]
@@ -71,13 +71,20 @@ def by_pattern(found: Sequence[Site], mapping: Mapping[str, T], strict: bool = T
     """
     if not mapping:
         raise ValueError("The mapping from sites to expansions is empty; name at least one site.")
-    patterns = _patterns("the mapping", list(mapping), found) if strict else list(mapping)
+    _patterns("the mapping", list(mapping), found)
     pairs = []
     for site in found:
-        first = next((pattern for pattern in patterns if fnmatchcase(site.name, pattern)), None)
-        if first is not None:
-            pairs.append((site, mapping[first]))
+        value = value_of(site, mapping)
+        if value is not None:
+            pairs.append((site, value))
+        elif strict:
+            raise ValueError(f"`expansion` holds nothing for the chosen site {site.name!r}; add it to the mapping.")
     return pairs
+
+
+def value_of(site: Site, mapping: Mapping[str, T]) -> T | None:
+    """The value of the first pattern that matches the name of a site, or None."""
+    return next((value for pattern, value in mapping.items() if fnmatchcase(site.name, pattern)), None)
 
 
 def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list[str]:

@@ -55,10 +55,7 @@ def choose_sites(
         ValueError: If a pattern matches nothing, a named site is mapped to nothing, or no site is left.
     """
     chosen = select_sites(found, sites, exclude)
-    pairs = by_pattern(chosen, mapping)
-    if sites is not None and len(pairs) < len(chosen):
-        left = next(site.name for site in chosen if all(site is not other for other, _ in pairs))
-        raise ValueError(f"`expansion` holds nothing for the chosen site {left!r}; add it to the mapping.")
+    pairs = by_pattern(chosen, mapping, strict=sites is not None)
     kept, refusals = sensible_sites(model, [(site, way.alpha) for site, way in pairs], sites)
     for refusal in refusals:
         if FEW in refusal.reason:
