@@ -38,9 +38,11 @@ from fpe_lightning.expansion.teachers import (
     resolve_averages,
     sites_of_students,
 )
-from fpe_lightning.expansion.wrappers import check_copies, check_holds, holders_of
+from fpe_lightning.expansion.wrappers import check_copies, check_holds, holders_of, listed
 from fpe_lightning.sites import Site
-from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.find import check_plain
+from fpe_lightning.sites.select import Names, select_sites, sites_of, value_of
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
 from fpe_lightning.sparse.exchange import exchange_parameters
@@ -104,15 +106,17 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     expansion = resolve_expansion(expansion, alpha, seed)
+    check_plain(model)
     check_unwrapped(model)
-    check_holds(model, optimizer)
-    optimizers = holders_of(optimizer)
+    trained_by = listed(optimizer)
+    check_holds(model, trained_by)
+    optimizers = holders_of(trained_by)
     given = resolve_averages(model, averages)
     before = count_nonzeros(model)
     with ExitStack() as masked:
         for each in (model, *given):
             masked.enter_context(stored_masked(each, optimizers))
-        teachers = find_teachers(model, optimizer, given)
+        teachers = find_teachers(model, trained_by, given)
         models = [model, *(teacher.mirror() for teacher in teachers)]
         splits = choose_splits(model, expansion, sites, exclude, example_inputs, data, teachers)
         check_whole(model, [split.site for split in splits])
@@ -131,7 +135,7 @@ def expand(
                 f"non-zeros by {change}, as two of them share a weight in a way that is not handled; leave one of "
                 "them out."
             )
-        check_copies(optimizer, (tensor.original.shape for tensor in draft.tensors.values()))
+        check_copies(trained_by, (tensor.original.shape for tensor in draft.tensors.values()))
         states = follow_states(draft, optimizers, models[1:])
         storages, timed = choose_storage(draft, splits, states)
         draft.check_averages(teachers)
@@ -211,11 +215,14 @@ def choose_splits(
 ) -> list[SiteExpansion]:
     """The sites to split, each with its expansion, in the order in which the model uses them."""
     given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
-    names = None if given else cast("Names | None", sites)
-    chosen = select_sites(given or sites_of(model, example_inputs), names, exclude)
-    chosen = sites_of_students(chosen, teachers, [names] if isinstance(names, str) else names or ())
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
-    pairs = by_pattern(chosen, mapping, strict=names is not None)
+    if given:
+        named = ((site, value_of(site, mapping)) for site in select_sites(given, None, exclude))
+        pairs = [(site, each) for site, each in named if each is not None and each.alpha > 1]
+    else:
+        names = cast("Names | None", sites)
+        pairs, _ = choose_sites(model, sites_of(model, example_inputs), mapping, names, exclude)
+    pairs, _ = sites_of_students(pairs, teachers, cast("Names", () if given else sites or ()))
     splits: dict[str, SiteExpansion] = {}
     for each in mapping.values():
         own = [site for site, found_for in pairs if found_for is each]

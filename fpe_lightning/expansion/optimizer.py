@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.teachers import part_of
-from fpe_lightning.expansion.wrappers import is_wrapper
+from fpe_lightning.expansion.wrappers import Copies, is_wrapper
 from fpe_lightning.sparse.exchange import States, exchange_parameters
 
 REFUSED = {
@@ -87,7 +87,7 @@ def _fits(draft: DraftTensor, value: Any) -> bool:
     return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
 
 
-def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+def hand_over(optimizers: Sequence[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
     """Let optimizers hold a model's parameters in the places of those that it had before its structure was rebuilt.
 
     Args:
@@ -107,3 +107,6 @@ def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter
     now = dict(model.named_parameters())
     replaced = {old: now[name] for name, old in before.items() if name in now and now[name] is not old}
     exchange_parameters(optimizers, replaced)
+    for each in optimizers:
+        if isinstance(each, Copies) and replaced:
+            each.renew()

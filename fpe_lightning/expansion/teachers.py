@@ -11,19 +11,22 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fpe_lightning.expansion.wrappers import as_optimizers
+from fpe_lightning.sites.candidates import Refusal
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.masked import mask_of
 
 log = logging.getLogger(__name__)
 
 Form = tuple[tuple[str, str, tuple[int, ...], str], ...]
+
+T = TypeVar("T")
 
 ALIKE = 0.25
 """Cosine of the weights of two networks above which one is a copy of the other; independent networks are near 0."""
@@ -206,34 +209,36 @@ def copies_of(teachers: Iterable[Teacher]) -> dict[str, list[str]]:
     return copies
 
 
-def sites_of_students(sites: Sequence[Site], teachers: Sequence[Teacher], named: Collection[str] = ()) -> list[Site]:
+def sites_of_students(
+    pairs: Sequence[tuple[Site, T]], teachers: Sequence[Teacher], named: str | Sequence[str] = ()
+) -> tuple[list[tuple[Site, T]], list[Refusal]]:
     """Leave out the sites that belong to teachers, and those that a teacher could follow in part only.
 
     Args:
-        sites: The sites chosen so far.
+        pairs: The sites chosen so far, each with anything else.
         teachers: The teachers of the model.
-        named: Names of sites that were asked for by name.
+        named: The names or patterns that sites were asked for by.
 
     Returns:
-        The sites to split; teachers follow.
+        The pairs that are left, whose teachers follow, and reasons against the others.
 
     Raises:
         ValueError: If a site was asked for by name, or no site is left.
 
     Example:
         >>> sites_of_students([], [])
-        []
+        ([], [])
     """
+    names_given = [named] if isinstance(named, str) else named
     copies = copies_of(teachers)
     owned = {copy: student for student, several in copies.items() for copy in several}
-    left: list[Site] = []
-    why = ""
-    for site in sites:
+    left: list[tuple[Site, T]] = []
+    refusals: list[Refusal] = []
+    for site, value in pairs:
         names = site.parameters()
         copied = {len(copies.get(name, ())) for name in names}
         if own := next((name for name in names if name in owned), None):
             why = f"`{own}` is a copy that follows `{owned[own]}`, and is split when that is"
-            log.info("%s is not split by itself: %s.", site.name, why)
         elif len(copied) > 1:
             with_copy = next(name for name in names if name in copies)
             without = next(name for name in names if len(copies.get(name, ())) < max(copied))
@@ -241,15 +246,15 @@ def sites_of_students(sites: Sequence[Site], teachers: Sequence[Teacher], named:
                 f"`{copies[with_copy][0]}` follows `{with_copy}`, while nothing follows `{without}`, so the copy "
                 "cannot be split with it"
             )
-            log.warning("%s is left out: %s.", site.name, why)
         else:
-            left.append(site)
+            left.append((site, value))
             continue
-        if site.name in named:
+        if site.name in names_given:
             raise ValueError(f"{site.name} cannot be split: {why}; leave it out of `sites`.")
-    if sites and not left:
-        raise ValueError(f"No site is left to split: {why}.")
-    return left
+        refusals.append(Refusal(site.name, why))
+    if refusals and not left:
+        raise ValueError(f"No site is left to split: {refusals[0].reason}.")
+    return left, refusals
 
 
 def has_split(teacher: Teacher, splits: Iterable[Any]) -> bool:

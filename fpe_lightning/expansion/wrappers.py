@@ -44,6 +44,14 @@ class Copies:
         self.owner, self.name, self.state = owner, name, state
         self.param_groups = _groups(owner)
 
+    def renew(self) -> None:
+        """Copy the parameters that the copies are missing of, or are of another shape than."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                copy = self.state.get(parameter, {self.name: None}).get(self.name)
+                if copy is None or copy.shape != parameter.shape:
+                    self.state[parameter] = {self.name: parameter.detach().clone()}
+
 
 class _ByParameter(MutableMapping[Any, dict[str, Any]]):
     """A dict from parameters to tensors, as one from parameters to dicts of tensors."""
@@ -125,7 +133,7 @@ def as_optimizers(optimizer: Any) -> list[Any]:
         >>> as_optimizers(None)
         []
     """
-    parts = [part for each in _given(optimizer) for part in parts_of(each)]
+    parts = [part for each in listed(optimizer) for part in parts_of(each)]
     return [part for part in parts if hasattr(part, "param_groups") and hasattr(part, "state")]
 
 
@@ -150,7 +158,7 @@ def holders_of(optimizer: Any) -> list[Any]:
         if not any(each.state is part.state and each.param_groups is part.param_groups for each in holders):
             holders.append(part)
     known = {id(each.state) for each in holders}
-    copies = [found for each in _given(optimizer) for part in parts_of(each) for found in _copies(part, known)]
+    copies = [found for each in listed(optimizer) for part in parts_of(each) for found in _copies(part, known)]
     return [*holders, *copies]
 
 
@@ -179,7 +187,7 @@ def check_holds(model: nn.Module, optimizer: Any) -> None:
         ValueError: SGD holds none of the model's parameters: pass the optimizer that trains this model.
     """
     own = {id(parameter) for parameter in model.parameters()}
-    given = _given(optimizer)
+    given = listed(optimizer)
     for number, each in enumerate(given):
         parts = parts_of(each)
         empty = next((part for part in parts if not _held(part) & own), None)
@@ -210,7 +218,7 @@ def check_copies(optimizer: Any, shapes: Iterable[tuple[int, ...]]) -> None:
         >>> check_copies(None, [(2, 1)])
     """
     changing = {tuple(shape) for shape in shapes if len(shape) > 1}
-    for part in (part for each in _given(optimizer) for part in parts_of(each)):
+    for part in (part for each in listed(optimizer) for part in parts_of(each)):
         followed = {id(getattr(part, "state", None)), *(id(each.source) for each in _found(part, set()))}
         for name, value in _attributes(part):
             held = _held(part)
@@ -283,7 +291,16 @@ def _aligned(values: Any, parameters: list[Any]) -> bool:
     )
 
 
-def _given(optimizer: Any) -> list[Any]:
+def listed(optimizer: Any) -> list[Any]:
+    """One optimizer, several or none, as a list.
+
+    Raises:
+        TypeError: If something is no optimizer.
+
+    Example:
+        >>> listed(None)
+        []
+    """
     if optimizer is None:
         return []
     several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]

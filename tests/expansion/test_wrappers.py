@@ -217,3 +217,21 @@ def test_wrappers_of_other_packages(wrap: Callable[[Optimizer], Any]) -> None:
     check_masks(model)
     assert fpe.count_nonzeros(model) == nonzeros
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_a_narrow_model_loads_wide_weights_and_its_wrapper_copies_them() -> None:
+    wide, model = mlp(64, 6, 3), mlp(64, 6, 3, seed=1)
+    fpe.expand(wide, fpe.Paper(), sites=sites())
+    optimizer = Lookahead(optim.SGD(model.parameters(), lr=0.1))
+    fpe.load_expanded_state_dict(model, wide.state_dict(), optimizer=optimizer)
+    assert [id(fast) for fast, _ in optimizer.pairs()] == [id(p) for p in model.parameters()]
+    assert torch.equal(optimizer.slow[model[0].weight], wide[0].weight)
+    train(model, optimizer, X)
+    check_masks(model)
+
+
+def test_optimizers_may_come_from_a_generator() -> None:
+    model = mlp(64, 6, 3)
+    one, two = optim.SGD(model[0].parameters(), lr=0.1), optim.SGD(model[2].parameters(), lr=0.1)
+    fpe.expand(model, fpe.Paper(), sites=sites(), optimizer=(each for each in (one, two)))
+    assert one.param_groups[0]["params"][0] is model[0].weight
