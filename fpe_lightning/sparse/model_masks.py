@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of
 
 
@@ -23,7 +24,7 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Ten
     """
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            mask = mask_of(module, name)
+            mask = layout_of(module).mask(module) if name == "weight" else mask_of(module, name)
             if parameter is not None and mask is not None:
                 yield f"{prefix}.{name}".lstrip("."), parameter, mask
 
