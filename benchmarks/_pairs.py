@@ -72,18 +72,18 @@ class Way:
 
 WAYS = (
     Way("random", "total", "masked"),
-    Way("shared:4", "total", "grouped"),
-    Way("shared:4", "columns", "grouped"),
-    Way("shared:16", "columns", "grouped"),
+    Way(Shared(groups=4), "total", "grouped"),
+    Way(Shared(groups=4), "columns", "grouped"),
+    Way(Shared(groups=16), "columns", "grouped"),
     Way("shared", "columns", "grouped"),
     Way("contiguous", "columns", "grouped"),
-    Way("contiguous:4", "columns", "grouped"),
-    Way("shared:4", "blocks", "grouped"),
-    Way("shared:16", "blocks", "grouped"),
+    Way(Contiguous(groups=4), "columns", "grouped"),
+    Way(Shared(groups=4), "blocks", "grouped"),
+    Way(Shared(groups=16), "blocks", "grouped"),
     Way("contiguous", "blocks", "grouped"),
-    Way("contiguous:4", "blocks", "grouped"),
-    Way("shared:4", "columns", "auto"),
-    Way("shared:4", "blocks", "auto"),
+    Way(Contiguous(groups=4), "blocks", "grouped"),
+    Way(Shared(groups=4), "columns", "auto"),
+    Way(Shared(groups=4), "blocks", "auto"),
 )
 SEMI_STRUCTURED = Way("semi_structured", "total", "semi_structured")
 """For GPUs that have the kernels, in half precision."""
@@ -117,7 +117,11 @@ def split_pair(
     with warnings.catch_warnings(), torch.autocast(weight.device.type, torch.bfloat16, enabled=mixed):
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
         example = torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        fpe.expand(wide, alpha, way.partition, budget=way.budget, layout=way.layout, example_inputs=example)
+        fpe.expand(
+            wide,
+            fpe.Expansion(alpha=alpha, partition=way.partition, prune=way.budget, layout=way.layout),
+            example_inputs=example,
+        )
     return wide
 
 

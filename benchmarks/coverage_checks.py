@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import fpe_lightning as fpe
 from benchmarks.coverage_counts import sites_that_exist
 from benchmarks.coverage_zoo import Entry, parameters
 from fpe_lightning.checkpoints import load_expanded_state_dict
@@ -186,7 +187,7 @@ def split(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], list[str
     while chosen:
         asked = [few.pop()] if few else chosen
         try:
-            expand(model, 2, "random", sites=asked)
+            expand(model, fpe.Paper(alpha=2), sites=asked)
         except ValueError as error:
             named = re.search(r"asked for (\S+), whose|Splitting (\S+) by", str(error))
             if named is None:

@@ -38,9 +38,9 @@ def ways_of(task: Task) -> list[Way]:
     """The ways to split that are compared."""
     return [
         Way("random", "total", "masked"),
-        Way("shared:4", task.budget, "masked"),
-        Way("shared:4", task.budget, "grouped"),
-        Way("shared:4", task.budget, "auto"),
+        Way(Shared(groups=4), task.budget, "masked"),
+        Way(Shared(groups=4), task.budget, "grouped"),
+        Way(Shared(groups=4), task.budget, "auto"),
         Way("semi_structured", "total", "semi_structured"),
     ]
 
@@ -135,12 +135,10 @@ def split(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=options.precision == "bf16" and way.layout == "auto"):
         fpe.expand(
             network,
-            options.alpha,
-            way.partition,
-            budget=way.budget,
-            layout=way.layout,
+            fpe.Expansion(
+                alpha=options.alpha, partition=way.partition, prune=way.budget, layout=way.layout, seed=options.seed
+            ),
             sites=task.sites,
-            seed=options.seed,
             optimizer=optimizer,
             example_inputs=x,
         )

@@ -36,10 +36,10 @@ from benchmarks._pairs import Case, Way, dense_pair, split_pair
 
 WAYS = (
     Way("random", "total", "masked"),
-    Way("shared:4", "total", "grouped"),
-    Way("shared:4", "columns", "grouped"),
-    Way("contiguous:4", "columns", "grouped"),
-    Way("shared:8", "blocks", "grouped"),
+    Way(Shared(groups=4), "total", "grouped"),
+    Way(Shared(groups=4), "columns", "grouped"),
+    Way(Contiguous(groups=4), "columns", "grouped"),
+    Way(Shared(groups=8), "blocks", "grouped"),
 )
 BATCH = 32  # small, so that weights and what belongs to them are what is measured
 MEGA = 2**20
@@ -115,7 +115,12 @@ def split(case: Case, way: Way, alpha: int) -> tuple[float, ...]:
     sites = fpe.find_sites(pair, example)
     reset_peak()
     start, busy = time.perf_counter(), time.process_time()
-    fpe.expand(pair, alpha, way.partition, budget=way.budget, layout=way.layout, sites=sites, optimizer=optimizer)
+    fpe.expand(
+        pair,
+        fpe.Expansion(alpha=alpha, partition=way.partition, prune=way.budget, layout=way.layout),
+        sites=sites,
+        optimizer=optimizer,
+    )
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     return seconds, busy, (size + resident("VmHWM") - before) / size
 

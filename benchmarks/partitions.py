@@ -42,18 +42,18 @@ DENSE, PAPER = ("dense", ""), ("random", "total")
 SINGLE = (
     ("random", "incoming"),
     ("shared", "total"),
-    ("shared:4", "total"),
-    ("contiguous:4", "total"),
+    (Shared(groups=4), "total"),
+    (Contiguous(groups=4), "total"),
     ("semi_structured", "total"),
 )
 """Other partitions, where single weights make room as in the paper."""
 WHOLE = (
     ("shared", "columns"),
-    ("shared:4", "columns"),
-    ("shared:8", "columns"),
-    ("contiguous:4", "columns"),
-    ("shared:4", "blocks"),
-    ("contiguous:4", "blocks"),
+    (Shared(groups=4), "columns"),
+    (Shared(groups=8), "columns"),
+    (Contiguous(groups=4), "columns"),
+    (Shared(groups=4), "blocks"),
+    (Contiguous(groups=4), "blocks"),
 )
 """Partitions in blocks where whole columns or blocks make room: what ``layout="grouped"`` stores without masks."""
 SPLIT_EPOCH, BATCH, RATE = 2, 256, 1e-2
@@ -142,7 +142,12 @@ def run(
             if alpha > 1:
                 try:
                     partition, budget = arm
-                    fpe.expand(network, alpha, partition, budget=budget, seed=seed, sites=sites, optimizer=own)
+                    fpe.expand(
+                        network,
+                        fpe.Expansion(alpha=alpha, partition=partition, prune=budget, seed=seed),
+                        sites=sites,
+                        optimizer=own,
+                    )
                 except ValueError as error:  # a rule that cannot be at this width and alpha, shown in the table
                     results.refusals[width, alpha, arm] = str(error)
                     continue

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import fpe_lightning as fpe
 from benchmarks._timing import CLOCKS
 from benchmarks.logging_ways import (
     CLASSES,
@@ -111,7 +112,7 @@ class TurnByTurn(L.Callback):
 def our_callbacks(epochs: int) -> list[L.Callback]:
     """Return the project's callbacks, with a split that is due in the last epoch only, which is not counted."""
     return [
-        ExpansionCallback(alpha=4, epoch=epochs - 1, partition="random"),
+        ExpansionCallback(fpe.Paper(alpha=4), epoch=epochs - 1),
         InterferenceMonitor(every_n_epochs=BLOCK, sites="network.layers.0"),
         RunSummary(),
         TensorBoardReport(),

@@ -47,7 +47,7 @@ def stacked(data: Data, networks: int, hidden: int, epochs: int) -> None:
     train_together(models, optimizers, *data, bce, epochs // 2)
     sites = fpe.find_sites(models[0], data[0][0, :2])
     for seed, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
-        fpe.expand(model, partition="random", seed=seed, optimizer=optimizer, sites=sites)
+        fpe.expand(model, fpe.Paper(seed=seed), optimizer=optimizer, sites=sites)
     train_together(models, optimizers, *data, bce, epochs - epochs // 2)
 
 
@@ -59,7 +59,7 @@ def plain(data: Data, networks: int, hidden: int, epochs: int) -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
         for epoch in range(epochs):
             if epoch == epochs // 2:
-                fpe.expand(model, partition="random", seed=seed, optimizer=optimizer, sites=sites)
+                fpe.expand(model, fpe.Paper(seed=seed), optimizer=optimizer, sites=sites)
             optimizer.zero_grad()
             bce(model(inputs).squeeze(1), targets).backward()
             optimizer.step()
@@ -72,7 +72,7 @@ def lightning(data: Data, networks: int, hidden: int, epochs: int) -> None:
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
-            callbacks=[ExpansionCallback(alpha=2, epoch=epochs // 2, partition="random", seed=seed)],
+            callbacks=[ExpansionCallback(fpe.Paper(alpha=2, seed=seed), epoch=epochs // 2)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
 import torch
+from fpe_lightning.partitions.builtin import Partition
 from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.split_site import ExpansionWarning
-from fpe_lightning.networks import MLP
-from fpe_lightning.partitions.builtin import Partition
 from fpe_lightning.partitions.interaction import affinity_partition, input_affinity
 from fpe_lightning.pruning.discriminant import DiscriminantRefit
 from fpe_lightning.sparse.masked import mask_of
@@ -81,28 +79,6 @@ def split(
         generator = Generator().manual_seed(seed)
         for name in dict.fromkeys(producer.parameter for site in sites for producer in site.producers):
             redraw_(network.get_submodule(name.rpartition(".")[0]), generator)
-
-
-def sites_to_split(network: nn.Module, inputs: Tensor) -> list[fpe.Site]:
-    """The sites of a network, one for each hidden layer.
-
-    Tracing tells axes apart by what repeats along them and finds none of length one, so the site of a single hidden
-    neuron is that of two such neurons, but for its sizes.
-
-    Example:
-        >>> [site] = sites_to_split(MLP(4, 1, 3), torch.zeros(2, 4))
-        >>> site.width, site.fan_in, site.producers[0].length
-        (1, 4, 1)
-    """
-    layers = network.linear_layers() if isinstance(network, MLP) else []
-    if not isinstance(network, MLP) or len(layers) != 2 or layers[0].out_features > 1:
-        return fpe.find_sites(network, inputs)
-    [site] = fpe.find_sites(MLP(network.in_features, 2, network.out_features), inputs)
-    producers = tuple(replace(axis, length=1, units=None) for axis in site.producers)
-    values = tuple(replace(axis, length=1, units=None) for axis in site.values)
-    consumers = tuple(replace(axis, length=1, units=None) for axis in site.consumers)
-    grown = tuple(replace(attribute, growth=1) for attribute in site.attributes)
-    return [replace(site, width=1, producers=producers, values=values, consumers=consumers, attributes=grown)]
 
 
 def split_again(

@@ -21,7 +21,7 @@ from studies.dropconnect import DropConnectMLP
 from studies.from_scratch import begin
 from studies.results import Row
 from studies.setting import Setting
-from studies.splitting import sites_to_split, split, split_again
+from studies.splitting import split, split_again
 from studies.stacked import Batches, train_together
 from studies.task import Task
 
@@ -67,7 +67,7 @@ def run_block(
     parents = [block.new("dense", Arm("dense"), index) for index in range(len(seeds))]
     sites: list[fpe.Site] = []
     if any(arm.kind == "split" for arm in arms.values()):
-        found = sites_to_split(parents[0].network, block.tasks[0].train[0][:2])
+        found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
         sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
     scratch = [
         block.new(name, arm, index)
@@ -149,7 +149,7 @@ class _Block:
         """Split the children once more."""
         task = self.tasks[run.index]
         try:
-            sites = sites_to_split(run.network, task.train[0][:2])
+            sites = fpe.find_sites(run.network, task.train[0][:2])
             split_again(arm, run.network, run.optimizer, task, sites, self.seeds[run.index])
         except ValueError as error:
             run.why = str(error)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 
-def copies_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
+def averages_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
     """Every copy of the module that a callback of the Trainer keeps, such as those of EMA and SWA callbacks.
 
     A copy is a module of the LightningModule's own class, held in an attribute of a callback, directly or inside of

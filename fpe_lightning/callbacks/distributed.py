@@ -113,9 +113,7 @@ def splitting(trainer: pl.Trainer, pl_module: pl.LightningModule, sites: Sequenc
     """
     strategy = trainer.strategy
     if isinstance(strategy, ExpandableModelParallelStrategy):
-        names = [
-            axis.parameter for site in sites for axes in (site.producers, site.values, site.consumers) for axis in axes
-        ]
+        names = [name for site in sites for name in site.parameters()]
         with whole_parameters(pl_module, names, trainer.optimizers):
             yield
             check_ranks_agree(trainer, pl_module)

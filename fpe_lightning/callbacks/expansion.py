@@ -14,20 +14,17 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fpe_lightning.callbacks.averages import check_averages, copies_of
+from fpe_lightning.callbacks.averages import averages_of, check_averages
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.module_sites import sites_of_module
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
+from fpe_lightning.callbacks.training_samples import TrainingSamples
 from fpe_lightning.checkpoints.restore import restore_structure_on_load
-from fpe_lightning.expansion.by_shape import PAPER, completed, way_of
-from fpe_lightning.expansion.expand import expand
+from fpe_lightning.expansion import AnyExpansion, BaseExpansion, ExpansionReport, expand, resolve_expansion
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.partitions.builtin import Partition
-from fpe_lightning.pruning.discriminant import BudgetRule
 from fpe_lightning.sites.recorder import Call, CallRecorder
-from fpe_lightning.sites.select import check_alpha, select_sites
+from fpe_lightning.sites.select import by_pattern, select_sites
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import check_masks
 
@@ -42,23 +39,21 @@ class ExpansionCallback(pl.Callback):
     misses a split.
 
     Args:
-        alpha: Children of each neuron, or a mapping from site names (or globs) to it.
+        expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
+            objects; see :class:`~fpe_lightning.expansion.config.Expansion`. None expands by shape.
+        alpha: Children of each neuron, where no ``expansion`` is given.
+        seed: Every draw depends on it, where no ``expansion`` is given.
         epoch: One or several epochs, counted from 0, at whose first batch to split.
         step: One or several numbers of optimizer steps after which to split.
         fraction: One or several fractions of the run, in [0, 1), after which to split.
         trigger: An object that decides by itself, such as
             :class:`~fpe_lightning.callbacks.schedule.SaturationTrigger`.
-        partition: See :func:`~fpe_lightning.expansion.expand.expand`.
         sites: Names or globs of the sites to split, relative to the LightningModule; None for all.
-        budget: See :func:`~fpe_lightning.expansion.expand.expand`.
-        seed: See :func:`~fpe_lightning.expansion.expand.expand`.
-        groups: For ``partition="clause"``; None takes the ``groups`` of the datamodule.
-        layout: See :func:`~fpe_lightning.expansion.expand.expand`.
-        optimizer_state: ``"follow"``, or ``"reset"`` to begin the state of split parameters anew.
+        exclude: Names or globs of sites that are left as they are.
         max_splits: With a trigger, how often to split at most.
-        example_inputs: What the LightningModule's ``forward`` takes. Seldom needed: the callback looks at the module's
-            ``example_input_array``, then at how the first step calls its networks, then at the batch. A split that is
-            due before the very first batch happens one batch later where none of these says enough.
+        example_inputs: The inputs of the LightningModule's ``forward``. Seldom needed: the callback uses the module's
+            ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
+            due before the very first batch happens one batch later where none of these suffices.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
@@ -71,52 +66,48 @@ class ExpansionCallback(pl.Callback):
 
     def __init__(
         self,
-        alpha: int | Mapping[str, int] = 2,
+        expansion: BaseExpansion | Mapping[str, BaseExpansion] | None = None,
+        *,
+        alpha: int | None = None,
+        seed: int | None = None,
         epoch: int | Sequence[int] | None = None,
         step: int | Sequence[int] | None = None,
         fraction: float | Sequence[float] | None = None,
         trigger: ExpansionTrigger | None = None,
-        partition: str | Partition | None = None,
         sites: str | Sequence[str] | None = None,
-        budget: str | BudgetRule | None = None,
-        seed: int = 0,
-        groups: Sequence[Sequence[int]] | None = None,
-        layout: str | None = None,
-        optimizer_state: str = "follow",
+        exclude: str | Sequence[str] | None = None,
         max_splits: int = 1,
         example_inputs: Any = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule(epoch, step, fraction, trigger, max_splits)
         try:
-            check_alpha(alpha)
-            later = partition == "clause" and groups is None  # the datamodule knows the clauses
-            way_of(PAPER[0] if later else partition, groups, budget, layout)
-        except ValueError as error:
+            self.expansion = resolve_expansion(expansion, alpha, seed)
+        except (TypeError, ValueError) as error:
             raise MisconfigurationException(str(error)) from error
-        if optimizer_state not in ("follow", "reset"):
-            raise MisconfigurationException(f"Unknown `optimizer_state` {optimizer_state!r}; known: follow, reset.")
-        self.alpha, self.sites, self.seed, self.groups = alpha, sites, seed, groups
-        self.partition, self.budget, self.layout = completed(partition, groups, budget, layout)
-        self.optimizer_state = optimizer_state
+        self.sites, self.exclude = sites, exclude
         self.example_inputs = example_inputs
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
         kind, moments = self.schedule.kind, self.schedule.moments
         # Made once: Lightning asks for it before every hook.
-        self._state_key = self._generate_state_key(alpha=alpha, kind=kind, moments=moments, sites=sites, seed=seed)
-        self._begin_anew()
+        self._state_key = self._generate_state_key(
+            expansion=repr(self.expansion), kind=kind, moments=moments, sites=sites, exclude=exclude
+        )
+        self._samples = TrainingSamples()
+        self._reset()
         self._recording = ExitStack()
         self._restoring: list[RemovableHandle] = []
         self._unchecked = False
         self._at_setup: dict[str, nn.Parameter] = {}
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self.reports.clear()
         self._done = 0
         self._pending = False
         self._calls: list[Call] = []
         self._sanity_calls: list[Call] = []
+        self._samples.clear()
 
     @property
     @override
@@ -130,11 +121,11 @@ class ExpansionCallback(pl.Callback):
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
             if trainer.current_epoch == trainer.global_step == 0:
-                self._begin_anew()
+                self._reset()
             self._at_setup = dict(pl_module.named_parameters())
         # Weights are loaded before any callback's state, so the structure has to come from the weights themselves.
         # Callbacks set up later copy the module together with this hook.
-        self._restoring = [restore_structure_on_load(each) for each in (pl_module, *copies_of(trainer, pl_module))]
+        self._restoring = [restore_structure_on_load(each) for each in (pl_module, *averages_of(trainer, pl_module))]
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -156,7 +147,7 @@ class ExpansionCallback(pl.Callback):
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(trainer.optimizers, self._at_setup, pl_module)
         self._at_setup = {}
-        check_fsdp2(trainer, pl_module, self.layout or PAPER[2])
+        check_fsdp2(trainer, pl_module, [getattr(each, "layout", "masked") for each in self.expansions()])
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -174,6 +165,8 @@ class ExpansionCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._done < self.schedule.count and any(each.needs_data for each in self.expansions()):
+            self._samples.add(trainer, batch)
         for _ in range(self._pending or self.schedule.due(trainer, batch_idx, self._done)):
             calls = self._calls or self._sanity_calls
             sites = sites_of_module(pl_module, self.example_inputs, calls, batch)
@@ -213,6 +206,7 @@ class ExpansionCallback(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         trigger = self.schedule.trigger
         state: dict[str, Any] = {"done": self._done, "pending": self._pending, "calls": self._calls}
+        state |= self._samples.state_dict()
         if isinstance(trigger, StatefulTrigger):
             state["trigger"] = trigger.state_dict()
         return state
@@ -221,6 +215,7 @@ class ExpansionCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         trigger = self.schedule.trigger
         self._done, self._pending, self._calls = state_dict["done"], state_dict["pending"], state_dict["calls"]
+        self._samples.load_state_dict(state_dict)
         if isinstance(trigger, StatefulTrigger):
             trigger.load_state_dict(state_dict["trigger"])
 
@@ -230,29 +225,34 @@ class ExpansionCallback(pl.Callback):
             self._recording.close()
             self._recording.callback(CallRecorder(pl_module, calls).stop)
 
+    def expansions(self) -> list[BaseExpansion]:
+        """The ways to expand: one, or those of a mapping."""
+        return list(self.expansion.values()) if isinstance(self.expansion, Mapping) else [self.expansion]
+
+    def _fitted(self, trainer: pl.Trainer) -> AnyExpansion:
+        """The expansion, with the data that its partitions and pruning rules need."""
+        data = self._samples.of(trainer) if any(each.needs_data for each in self.expansions()) else None
+        clauses = getattr(getattr(trainer, "datamodule", None), "clauses", None)
+        if isinstance(self.expansion, Mapping):
+            return {name: each.fit(data, clauses) for name, each in self.expansion.items()}
+        return self.expansion.fit(data, clauses)
+
     def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: list[Site]) -> None:
-        groups = self.groups
-        if self.partition == "clause" and groups is None:
-            groups = getattr(getattr(trainer, "datamodule", None), "groups", None)
         try:
-            chosen = select_sites(found, self.alpha, self.sites)
-            sites = [site for site, _ in chosen]
-            _notify(trainer, "on_before_expansion", pl_module, sites)
+            chosen = select_sites(found, self.sites, self.exclude)
+            if isinstance(self.expansion, Mapping):
+                chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
+            _notify(trainer, "on_before_expansion", pl_module, chosen)
             # Layouts are timed in the precision that steps are computed in.
-            precision = trainer.precision_plugin.forward_context() if self.layout == "auto" else nullcontext()
-            with splitting(trainer, pl_module, sites), precision:
+            timed = any(getattr(each, "layout", None) == "auto" for each in self.expansions())
+            precision = trainer.precision_plugin.forward_context() if timed else nullcontext()
+            with splitting(trainer, pl_module, chosen), precision:
                 report = expand(
                     pl_module,
-                    alpha={site.name: factor for site, factor in chosen},
-                    partition=self.partition,
-                    groups=groups,
-                    sites=sites,
-                    budget=self.budget,
-                    seed=self.seed,
-                    layout=self.layout,
+                    self._fitted(trainer),
+                    sites=chosen,
                     optimizer=trainer.optimizers,
-                    optimizer_state=self.optimizer_state,
-                    copies=copies_of(trainer, pl_module),
+                    averages=averages_of(trainer, pl_module),
                 )
         except ValueError as error:
             raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error

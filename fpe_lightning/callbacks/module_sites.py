@@ -13,6 +13,7 @@ from fpe_lightning.sites.calls import sites_of_calls
 from fpe_lightning.sites.recorder import Call
 from fpe_lightning.sites.select import sites_of
 from fpe_lightning.sites.site import Site
+from fpe_lightning.sparse.convert import stored_masked
 
 
 def sites_of_module(
@@ -38,7 +39,8 @@ def sites_of_module(
         with torch.compiler.set_stance("force_eager"):
             if example is None and calls:
                 return sites_of_calls(pl_module, calls)
-            return sites_of(pl_module, guess if example is None else example)
+            with stored_masked(pl_module):
+                return sites_of(pl_module, guess if example is None else example)
     except (TypeError, ValueError) as error:
         if example is None and not calls:
             return None

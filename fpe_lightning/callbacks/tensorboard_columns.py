@@ -12,7 +12,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from fpe_lightning.callbacks.expansion import ExpansionCallback
-from fpe_lightning.expansion.by_shape import BY_SHAPE
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
@@ -26,6 +25,7 @@ def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float 
         pl_module: Its ``network``, where it has one, gives its name.
     """
     expansions = [each for each in trainer.callbacks if isinstance(each, ExpansionCallback)]  # type: ignore[attr-defined]
+    ways = [way for each in expansions for way in each.expansions()]
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
 
     def of_splits(values: list[Any], without: float | str) -> float | str:
@@ -35,10 +35,10 @@ def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float 
 
     return {
         "network": type(getattr(pl_module, "network", pl_module)).__name__,
-        "alpha": of_splits([each.alpha for each in expansions], 1),
+        "alpha": of_splits([each.alpha for each in ways], 1),
         "split at": of_splits([_moment(each) for each in expansions], "never"),
-        "split partition": of_splits([each.partition for each in expansions], "none"),
-        "split budget": of_splits([each.budget or BY_SHAPE for each in expansions], "none"),
+        "split partition": of_splits([getattr(each, "partition", "by shape") for each in ways], "none"),
+        "split pruning": of_splits([getattr(each, "prune", "by shape") for each in ways], "none"),
         "optimizer": type(optimizer).__name__ if optimizer else "none",
         "lr": float(optimizer.param_groups[0]["lr"]) if optimizer else math.nan,
         "max_epochs": float(trainer.max_epochs or -1),

@@ -1,4 +1,4 @@
-"""``python -m fpe_lightning.checkpoints --path a.ckpt --target b.ckpt --module my_project.LitModel``: widen a checkpoint."""
+"""``python -m fpe_lightning.checkpoints --path a.ckpt --target b.ckpt --module my_project.LitModel``."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import torch
 from jsonargparse import auto_cli
 from torch import nn
 
+import fpe_lightning.partitions
+import fpe_lightning.pruning  # noqa: F401 - classes that are imported can be named without their module
 from fpe_lightning.checkpoints.expand_file import expand_checkpoint
-from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.expansion import BaseExpansion, ExpansionReport
 
 
-def widen(
+def expand(
     path: Path,
     target: Path,
     module: nn.Module,
-    alpha: int | dict[str, int] = 2,
-    partition: str | None = None,
-    groups: list[list[int]] | None = None,
+    expansion: BaseExpansion | dict[str, BaseExpansion] | None = None,
+    alpha: int | None = None,
+    seed: int | None = None,
     sites: list[str] | None = None,
-    budget: str | None = None,
-    seed: int = 0,
-    layout: str | None = None,
-    optimizer_state: str = "follow",
+    exclude: list[str] | None = None,
     input_shape: list[int] | None = None,
 ) -> ExpansionReport:
     """Split the neurons of a checkpoint, in a new file.
@@ -33,36 +32,42 @@ def widen(
         path: The checkpoint, in one file.
         target: The file to write; it must not exist yet.
         module: The class of the module that the checkpoint belongs to, with its arguments under ``--module.``.
-        alpha: Children of each neuron, or a mapping from names of sites to it.
-        partition: Which child inherits which input; as suits the shape of each layer by default.
-        groups: For ``clause``: lists of input indices, one a clause.
+        expansion: How to expand, such as ``Paper`` with its fields under ``--expansion.``; by shape by default.
+        alpha: Children of each neuron, where no expansion is given.
+        seed: Every draw depends on it, where no expansion is given.
         sites: Names or globs of the sites to split; all by default.
-        budget: Which weights make room; ``total`` beside a partition.
-        seed: Every draw depends on it.
-        layout: How the result is stored; ``masked`` beside a partition or a budget.
-        optimizer_state: ``follow`` or ``reset``.
+        exclude: Names or globs of sites that are left as they are.
         input_shape: Shape of a batch that the module's ``forward`` takes, such as ``[1,64]``; by default its
-            ``example_input_array``, or what an ``ExpansionCallback`` noted in the checkpoint.
+            ``example_input_array``, or the calls that an ``ExpansionCallback`` noted in the checkpoint.
 
     Returns:
         Widths, fan-ins and non-zeros before and after.
 
     Example:
-        >>> widen("no/such.ckpt", "wide.ckpt", nn.Linear(2, 1))
+        >>> expand("no/such.ckpt", "wide.ckpt", nn.Linear(2, 1))
         Traceback (most recent call last):
         ...
         ValueError: There is no checkpoint at no/such.ckpt; check the path.
     """
     example: Any = None if input_shape is None else torch.zeros(input_shape)
-    options = (alpha, partition, groups, sites, budget, seed, layout, optimizer_state)
-    return expand_checkpoint(path, target, module, *options, example_inputs=example)
+    return expand_checkpoint(
+        path,
+        target,
+        module,
+        expansion,
+        alpha=alpha,
+        seed=seed,
+        sites=sites,
+        exclude=exclude,
+        example_inputs=example,
+    )
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command, and print the report or one sentence."""
     try:
-        print(auto_cli(widen, args=args, as_positional=False))
-    except ValueError as error:
+        print(auto_cli(expand, args=args, as_positional=False))
+    except (TypeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -12,7 +12,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,26 @@ from torch import Tensor, nn
 from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.checkpoints.optimizers import load_optimizers, optimizers_of, widened_states
 from fpe_lightning.checkpoints.restore import restore_structure
-from fpe_lightning.expansion.expand import expand
+from fpe_lightning.expansion.config import AnyExpansion, Data
+from fpe_lightning.expansion.expand import expand, resolve_expansion
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.partitions.builtin import Groups, Partition
-from fpe_lightning.sites.select import Alpha, Sites, select_sites, sites_of
+from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
+from fpe_lightning.sites.select import Names, select_sites, sites_of
 from fpe_lightning.sites.site import Site
+from fpe_lightning.sparse.convert import stored_masked
 
 
 def expand_checkpoint(
     path: str | Path,
     target: str | Path,
     module: nn.Module | type[nn.Module],
-    alpha: Alpha = 2,
-    partition: str | Partition | None = None,
-    groups: Groups | None = None,
-    sites: Sites = None,
-    budget: str | None = None,
-    seed: int = 0,
-    layout: str | None = None,
-    optimizer_state: str = "follow",
+    expansion: AnyExpansion | None = None,
+    *,
+    alpha: int | None = None,
+    seed: int | None = None,
+    sites: Names | Sequence[Site] | None = None,
+    exclude: Names | None = None,
+    data: Data | None = None,
     example_inputs: Any = None,
     example_batch: Any = None,
     configure_optimizers: Callable[[Any], Any] | None = None,
@@ -56,14 +57,13 @@ def expand_checkpoint(
         target: The file to write; it must not exist yet, and appears only once it is whole.
         module: The module that the checkpoint belongs to, narrow or wide; it is copied. Or its class, which is built
             from the hyperparameters in the checkpoint.
-        alpha: See :func:`~fpe_lightning.expansion.expand.expand`, as for all options up to ``optimizer_state``.
-        partition: See above.
-        groups: See above.
-        sites: See above; names are relative to ``module``.
-        budget: See above.
-        seed: See above.
-        layout: See above.
-        optimizer_state: See above.
+        expansion: How to expand; see :func:`~fpe_lightning.expansion.expand.expand`, as for the arguments up to
+            ``data``.
+        alpha: See :func:`~fpe_lightning.expansion.expand.expand`.
+        seed: See :func:`~fpe_lightning.expansion.expand.expand`.
+        sites: See :func:`~fpe_lightning.expansion.expand.expand`; names are relative to ``module``.
+        exclude: See :func:`~fpe_lightning.expansion.expand.expand`.
+        data: See :func:`~fpe_lightning.expansion.expand.expand`.
         example_inputs: What the module's ``forward`` takes. None takes its ``example_input_array``, or else what an
             ``ExpansionCallback`` noted in the checkpoint.
         example_batch: A batch as ``training_step`` takes it, for a LightningModule whose networks are found by looking
@@ -87,6 +87,7 @@ def expand_checkpoint(
         ...
         ValueError: There is no checkpoint at no/such.ckpt; check the path.
     """
+    expansion = resolve_expansion(expansion, alpha, seed)
     path, target = Path(path), Path(target)
     checkpoint = read_checkpoint(path, weights_only)
     if target.exists():
@@ -96,24 +97,28 @@ def expand_checkpoint(
     model = _model(module, checkpoint)
     state = weights_in(checkpoint, path)
     missing = _load(model, state, path)
-    if not any(isinstance(site, Site) for site in sites or ()):
-        names = cast("str | Sequence[str] | None", sites)
-        chosen = select_sites(_find(model, checkpoint, example_inputs, example_batch), alpha, names)
-        alpha, sites = {site.name: factor for site, factor in chosen}, [site for site, _ in chosen]
+    if sites is None or isinstance(sites, str) or not any(isinstance(site, Site) for site in sites):
+        sites = select_sites(_find(model, checkpoint, example_inputs, example_batch), sites, exclude)  # type: ignore[arg-type]
+        exclude = None
     _take_dtypes(model, state)
-    known, held = set(model.state_dict()), list(_copies_in(checkpoint, state))
-    copies = [_copy(model, each, prefix) for each, prefix in held]
+    known, held = set(model.state_dict()), list(_averages_in(checkpoint, state))
+    averages = [_average(model, each, prefix) for each, prefix in held]
     saved = checkpoint.get("optimizer_states") or []
     optimizers = optimizers_of(model, configure_optimizers) if saved else []
     load_optimizers(model, optimizers, saved)
     report = expand(
         model,
-        *(alpha, partition, groups, sites, budget, seed, layout),
+        expansion,
+        sites=sites,
+        exclude=exclude,
         optimizer=optimizers,
-        optimizer_state=optimizer_state,
-        copies=copies,
+        averages=averages,
+        data=data,
     )
-    for each, prefix, wide in [(state, "", model), *((*entry, wide) for entry, wide in zip(held, copies, strict=True))]:
+    for each, prefix, wide in [
+        (state, "", model),
+        *((*entry, wide) for entry, wide in zip(held, averages, strict=True)),
+    ]:
         _refill(each, wide, prefix, known, missing)
     if saved:
         checkpoint["optimizer_states"] = widened_states(model, optimizers, saved)
@@ -168,7 +173,7 @@ def read_checkpoint(path: Path, weights_only: bool) -> dict[str, Any]:
 
 
 def weights_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights that were trained; averaging callbacks of Lightning keep them beside the average.
+    """The weights that were trained; averaging callbacks of Lightning keep them next to the average.
 
     Raises:
         ValueError: If there are none.
@@ -217,11 +222,9 @@ def _find(model: nn.Module, checkpoint: Mapping[str, Any], example_inputs: Any, 
     if example_batch is not None or (
         calls and example_inputs is None and getattr(model, "example_input_array", None) is None
     ):
-        # Lightning is needed for a LightningModule alone.
-        from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
-
         return sites_of_calls(model, calls if example_batch is None else calls_of_step(model, example_batch))
-    return sites_of(model, example_inputs)
+    with stored_masked(model):
+        return sites_of(model, example_inputs)
 
 
 def _calls(state: Any) -> list[Any]:
@@ -236,7 +239,7 @@ def _take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 tensor.data = state[name].clone()
 
 
-def _copies_in(value: Any, state: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], str]]:
+def _averages_in(value: Any, state: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], str]]:
     """Every other ``state_dict`` of the same module in a checkpoint, such as averages, and what stands before names."""
     if isinstance(value, dict) and value is not state:
         for prefix in ("", "module."):
@@ -244,13 +247,13 @@ def _copies_in(value: Any, state: Mapping[str, Tensor]) -> Iterator[tuple[dict[s
                 yield value, prefix
                 return
         for each in value.values():
-            yield from _copies_in(each, state)
+            yield from _averages_in(each, state)
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _copies_in(each, state)
+            yield from _averages_in(each, state)
 
 
-def _copy(model: nn.Module, state: Mapping[str, Tensor], prefix: str) -> nn.Module:
+def _average(model: nn.Module, state: Mapping[str, Tensor], prefix: str) -> nn.Module:
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, tensor in twin.state_dict(keep_vars=True).items():

@@ -98,6 +98,20 @@ class ArrayDataModule(LabelledDataModule):
         """Return this process's part of the test rows."""
         return self._loader("test")
 
+    def training_samples(self, samples: int = 4096) -> tuple[Tensor, Tensor]:
+        """Training features and labels, for partitions and pruning rules that need them.
+
+        Args:
+            samples: At most as many rows, evenly spaced.
+
+        Returns:
+            ``(n, ...)`` features as a batch holds them, and ``(n,)`` labels.
+        """
+        features, labels = self.arrays["train"]
+        rows = range(0, len(features), -(-len(features) // samples))
+        x, y = torch.as_tensor(features[:: rows.step]), torch.as_tensor(labels[:: rows.step])
+        return x if self.transform is None else self.transform(x), y
+
     def _loader(self, split: Split, training: bool = False) -> BatchLoader:
         if split not in self.arrays:
             raise RuntimeError(f"{type(self).__name__} has no {split} data yet; call prepare_data() and setup() first.")

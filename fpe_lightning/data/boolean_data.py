@@ -33,13 +33,13 @@ class BooleanDataModule(ArrayDataModule):
         ValueError: If the task is not possible.
 
     Attributes:
-        groups: The inputs of each clause, for ``partition="clause"``.
+        clauses: The inputs of each clause, for ``partition="clause"``.
 
     Example:
         >>> data = BooleanDataModule(clauses=2, literals=3, inputs=6)
         >>> data.setup()
         >>> inputs, targets = next(iter(data.train_dataloader()))
-        >>> inputs.shape, targets.shape, [len(group) for group in data.groups]
+        >>> inputs.shape, targets.shape, [len(group) for group in data.clauses]
         (torch.Size([2048, 6]), torch.Size([2048]), [3, 3])
     """
 
@@ -71,7 +71,7 @@ class BooleanDataModule(ArrayDataModule):
         return dnf_task(*self._task_settings)
 
     @property
-    def groups(self) -> list[list[int]]:
+    def clauses(self) -> list[list[int]]:
         """The inputs of each clause."""
         return [list(group) for group in self.task.groups]
 

@@ -1,4 +1,4 @@
-"""Widen the producers of a site, and hand each child its share of the inputs."""
+"""Widen the producers of a site, and assign each child its share of the inputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.partitions.builtin import Partition, children_masks
+from fpe_lightning.partitions import Partition
+from fpe_lightning.partitions.partition import children_masks
 from fpe_lightning.partitions.shared import group_size
-from fpe_lightning.sites.site import Producer, Site
+from fpe_lightning.sites import Producer, Site
+from fpe_lightning.sparse.grouped.blocks import block_rows
 
 
 def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, generator: Generator) -> list[Tensor]:
@@ -27,20 +29,20 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
         generator: The only source of randomness.
 
     Returns:
-        For each producer, bool ``(units, alpha, inputs)``; the units are those that it computes, in their order: one
-        of several that are concatenated computes some alone.
+        For each producer, bool ``(units, alpha, inputs)``. The units are those that it computes, in their order:
+        several producers that are concatenated compute different units.
 
     Raises:
         ValueError: If a unit has fewer inputs than children, or the partition returned no partition.
     """
-    together: dict[tuple[int, bytes], list[Producer]] = {}
-    keys = []
+    alike: dict[tuple[int, bytes], list[Producer]] = {}
+    keys = []  # producers with the same units and equally many inputs have the same key
     for producer in site.producers:
         inputs = draft[producer.parameter].value.shape[producer.input_dim]
         keys.append((inputs, _units(producer, site.width).unique().numpy().tobytes()))
-        together.setdefault(keys[-1], []).append(producer)
+        alike.setdefault(keys[-1], []).append(producer)
     shares: dict[tuple[int, bytes], Tensor] = {}
-    for key, producers in together.items():
+    for key, producers in alike.items():
         weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
         alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
         fan_in = int(alive.sum(1).max())
@@ -63,21 +65,21 @@ def common_group(shares: list[Tensor]) -> int:
     return math.gcd(*map(group_size, shares))
 
 
-def hand_out(draft: Draft, site: Site, alpha: int, shares: list[Tensor], together: int | None = None) -> None:
-    """Widen the producers, and mask what a child does not inherit.
+def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], group: int | None = None) -> None:
+    """Widen the producers, and mask the inputs that a child does not inherit.
 
     Args:
         draft: The expansion.
         site: The site.
         alpha: Children of each unit.
         shares: From :func:`draw_shares`.
-        together: Neurons that share a partition, where children stand in block order; None where they do not.
+        group: Neurons that share a partition, where children stand in block order; None where they do not.
     """
     for producer, share in zip(site.producers, shares, strict=True):
         size = draft[producer.parameter].value.shape[producer.dim]
         split = draft.widen(producer, alpha)
         whole = producer.dim == 0 and producer.length == size
-        rows = producer.run if together is None else producer.run // site.width * together
+        rows = producer.run if group is None else producer.run // site.width * group
         draft[producer.parameter].block = rows if whole else 0
         child = split.child(size)
         inside = child >= 0
@@ -103,6 +105,7 @@ def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Te
     stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
     rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
     rows = rows.reshape(*rows.shape[:2], -1)
+    # Entries are sorted by unit; the rank of an entry among those of its unit is its place in the result.
     position = _position(producer, width)
     count = position.bincount()
     order = position.argsort(stable=True)
@@ -122,3 +125,53 @@ def along(rows: Tensor, value: Tensor, dim: int, input_dim: int) -> Tensor:
     shape = [1] * value.dim()
     shape[dim], shape[input_dim] = rows.shape
     return (rows if dim < input_dim else rows.T).reshape(shape).expand(value.shape).clone()
+
+
+def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
+    """Keep one of the copies of each outgoing weight, for ``outgoing="partition"``.
+
+    Outputs are cut into ``alpha`` stretches. Of the copies that the children of a neuron hold of a stretch, the child
+    of the same number keeps its own. Copies tie in magnitude, so magnitude has no say.
+
+    Args:
+        draft: The expansion, in which the site is widened already.
+        site: The site.
+        alpha: Children of each unit.
+
+    Raises:
+        ValueError: If there are fewer outputs than children.
+    """
+    for consumer in {(axis.parameter, axis.dim, axis.start): axis for axis in site.consumers}.values():
+        value = draft[consumer.parameter].value
+        output_dim = 1 if consumer.dim == 0 else 0
+        outputs = value.shape[output_dim]
+        if outputs < alpha:
+            raise ValueError(
+                f'outgoing="partition" assigns the {outputs} outputs of `{consumer.parameter}` to alpha={alpha} '
+                'children of each neuron, and some would get none; use outgoing="copy", or a smaller alpha.'
+            )
+        child = torch.full((value.shape[consumer.dim],), -1)
+        stretch = child.narrow(0, draft.start(consumer), alpha * consumer.length)
+        stretch.copy_(torch.arange(alpha * consumer.length) // consumer.run % alpha)
+        kept = kept_outputs(child, outputs, alpha)
+        draft.restrict(consumer.parameter, along(kept, value, output_dim, consumer.dim))
+
+
+def kept_outputs(child: Tensor, outputs: int, alpha: int) -> Tensor:
+    """Which copies of outgoing weights stay where they are partitioned among the children.
+
+    Args:
+        child: int64 ``(hidden,)``, the child number of each hidden unit, ``-1`` for units that are not split.
+        outputs: Number of outputs.
+        alpha: Children of each neuron.
+
+    Returns:
+        Bool ``(outputs, hidden)`` with one True among the copies of each outgoing weight.
+
+    Example:
+        >>> kept_outputs(torch.tensor([0, 0, 1, 1]), 2, 2).int()
+        tensor([[1, 1, 0, 0],
+                [0, 0, 1, 1]], dtype=torch.int32)
+    """
+    stretch = torch.cat([torch.full((count,), part) for part, (_, count) in enumerate(block_rows(outputs, alpha))])
+    return (stretch.unsqueeze(1) == child) | (child < 0)

@@ -1,10 +1,10 @@
-"""How each site is split unless asked otherwise (``"by_shape"``): large layers into blocks, small ones as in the paper.
+"""The default: large layers are split into blocks, small ones by the paper's rule.
 
-The paper lets every neuron draw a partition of its own. No fast layout holds that, but a few partitions, each for a
-group of neurons, can do as well: on embeddings any number of groups does, on Boolean formulas sixteen within noise
+In the paper every neuron draws its own partition. No fast layout holds that, but a few partitions, each for a group of
+neurons, can do as well: on embeddings any number of groups does, on Boolean formulas sixteen within noise
 (``docs/results/layouts_accuracy.md``, ``docs/results/boolean.md``). A wide layer then is a few dense products, stored
 at the size of its non-zeros (``benchmarks/layouts.py``). Narrow layers are split by the paper's rule, as products of a
-few rows take longer than what they save. The choice looks at shapes alone, never at a clock or a device.
+few rows take longer than they save. The choice depends on shapes alone, never on a clock or a device.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fpe_lightning.expansion.checks import groups_of
+from fpe_lightning.expansion.config import BaseExpansion, Blocks, Paper, SiteExpansion
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.partitions.builtin import Groups, Partition, resolve_partition
 from fpe_lightning.partitions.shared import group_size
-from fpe_lightning.pruning.discriminant import BudgetRule
-from fpe_lightning.pruning.magnitude import BUDGETS
-from fpe_lightning.sites.site import Axis, Site
+from fpe_lightning.sites import Axis, Site
 from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
-from fpe_lightning.sparse.layout import LAYOUTS, read_by_parent
+from fpe_lightning.sparse.layout import read_by_parent
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
@@ -32,132 +32,79 @@ GROUPS = 16
 NEURONS = 64
 """Fewest neurons of such a group: fewer rows make for slow products."""
 SPARE = 4
-"""Inputs for each child, at least: whole columns of them are to make room."""
+"""Inputs for each child, at least: whole columns of them are pruned."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """How one site is split.
-
-    Attributes:
-        partition: Which child inherits which input.
-        budget: Which weights make room.
-        layout: How the result is stored.
-        asked: Whether a layout that cannot be had is an error; else the weight is masked.
-    """
-
-    partition: Partition
-    budget: str | BudgetRule
-    layout: str
-    asked: bool = True
-
-
-BY_SHAPE = "by_shape"
-PAPER = ("random", "total", "masked")
-"""Partition, budget and layout of the paper."""
-
-
-def completed(
-    partition: str | Partition | None, groups: Groups | None, budget: str | BudgetRule | None, layout: str | None
-) -> tuple[str | Partition, str | BudgetRule | None, str | None]:
-    """What was asked for, with the rest filled in: by shape where nothing was, else as the paper does.
-
-    ``layout="auto"`` asks for nothing else: it decides how a structure is stored, never which weights are kept.
+@dataclass(frozen=True, kw_only=True)
+class ByShape(BaseExpansion):
+    """Large linear layers are split into :class:`Blocks`, all others by the :class:`Paper` rule; the default.
 
     Args:
-        partition: None for none in particular.
-        groups: None for none.
-        budget: None for none in particular.
-        layout: None for none in particular.
-
-    Returns:
-        Partition, budget and layout; by shape, the last two may be None, and are those of each site.
-
-    Example:
-        >>> completed(None, None, None, None)
-        ('by_shape', None, None)
-        >>> completed(None, None, "incoming", None)
-        ('random', 'incoming', 'masked')
-    """
-    if partition is None:
-        partition = BY_SHAPE if (groups, budget) == (None, None) and layout in (None, "auto") else PAPER[0]
-    if isinstance(partition, str) and partition == BY_SHAPE:
-        return partition, budget, layout
-    return partition, PAPER[1] if budget is None else budget, PAPER[2] if layout is None else layout
-
-
-def way_of(
-    partition: str | Partition | None = None,
-    groups: Groups | None = None,
-    budget: str | BudgetRule | None = None,
-    layout: str | None = None,
-) -> Way | None:
-    """What was asked for, for all sites alike; None for :data:`BY_SHAPE`.
+        alpha: Children of each neuron, at least 2.
+        layout: ``"by_shape"`` stores blocks as blocks; ``"auto"`` times the layouts that can hold them (see
+            :mod:`fpe_lightning.sparse.autotune`). It never decides which weights are kept.
+        optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
+        seed: Every draw depends on it, on the site's name and its width, and on nothing else.
 
     Raises:
-        ValueError: If one of them does not exist, or does not go with the others.
+        ValueError: If a value is unknown.
 
     Example:
-        >>> way_of("shared", None, "total", "grouped").layout
-        'grouped'
-        >>> way_of() is None
-        True
+        >>> import torch
+        >>> from fpe_lightning.sites import find_sites
+        >>> for width in (64, 1024):
+        ...     net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        ...     [each] = ByShape().of_sites(net, find_sites(net, torch.zeros(1, 64)))
+        ...     print(type(each.expansion).__name__)
+        Paper
+        Blocks
     """
-    partition, budget, layout = completed(partition, groups, budget, layout)
-    if not (budget is None or isinstance(budget, BudgetRule) or budget in BUDGETS):
-        raise ValueError(f"Unknown budget {budget!r}; known: {', '.join(BUDGETS)}.")
-    if layout not in (None, "auto"):
-        LAYOUTS.get(str(layout))
-    if isinstance(partition, str) and partition == BY_SHAPE:
-        if groups is not None or budget is not None or layout not in (None, "auto"):
+
+    layout: Literal["by_shape", "auto"] = "by_shape"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout not in ("by_shape", "auto"):
             raise ValueError(
-                f'partition="{BY_SHAPE}" decides on the budget and the layout of each site itself, found '
-                f"budget={budget!r} and layout={layout!r}; leave them out, and `groups` too."
+                f"ByShape chooses the layout of each site itself, found layout={self.layout!r}; use "
+                "fpe.Expansion or fpe.Blocks for a layout of your own."
             )
-        return None
-    assert budget is not None and layout is not None  # noqa: PT018 - completed() sees to both
-    return Way(resolve_partition(partition, groups), budget, layout)
+
+    @override
+    def of_sites(self, model: nn.Module, sites: Sequence[Site], others: Sequence[Site] = ()) -> list[SiteExpansion]:
+        """Blocks where a site is large and regular enough, the paper's rule elsewhere."""
+        paper = Paper(alpha=self.alpha, optimizer_state=self.optimizer_state, seed=self.seed)
+        if any(map(groups_of, model.modules())):  # blocks were not tested with FSDP2
+            return [SiteExpansion(site, paper) for site in sites]
+        # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
+        touched = Counter(axis.parameter for site in (*sites, *others) for axis in site.axes())
+        found = []
+        for site in sites:
+            once = all(touched[producer.parameter] == 1 for producer in site.producers)
+            outgoing = outgoing_of_blocks(model, site, self.alpha) if once else None
+            if outgoing is None:
+                found.append(SiteExpansion(site, paper))
+                continue
+            blocks = Blocks(
+                alpha=self.alpha,
+                groups=GROUPS,
+                outgoing=outgoing,
+                layout="auto" if self.layout == "auto" else "grouped",
+                optimizer_state=self.optimizer_state,
+                seed=self.seed,
+            )
+            found.append(SiteExpansion(site, blocks, strict=False))
+        return found
 
 
-def ways_of(
-    model: nn.Module, chosen: Sequence[tuple[Site, int]], asked: Way | None, layout: str | None = None
-) -> dict[str, Way]:
-    """How each site is split, by its name.
+def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["copy", "partition"] | None:
+    """What becomes of outgoing weights where a site is split into blocks, or None where it should not be.
 
-    Args:
-        model: The model, all of whose weights are stored masked.
-        chosen: Sites, each with its number of children.
-        asked: From :func:`way_of`, for all sites; None splits each by its shape.
-        layout: Of the blocks where ``asked`` is None: ``"auto"``, or None for ``"grouped"``.
-
-    Example:
-        >>> site = Site("0", 4, 8, (), (), ())
-        >>> ways_of(nn.Identity(), [(site, 2)], None)["0"].budget
-        'total'
-    """
-    if asked is not None:
-        return {site.name: asked for site, _ in chosen}
-    paper, shared = Way(resolve_partition(PAPER[0]), *PAPER[1:]), resolve_partition(f"shared:{GROUPS}")
-    if any(map(groups_of, model.modules())):  # blocks were not tested with FSDP2
-        return {site.name: paper for site, _ in chosen}
-    # A weight that is widened along both of its axes, between two hidden layers, is no longer one block a group.
-    touched = Counter(axis.parameter for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers))
-    ways = {}
-    for site, alpha in chosen:
-        once = all(touched[producer.parameter] == 1 for producer in site.producers)
-        budget = block_budget(model, site, alpha) if once else None
-        ways[site.name] = paper if budget is None else Way(shared, budget, layout or "grouped", asked=False)
-    return ways
-
-
-def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
-    """The budget by which a site's neurons are split into blocks of a few groups, or None if they should not be.
-
-    They should where linear layers of at least ``GROUPS * NEURONS`` neurons, a multiple of ``GROUPS``, compute the
-    units and linear layers read them. Outgoing weights are copied, and whole columns of inputs make room for the
-    copies, as long as those are at most half of the incoming weights; where they are more, outgoing weights are handed
-    out to the children (``"blocks"``). Layers that were split before should be split into blocks again where they are
-    made of blocks that are large enough, and every child is left with inputs.
+    Linear layers of at least ``GROUPS * NEURONS`` neurons, a multiple of ``GROUPS``, have to compute the units, and
+    linear layers have to read them. Outgoing weights are copied, and whole columns of inputs are pruned for the copies,
+    as long as those are at most half of the incoming weights. Where they are more, outgoing weights are partitioned
+    among the children. Layers that were split before are split into blocks again where they are made of blocks that
+    are large enough, and every child is left with inputs.
 
     Args:
         model: The model.
@@ -169,10 +116,10 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
         >>> import torch
         >>> for width, outputs in ((64, 10), (1024, 10), (1024, 256)):
         ...     net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, outputs))
-        ...     print(block_budget(net, find_sites(net, torch.zeros(1, 64))[0], alpha=2))
+        ...     print(outgoing_of_blocks(net, find_sites(net, torch.zeros(1, 64))[0], alpha=2))
         None
-        columns
-        blocks
+        copy
+        partition
     """
     if site.width % GROUPS or site.width < GROUPS * NEURONS or not site.producers or not site.consumers:
         return None
@@ -180,7 +127,7 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
         return None
     if not all(_is_whole(model, axis, 1, site) for axis in site.consumers):
         return None
-    if not all(axis.parameter.rpartition(".")[0] in site.reads for axis in (*site.producers, *site.consumers)):
+    if not all(axis.parameter.rpartition(".")[0] in site.input_shapes for axis in (*site.producers, *site.consumers)):
         return None  # somebody else reads the weight, and would find it packed
     if not all(_makes_blocks(model, axis, alpha) for axis in site.producers):
         return None
@@ -191,9 +138,9 @@ def block_budget(model: nn.Module, site: Site, alpha: int) -> str | None:
     values = (alpha - 1) * sum(axis.length for axis in site.values)
     copies = (alpha - 1) * outgoing + values
     if 2 * copies <= incoming and _leaves_inputs(model, site, alpha, copies):
-        return "columns"
+        return "copy"
     outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
-    return "blocks" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
+    return "partition" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
 
 
 def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
@@ -208,9 +155,9 @@ def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
 
 
 def _leaves_inputs(model: nn.Module, site: Site, alpha: int, copies: int) -> bool:
-    """Whether each child keeps an input where whole columns of all producers make room for the copies."""
+    """Whether each child keeps an input after whole columns of all producers are pruned for the copies."""
     incoming = sum(_count(model, axis) for axis in site.producers)
-    more = len(site.producers) > 1  # what is left over by each may go from one of them
+    more = len(site.producers) > 1  # one of them may lose the remainders of all
 
     def leaves(axis: Axis) -> bool:
         columns = math.ceil(copies * _count(model, axis) / (incoming * alpha * axis.length)) + more

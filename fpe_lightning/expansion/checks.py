@@ -1,4 +1,4 @@
-"""Models whose parameters somebody else holds too, who would go on with the old ones after a split."""
+"""Refuse models whose parameters another object holds too: it would keep the old ones after a split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.convert import is_sharded
 
 WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
-"""Classes that take note of parameters when they wrap a model; by name, as some need packages of their own."""
+"""Classes that hold the parameters of the model that they wrap; by name, as some need packages of their own."""
 
 
 def check_unwrapped(model: nn.Module) -> None:
@@ -30,13 +30,13 @@ def check_unwrapped(model: nn.Module) -> None:
         kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS]
         if kinds:
             raise ValueError(
-                f"`{name or 'model'}` is wrapped in {kinds[0]}, which would go on with the parameters from before the "
-                "split; split the module inside of it, and wrap that anew."
+                f"`{name or 'model'}` is wrapped in {kinds[0]}, which would keep the parameters from before the "
+                "split; split the module inside of it, and wrap that again."
             )
 
 
 def check_whole(model: nn.Module, sites: Iterable[Site]) -> None:
-    """Refuse sites of whose parameters a process has a shard alone.
+    """Refuse sites with parameters of which each process holds a shard.
 
     Raises:
         ValueError: Naming the first such parameter and what to do.
@@ -46,7 +46,7 @@ def check_whole(model: nn.Module, sites: Iterable[Site]) -> None:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for site in sites:
-        for axis in (*site.producers, *site.values, *site.consumers):
+        for axis in site.axes():
             if axis.parameter in parameters and is_sharded(parameters[axis.parameter]):
                 raise ValueError(
                     f"`{axis.parameter}` is sharded, and FSDP2 would put it back after a split of {site.name}; split "

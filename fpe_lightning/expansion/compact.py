@@ -8,22 +8,24 @@ gone, so that a split takes little more memory than the layer itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from fpe_lightning.expansion.assign import common_group
-from fpe_lightning.expansion.by_shape import Way
+from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import SharedPartition
+from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import summed_in
 from fpe_lightning.pruning.smallest import Piece
-from fpe_lightning.sites.site import Producer, Site
+from fpe_lightning.sites.site import Axis, Producer, Site
 from fpe_lightning.sparse.exchange import exchange_parameters, parameter_like
 from fpe_lightning.sparse.grouped.blocks import join_blocks
 from fpe_lightning.sparse.grouped.layers import BLOCKS
@@ -51,10 +53,12 @@ class CompactTensor(DraftTensor):
     alpha: int = 1
     column: int = 0
 
+    @override
     def count(self) -> int:
         """Entries that may be non-zero."""
         return self.column * int(self.inputs.sum()) if self.mask is None else int(self.mask.count_nonzero())
 
+    @override
     def follow(self, state: Tensor) -> Tensor:
         """Gather a tensor of the old shape (the weight, a gradient, a moment) into a packed one."""
         packed = state.new_empty(self.column * int(self.inputs.sum()), 1)
@@ -68,17 +72,28 @@ class CompactTensor(DraftTensor):
             done += len(out)
         return packed
 
+    @override
+    def columns(self) -> CompactTensor:
+        """Itself: its blocks lose whole columns."""
+        return self
+
+    @override
     def stored(self) -> tuple[Layout, Structure]:
         """The layout, and the blocks with those of equal inputs joined where no single weight is masked."""
         joined = self.inputs if self.mask is not None else join_blocks(self.inputs, self.column)
         return GROUPED, {BLOCKS: joined.clone()}
 
-    def pieces(self) -> list[Piece]:
+    @override
+    def pieces(self, axes: Sequence[tuple[Axis, int]] = ()) -> tuple[list[Piece], int]:
         """Some rows of one block after the other, for the rules that look at magnitudes."""
         starts = range(0, self.column, ROWS)
-        return [partial(self._piece, block, start) for block in range(len(self.inputs)) for start in starts]
+        pieces: list[Piece] = [
+            partial(self._piece, block, start) for block in range(len(self.inputs)) for start in starts
+        ]
+        return pieces, self.count()
 
-    def keep(self, pieces: Iterable[Tensor]) -> None:
+    @override
+    def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
         """Drop single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
         kept = list(pieces)
         if all(bool(piece.all()) for piece in kept):
@@ -118,23 +133,24 @@ class CompactTensor(DraftTensor):
         return rows, self.inputs[block].nonzero().squeeze(1)
 
 
-def fits_compact(
-    model: nn.Module, chosen: Sequence[tuple[Site, int]], ways: Mapping[str, Way], optimizers: Sequence[Optimizer]
-) -> set[str]:
+def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: Sequence[Optimizer]) -> set[str]:
     """The names of the sites that can be split straight into blocks: dense linear producers that nothing else touches.
 
     All others are split by way of the wide weight, with equal results.
     """
-    axes = [axis for site, _ in chosen for axis in (*site.producers, *site.values, *site.consumers)]
+    sites = [split.site for split in splits]
+    axes = [axis for site in sites for axis in site.axes()]
     used = Counter(axis.parameter for axis in axes)
 
-    def fits(site: Site, alpha: int) -> bool:
-        partition = ways[site.name].partition
-        if ways[site.name].layout != "grouped" or not isinstance(partition, SharedPartition):
+    def fits(split: SiteExpansion) -> bool:
+        partition, site, alpha = split.partition, split.site, split.alpha
+        if split.layout != "grouped" or not isinstance(partition, SharedPartition):
+            return False
+        if not isinstance(split.prune, Magnitude):
             return False
         return (
-            site.width % partition.neuron_groups == 0
-            and alpha * partition.neuron_groups <= min(MOST_BLOCKS, alpha * site.width // 2)
+            site.width % partition.groups == 0
+            and alpha * partition.groups <= min(MOST_BLOCKS, alpha * site.width // 2)
             and block_order(model, site) is not site
             and all(
                 used[producer.parameter] == 1 and _fits(model, site, producer, alpha, optimizers)
@@ -142,7 +158,7 @@ def fits_compact(
             )
         )
 
-    return {site.name for site, alpha in chosen if fits(site, alpha)}
+    return {split.site.name for split in splits if fits(split)}
 
 
 def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimizers: Sequence[Optimizer]) -> bool:
@@ -150,7 +166,7 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
     module = model.get_submodule(owner)
     if type(module) is not nn.Linear or name != "weight" or GROUPED.cannot_hold(module):
         return False
-    if read_by_parent(model, owner) or owner not in site.reads:  # something other than its own layer reads it
+    if read_by_parent(model, owner) or owner not in site.input_shapes:  # something other than its own layer reads it
         return False
     weight = module.weight
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
@@ -163,10 +179,10 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
     )
 
 
-def hand_out_blocks(
+def assign_blocks(
     draft: Draft, site: Site, alpha: int, partition: SharedPartition, generator: Generator
 ) -> tuple[Site, int]:
-    """Hand the inputs of a site out to the children, as blocks.
+    """Assign the inputs of a site to the children, as blocks.
 
     Args:
         draft: The expansion.
@@ -181,7 +197,7 @@ def hand_out_blocks(
     fan_in = [draft[producer.parameter].value.shape[1] for producer in site.producers]
     shares = {inputs: partition.by_group(inputs, alpha, generator) for inputs in dict.fromkeys(fan_in)}
     same = common_group(list(shares.values()))  # neighbouring groups that drew the same are one
-    together = same * site.width // partition.neuron_groups
+    together = same * site.width // partition.groups
     for producer, inputs in zip(site.producers, fan_in, strict=True):
         dense = draft[producer.parameter]
         blocks = shares[inputs][::same].transpose(0, 1).reshape(-1, inputs).to(dense.original.device)
@@ -192,7 +208,7 @@ def hand_out_blocks(
             dense.value,
             None,
             splits=[Split(0, 0, site.width, site.width, alpha)],
-            apart=True,
+            separate=True,
             inputs=blocks,
             alpha=alpha,
             column=together,
@@ -200,25 +216,22 @@ def hand_out_blocks(
     return block_order(draft.model, site), together
 
 
-def put_in_place(
-    tensors: Iterable[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer], optimizer_state: str
-) -> None:
+def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
     """Replace the weights that are gathered into their layout, one tensor at a time; the last step of a split.
 
     Args:
         tensors: Those of an expansion that are put in place by themselves; everything else is in place already.
         models: The model, and modules of its structure that are changed alike.
         optimizers: Optimizers that hold the weights.
-        optimizer_state: ``"follow"`` or ``"reset"``.
     """
     for tensor in tensors:
         # From here on only the models and the optimizers may hold the old weights, so that these can go.
         tensor.original = tensor.value = torch.empty(0)
         for model in models:
-            _replace(model.get_submodule(tensor.owner), tensor, optimizers, optimizer_state)
+            _replace(model.get_submodule(tensor.owner), tensor, optimizers)
 
 
-def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimizer], optimizer_state: str) -> None:
+def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimizer]) -> None:
     layout, structure = tensor.stored()
     old = module.get_parameter("weight")
     gradient, shape = old.grad, old.shape
@@ -235,7 +248,7 @@ def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimi
     if gradient is not None:
         new.grad = tensor.follow(gradient)
         del gradient
-    for optimizer, state in states if optimizer_state == "follow" else ():
+    for optimizer, state in () if tensor.reset_state else states:
         for key, value in state.items():
             if value.shape == shape:
                 state[key] = tensor.follow(value)

@@ -1,18 +1,19 @@
-"""A widened version of some of a model's tensors, worked out beside the model and put in place at once.
+"""A widened version of some of a model's tensors, computed next to the model and put in place at once.
 
-Nothing of the model is touched before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no
-trace.
+Nothing of the model changes before :meth:`Draft.commit`, so that an expansion that is refused half-way leaves no trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.pruning.columns import Columns
+from fpe_lightning.pruning.smallest import Piece, pieces_of
 from fpe_lightning.sites.site import Attribute, Axis
 from fpe_lightning.sparse.exchange import parameter_like
 from fpe_lightning.sparse.layout import MASKED, Layout, Structure
@@ -28,12 +29,13 @@ class DraftTensor:
         owner: Qualified name of the module that owns it.
         name: Name within the owner.
         original: The tensor in the model, of the old shape.
-        value: The tensor of the new shape; what the mask drops is not yet zero.
+        value: The tensor of the new shape; masked entries are not yet zero.
         mask: Bool tensor of the new shape, or None for a dense tensor.
         sources: For each widened axis, the old entry that every new entry copies.
         splits: Splits so far, in the order made.
-        block: Consecutive rows that share a partition of the inputs; 0 where none was handed out.
-        apart: Whether it is put in place by itself, after all others.
+        block: Consecutive rows that share a partition of the inputs; 0 where no inputs were assigned.
+        separate: Whether it is put in place by itself, after all others.
+        reset_state: Whether optimizers drop its state.
     """
 
     owner: str
@@ -44,7 +46,8 @@ class DraftTensor:
     sources: dict[int, Tensor] = field(default_factory=dict)
     splits: list[Split] = field(default_factory=list)
     block: int = 0
-    apart: bool = False
+    separate: bool = False
+    reset_state: bool = False
 
     def count(self) -> int:
         """Entries that may be non-zero; none for a buffer, which is no parameter."""
@@ -52,12 +55,45 @@ class DraftTensor:
             return 0
         return self.value.numel() if self.mask is None else int(self.mask.count_nonzero())
 
+    def start(self, axis: Axis) -> int:
+        """First entry of a stretch now: earlier splits of other stretches (of a concatenation) may have moved it."""
+        source = self.sources.get(axis.dim)
+        return axis.start if source is None else int((source < axis.start).sum())
+
+    def inside(self, axes: Sequence[tuple[Axis, int]]) -> Tensor:
+        """The entries of some widened axes, each with its number of children; bool, to be broadcast over the others."""
+        found = torch.zeros((), dtype=torch.bool, device=self.value.device)
+        for axis, alpha in axes:
+            stretch = torch.zeros(self.value.shape[axis.dim], dtype=torch.bool, device=self.value.device)
+            stretch.narrow(0, self.start(axis), alpha * axis.length).fill_(True)
+            found = found | stretch.view([-1 if dim == axis.dim else 1 for dim in range(self.value.dim())])
+        return found
+
+    def pieces(self, axes: Sequence[tuple[Axis, int]]) -> tuple[list[Piece], int]:
+        """The weights of some widened axes, piece by piece, and how many of them may be non-zero."""
+        inside = self.inside(axes).expand(self.value.shape)
+        counts = inside if self.mask is None else self.mask & inside
+        return pieces_of(self.value, counts), int(counts.count_nonzero())
+
+    def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
+        """Mask single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
+        self.restrict(torch.cat(list(pieces)).view(self.value.shape) | ~self.inside(axes))
+
+    def restrict(self, mask: Tensor) -> None:
+        """Restrict the mask to ``mask``, which has the new shape."""
+        mask = mask.to(self.value.device)
+        self.mask = mask if self.mask is None else self.mask & mask
+
+    def columns(self) -> Columns | None:
+        """The weight as blocks that lose whole columns; None where its rows have to be sorted into blocks first."""
+        return None
+
     def stored(self) -> tuple[Layout, Structure]:
         """The layout that the tensor is put in place in, and its structure there."""
         return MASKED, {}
 
     def follow(self, state: Tensor) -> Tensor:
-        """Carry a tensor of the old shape (a gradient, a moment) over to the new one; what is masked becomes zero.
+        """Copy a tensor of the old shape (a gradient, a moment) to the new one; masked entries become zero.
 
         A size of 1 along an axis stays 1, so that the factored moments of Adafactor follow too.
         """
@@ -95,13 +131,13 @@ class Draft:
         return self.tensors[qualified_name]
 
     def start(self, axis: Axis) -> int:
-        """Where a stretch begins now: earlier splits of other stretches (of a concatenation) may have moved it."""
-        source = self[axis.parameter].sources.get(axis.dim)
-        return axis.start if source is None else int((source < axis.start).sum())
+        """First entry of a stretch now (see :meth:`DraftTensor.start`)."""
+        return self[axis.parameter].start(axis)
 
     def widen(self, axis: Axis, alpha: int) -> Split:
         """Repeat the units of one axis ``alpha`` times, masks included, and return where they now stand."""
         draft = self[axis.parameter]
+        # Which old entry each entry of the axis copies, after the splits so far and then after this one.
         source = draft.sources.get(axis.dim, torch.arange(draft.original.shape[axis.dim]))
         split = Split(axis.dim, self.start(axis), axis.length, axis.run, alpha)
         index = split.index(len(source))
@@ -114,10 +150,8 @@ class Draft:
         return split
 
     def restrict(self, parameter: str, mask: Tensor) -> None:
-        """Drop from a tensor's mask what ``mask`` (of the new shape) drops."""
-        draft = self[parameter]
-        mask = mask.to(draft.value.device)
-        draft.mask = mask if draft.mask is None else draft.mask & mask
+        """Restrict a tensor's mask to ``mask``, which has the new shape."""
+        self[parameter].restrict(mask)
 
     def mask(self, parameter: str) -> Tensor:
         """The tensor's mask; all True for a dense one."""
@@ -138,44 +172,47 @@ class Draft:
         return total
 
     def grow(self, attribute: Attribute, alpha: int) -> None:
-        """Note that an integer of a module grows with the width."""
+        """Record that an integer of a module grows with the width."""
         key = (attribute.module, attribute.name, attribute.index)
         self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
-    def commit(self, copies: Iterable[nn.Module] = ()) -> dict[nn.Parameter, nn.Parameter]:
-        """Put everything in place.
+    def check_averages(self, averages: Iterable[nn.Module]) -> None:
+        """Check that modules have the model's structure, so that they can change with it.
+
+        Raises:
+            ValueError: If one has another structure.
+        """
+        for average in averages:
+            found = {name: tuple(tensor.shape) for name, tensor in _named_tensors(average)}
+            for name, draft in self.tensors.items():
+                if found.get(name) != tuple(draft.original.shape):
+                    raise ValueError(
+                        f"An average of the model has `{name}` of shape {found.get(name)}, and the model has "
+                        f"{tuple(draft.original.shape)}: averages have to be made after the model's last split, or "
+                        "split with it."
+                    )
+
+    def commit(
+        self, models: Sequence[nn.Module], values: Sequence[Mapping[str, Tensor]]
+    ) -> dict[nn.Parameter, nn.Parameter]:
+        """Put everything in place; nothing is checked any more.
 
         Args:
-            copies: Modules of the model's structure that are changed alike.
+            models: The model, then its averages.
+            values: For each of them the parameters that a pruning rule gave values to, by name.
 
         Returns:
             The model's new parameter for each old one.
-
-        Raises:
-            ValueError: If a copy has another structure; nothing is changed then.
         """
-        copies = list(copies)
-        for copy in copies:
-            self._check_copy(copy)
-        for copy in copies:
-            self._commit_into(copy)
-        return self._commit_into(self.model)
+        replaced = [self._commit_into(model, own) for model, own in zip(models, values, strict=True)]
+        return replaced[0]
 
-    def _check_copy(self, copy: nn.Module) -> None:
-        found = {name: tuple(tensor.shape) for name, tensor in (*copy.named_parameters(), *copy.named_buffers())}
-        for name, draft in self.tensors.items():
-            if found.get(name) != tuple(draft.original.shape):
-                raise ValueError(
-                    f"A copy of the model has `{name}` of shape {found.get(name)}, and the model has "
-                    f"{tuple(draft.original.shape)}: copies have to be made after the model's last split, or "
-                    "split with it."
-                )
-
-    def _commit_into(self, model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    @torch.no_grad()
+    def _commit_into(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
         self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
-        for draft in self.tensors.values():
-            if draft.apart:
+        for name, draft in self.tensors.items():
+            if draft.separate:
                 continue
             module = model.get_submodule(draft.owner)
             old = module._parameters.get(draft.name)
@@ -185,11 +222,15 @@ class Draft:
                 module._buffers[draft.name] = draft.follow(buffer)
                 continue
             new = replaced[old] = parameter_like(old, draft.follow(old.detach()))
+            if name in values:
+                new.copy_(values[name])
             if old.grad is not None:
                 new.grad = draft.follow(old.grad)
             module._parameters[draft.name] = new
             if draft.mask is not None:
                 set_mask(module, draft.name, draft.mask)
+        for name in values.keys() - self.tensors.keys():  # the bias of a layer that reads the children
+            model.get_parameter(name).copy_(values[name])
         return replaced
 
     def _write_records(self, model: nn.Module) -> None:
@@ -213,6 +254,11 @@ class Draft:
         for owner, changed in records.items():
             module = model.get_submodule(owner)
             module.register_buffer(RECORD, changed.encode().to(_device(module)))
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _added(values: Any, index: int, growth: int) -> Any:

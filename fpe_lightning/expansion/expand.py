@@ -2,11 +2,12 @@
 
 The steps of the paper's definition, for each site (a dense layer pair ``W1``, ``W2`` in the simplest case):
 
-1. every neuron becomes ``alpha`` children that stand beside each other, and its incoming weights are handed out to
-   them;
+1. every neuron becomes ``alpha`` adjacent children, and each of its incoming weights goes to one of them;
 2. outgoing weights, biases and norm entries are copied;
-3. the weights of smallest magnitude go until the number of non-zeros is what it was;
+3. the weights of smallest magnitude are pruned until the number of non-zeros is what it was;
 4. the masks are fixed, and training goes on.
+
+All of this happens in a draft. The model changes after the last step that can be refused.
 """
 
 from __future__ import annotations
@@ -19,88 +20,69 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.by_shape import Way, way_of, ways_of
+from fpe_lightning.expansion.by_shape import ByShape
 from fpe_lightning.expansion.checks import check_unwrapped, check_whole
 from fpe_lightning.expansion.compact import fits_compact, put_in_place
+from fpe_lightning.expansion.config import AnyExpansion, BaseExpansion, Data, SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.layout_choice import choose_storage
 from fpe_lightning.expansion.optimizer import as_optimizers, follow_states
-from fpe_lightning.expansion.prune import settle
+from fpe_lightning.expansion.prune import finalized_values, prune_together
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.expansion.split_site import make_global_room, split_site
-from fpe_lightning.partitions.builtin import Groups, Partition
-from fpe_lightning.pruning.discriminant import BudgetRule
-from fpe_lightning.pruning.magnitude import GLOBAL
-from fpe_lightning.sites.select import Alpha, Sites, check_alpha, select_sites, sites_of
-from fpe_lightning.sites.site import Site
+from fpe_lightning.expansion.split_site import split_site
+from fpe_lightning.sites import Site
+from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
 from fpe_lightning.sparse.exchange import exchange_parameters
-from fpe_lightning.sparse.layout import LAYOUTS
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
 def expand(
     model: nn.Module,
-    alpha: Alpha = 2,
-    partition: str | Partition | None = None,
-    groups: Groups | None = None,
-    sites: Sites = None,
-    budget: str | BudgetRule | None = None,
-    seed: int = 0,
-    layout: str | None = None,
-    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    expansion: AnyExpansion | None = None,
+    *,
+    alpha: int | None = None,
+    seed: int | None = None,
     example_inputs: Any = None,
-    optimizer_state: str = "follow",
-    copies: Iterable[nn.Module] = (),
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    sites: Names | Sequence[Site] | None = None,
+    exclude: Names | None = None,
+    averages: Iterable[nn.Module] = (),
+    data: Data | None = None,
 ) -> ExpansionReport:
     """Split the neurons of a model in place, and keep its number of non-zero parameters (Fixed Parameter Expansion).
 
     The function that the model computes changes, as ``relu(a + b)`` is not ``relu(a) + relu(b)``; training on
     recovers it. The order of parameters, and everything that is not split, stay as they are. If anything is refused,
-    the model and the optimizer are left untouched.
+    model, optimizers and averages are as they were.
 
     Args:
-        model: Any module. Parameters of split layers are replaced by wider ones; what took note of the old ones, such
-            as a ``DistributedDataParallel`` around it, has to be made anew.
-        alpha: Children of each neuron, at least 2; or a mapping from site names (or globs) to it.
-        partition: Which child inherits which input: ``"random"`` (the paper's rule), ``"shared"``,
-            ``"shared:<groups of neurons>"``, ``"contiguous"``, ``"contiguous:<groups of neurons>"``, ``"feature"``,
-            ``"clause"``, ``"semi_structured"``, ``"overlapping"``, or a callable (see
-            :mod:`fpe_lightning.partitions.builtin`). ``"by_shape"`` splits large linear layers into blocks that are
-            stored and computed at the size of their non-zeros, and all others by the paper's rule; it decides on
-            budget and layout too (see :mod:`fpe_lightning.expansion.by_shape`). None stands for it, and for
-            ``"random"`` where ``groups``, a ``budget`` or a ``layout`` other than ``"auto"`` is given.
-        groups: For ``"clause"``: lists of input indices, one a clause.
-        sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
-        budget: Which weights make room: ``"total"`` (the paper's rule, and what None stands for beside a partition),
-            ``"incoming"`` or ``"outgoing"`` (single weights of each site), ``"global"`` (incoming weights of all sites
-            together, which suits deep networks; see :mod:`fpe_lightning.pruning.magnitude`),
-            ``"columns"`` or ``"blocks"`` (whole ones; see :mod:`fpe_lightning.pruning.columns`), or a rule such as
-            :class:`~fpe_lightning.pruning.discriminant.DiscriminantRefit`.
-        seed: Every draw depends on it, on the site's name and its width, and on nothing else.
-        layout: How the result is stored: ``"masked"`` (any structure, and what None stands for beside a partition or a
-            budget), ``"grouped"`` (dense blocks at the size of the
-            non-zeros, for partitions that neurons share; children that share one then stand together, see
-            :mod:`fpe_lightning.expansion.order`), ``"semi_structured"`` (2:4 kernels of GPUs, for ``alpha=2`` and the
-            partition of that name; see :mod:`fpe_lightning.sparse.semi_structured`), or ``"auto"``: each weight in the
-            layout that is fastest for its shape, dtype and batch, by the clock (of a training step in training mode,
-            else of a forward pass). Times vary, so this is never done unless asked for; see
-            :mod:`fpe_lightning.sparse.autotune` for what keeps such runs reproducible.
+        model: Any module. Parameters of split layers are replaced by wider ones. A wrapper that holds the old ones,
+            such as ``DistributedDataParallel``, has to be made after the split.
+        expansion: How to expand (see :mod:`fpe_lightning.expansion.config`), such as ``fpe.Paper(alpha=4)``; or a
+            mapping from names or globs of sites to such objects, of which the first that matches a site counts, and
+            sites that none matches are left out. None stands for ``fpe.ByShape()``.
+        alpha: Children of each neuron: short for ``fpe.ByShape(alpha=alpha)``, in place of ``expansion``.
+        seed: Short for ``fpe.ByShape(seed=seed)``, in place of ``expansion``.
+        example_inputs: The inputs of the model's forward: a tensor, a tuple of arguments or a dict of keyword
+            arguments. They are needed to find the sites, unless ``sites`` holds them or the model has an
+            ``example_input_array``.
         optimizer: One or several optimizers that hold the model's parameters; they are kept valid.
-        example_inputs: What the model's forward takes, a tensor, a tuple of arguments or a dict of keyword arguments;
-            needed to find the sites, unless ``sites`` holds them or the model has an ``example_input_array``.
-        optimizer_state: ``"follow"``, or ``"reset"`` to begin the state of split parameters anew.
-        copies: Modules of the same structure, such as averages of the weights, that are split alike: with the model's
-            masks, and their own values.
+        sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
+        exclude: Names or globs of sites that are left as they are.
+        averages: Modules of the same structure, such as averages of the weights (EMA), that are split with the model:
+            with its masks, and their own values.
+        data: Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``, for
+            partitions and pruning rules that need them.
 
     Returns:
         Widths, fan-ins and non-zeros before and after.
 
     Raises:
-        TypeError: If ``optimizer`` is something else.
+        TypeError: If ``optimizer`` or ``expansion`` is of another type.
         ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
-            to make room for the copies of outgoing weights, one of ``copies`` has another structure, or the model is
+            to prune for the copies of outgoing weights, one of ``averages`` has another structure, or the model is
             wrapped by DDP or sharded.
 
     Example:
@@ -110,68 +92,115 @@ def expand(
         >>> model[0].weight.shape, report.nonzeros_before, report.nonzeros_after
         (torch.Size([16, 64]), 547, 547)
     """
-    asked = way_of(partition, groups, budget, layout)
+    expansion = resolve_expansion(expansion, alpha, seed)
     check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
-    models = [model, *copies]
+    models = [model, *averages]
     before = count_nonzeros(model)
     with ExitStack() as masked:
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
-        chosen = _choose(model, alpha, sites, example_inputs)
-        check_whole(model, [site for site, _ in chosen])
-        ways = ways_of(model, chosen, asked, layout)
-        _check_layout(ways, chosen)
+        splits = choose_splits(model, expansion, sites, exclude, example_inputs, data)
+        check_whole(model, [split.site for split in splits])
+        # Steps 1 to 3, in a draft.
         draft = Draft(model)
-        compact = fits_compact(model, chosen, ways, optimizers)
+        compact = fits_compact(model, splits, optimizers)
         counts, reports = [], []
-        for site, factor in chosen:
-            counts.append(split_site(draft, site, factor, ways[site.name], seed, site.name in compact))
-            reports.append(counts[-1].report(draft))  # before a later site takes from weights that both touch
-        if together := [(site, factor) for site, factor in chosen if ways[site.name].budget == GLOBAL]:
-            make_global_room(draft, together)
+        for split in splits:
+            counts.append(split_site(draft, split, split.site.name in compact))
+            reports.append(counts[-1].report(draft))  # before a later site prunes weights that both touch
+        if prune_together(draft, splits):
             reports = [each.report(draft) for each in counts]
         if change := draft.change():
             raise ValueError(
-                f"Splitting {', '.join(site.name for site, _ in chosen)} together would change the number of non-zeros "
-                f"by {change}, as two of them share a weight in a way that is not handled; leave one of them out."
+                f"Splitting {', '.join(split.site.name for split in splits)} together would change the number of "
+                f"non-zeros by {change}, as two of them share a weight in a way that is not handled; leave one of "
+                "them out."
             )
-        states = follow_states(draft, optimizers, optimizer_state)
-        storages = choose_storage(draft, [site for site, _ in chosen], ways, states)
-        exchange_parameters(optimizers, draft.commit(models[1:]), states)
-    apart = [tensor for tensor in draft.tensors.values() if tensor.apart]
-    del draft, states  # and with them all that was widened, before the largest tensors are made
-    choices = {}
-    if layout == "auto":
-        reads = {owner: shape for site, _ in chosen for owner, shape in site.reads.items()}
-        choices = choose_fastest(model, storages, reads)
-        storages = {
-            module: [s for s in found if s.layout == choices[module].layout] for module, found in storages.items()
-        }
-    for each, (module, found) in itertools.product(models, storages.items()):
+        states = follow_states(draft, optimizers)
+        storages, timed = choose_storage(draft, splits, states)
+        draft.check_averages(models[1:])
+        values = [finalized_values(draft, each, splits) for each in models]
+        # Step 4: nothing can be refused from here on.
+        exchange_parameters(optimizers, draft.commit(models, values), states)
+    separate = [tensor for tensor in draft.tensors.values() if tensor.separate]
+    del draft, states, values  # with all that was widened, before the largest tensors are made
+    choices = choose_fastest(model, timed, _input_shapes(splits)) if timed else {}
+    for name, choice in choices.items():
+        storages[name] = [storage for storage in timed[name] if storage.layout == choice.layout]
+    for each, (name, found) in itertools.product(models, storages.items()):
         for storage in found:
-            store(each.get_submodule(module), storage.layout, storage.structure, optimizers)
-    put_in_place(apart, models, optimizers, optimizer_state)
-    if isinstance(budget, BudgetRule):
-        for each, (site, _) in itertools.product(models, chosen):
-            settle(each, site, budget)
+            store(each.get_submodule(name), storage.layout, storage.structure, optimizers)
+    put_in_place(separate, models, optimizers)
     after = count_nonzeros(model)
-    assert after == before, f"the budget was not kept: {before} non-zeros before, {after} after"
+    if after != before:
+        raise RuntimeError(
+            f"The split changed the number of non-zeros from {before} to {after}; please report this with the model."
+        )
     return ExpansionReport(before, after, tuple(reports), {name: str(choice) for name, choice in choices.items()})
 
 
-def _choose(model: nn.Module, alpha: Alpha, sites: Sites, example_inputs: Any) -> list[tuple[Site, int]]:
-    """The sites to split, each with its factor; sites that are already found need no example inputs."""
-    given = [site for site in sites or () if isinstance(site, Site)]
-    if given:
-        return select_sites(given, alpha)
-    check_alpha(alpha)
-    names = cast("str | Sequence[str] | None", sites)
-    return select_sites(sites_of(model, example_inputs), alpha, names)
+def resolve_expansion(
+    expansion: AnyExpansion | None = None, alpha: int | None = None, seed: int | None = None
+) -> AnyExpansion:
+    """The expansion that the arguments of ``expand`` and of ``ExpansionCallback`` stand for.
+
+    Raises:
+        TypeError: If the expansion is of another type.
+        ValueError: If both an expansion and ``alpha`` or ``seed`` are given, or a mapping is empty.
+
+    Example:
+        >>> resolve_expansion(alpha=4)
+        ByShape(alpha=4, optimizer_state='keep', seed=0, layout='by_shape')
+    """
+    short = {name: value for name, value in (("alpha", alpha), ("seed", seed)) if value is not None}
+    if expansion is None:
+        return ByShape(**short)  # type: ignore[arg-type]
+    if short:
+        given = ", ".join(f"{name}={value!r}" for name, value in short.items())
+        raise ValueError(
+            f"`{given}` is short for an expansion, and `expansion` is given too: put it into the expansion, as in "
+            f"`fpe.Paper({given})`."
+        )
+    if isinstance(expansion, Mapping):
+        if not expansion:
+            raise ValueError("The mapping from sites to expansions is empty; name at least one site.")
+        several: list[Any] = list(expansion.values())
+    else:
+        several = [expansion]
+    for each in several:
+        if not isinstance(each, BaseExpansion):
+            raise TypeError(
+                f"`expansion` takes an expansion such as `fpe.Paper(alpha=4)`, or a mapping from names of sites to "
+                f"them; found {each!r}."
+            )
+    return expansion
 
 
-def _check_layout(ways: Mapping[str, Way], chosen: list[tuple[Site, int]]) -> None:
-    for site, alpha in chosen:
-        layout = ways[site.name].layout
-        if layout in LAYOUTS and (reason := LAYOUTS.get(layout).cannot_split(alpha)):
-            raise ValueError(f'layout="{layout}" was asked for {site.name}. {reason}')
+def choose_splits(
+    model: nn.Module,
+    expansion: AnyExpansion,
+    sites: Names | Sequence[Site] | None,
+    exclude: Names | None,
+    example_inputs: Any,
+    data: Data | None,
+) -> list[SiteExpansion]:
+    """The sites to split, each with its expansion, in the order in which the model uses them."""
+    given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
+    names = None if given else cast("Names | None", sites)
+    chosen = select_sites(given or sites_of(model, example_inputs), names, exclude)
+    mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
+    pairs = by_pattern(chosen, mapping)
+    if names is not None and len(pairs) < len(chosen):
+        left = next(site.name for site in chosen if all(site is not other for other, _ in pairs))
+        raise ValueError(f"`expansion` holds nothing for the chosen site {left!r}; add it to the mapping.")
+    splits: dict[str, SiteExpansion] = {}
+    for each in mapping.values():
+        own = [site for site, found_for in pairs if found_for is each]
+        others = [site for site, found_for in pairs if found_for is not each]
+        splits |= {split.site.name: split for split in each.fit(data).of_sites(model, own, others)}
+    return [splits[site.name] for site, _ in pairs]
+
+
+def _input_shapes(splits: Sequence[SiteExpansion]) -> dict[str, tuple[int, ...]]:
+    return {owner: shape for split in splits for owner, shape in split.site.input_shapes.items()}

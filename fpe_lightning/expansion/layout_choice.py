@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.by_shape import Way
+from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
-from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.exchange import States
 from fpe_lightning.sparse.layout import LAYOUTS, Layout, Storage, Structure, read_by_parent
 
@@ -17,33 +16,35 @@ log = logging.getLogger(__name__)
 
 
 def choose_storage(
-    draft: Draft, sites: Sequence[Site], ways: Mapping[str, Way], states: States
-) -> dict[str, list[Storage]]:
+    draft: Draft, splits: Sequence[SiteExpansion], states: States
+) -> tuple[dict[str, list[Storage]], dict[str, list[Storage]]]:
     """Decide how each widened weight is stored, before anything is put in place.
+
+    A producer's weight is stored as its site asks. All other weights take a layout that some site asks for, if they
+    can. ``"auto"`` times every layout that can hold a weight.
 
     Args:
         draft: The expansion, worked out and not yet committed.
-        sites: The sites that are split.
-        ways: How, by their names. A layout such as ``"grouped"`` is required of every producer, and used elsewhere
-            where it can be. ``"auto"`` takes every layout that can hold a weight, to be timed. ``"masked"`` leaves
-            every weight masked.
+        splits: The sites, each with its expansion.
         states: Optimizer state that follows its weights.
 
     Returns:
-        How each weight can be stored that need not stay masked, by the name of its module.
+        How each weight is stored that does not stay masked, and which ways to store a weight have to be timed; both by
+        the name of its module.
 
     Raises:
         ValueError: If the weight of a producer cannot be stored as asked.
     """
-    producers = {producer.parameter: site for site in sites for producer in site.producers}
-    called = {owner for site in sites for owner in site.reads}
-    found: dict[str, list[Storage]] = {}
+    producers = {producer.parameter: split for split in splits for producer in split.site.producers}
+    called = {owner for split in splits for owner in split.site.input_shapes}
+    fixed: dict[str, list[Storage]] = {}
+    timed: dict[str, list[Storage]] = {}
     for name, tensor in draft.tensors.items():
-        if tensor.apart:  # it is in blocks already
+        if tensor.separate:  # it is in blocks already
             continue
-        site = producers.get(name)
-        way = None if site is None else ways[site.name]
-        wanted = {each.layout for each in (ways.values() if way is None else [way])}
+        split = producers.get(name)
+        wanted = {each.layout for each in (splits if split is None else [split])}
+        found = timed if "auto" in wanted else fixed
         for form in LAYOUTS:
             if form == "masked" or not wanted & {form, "auto"}:
                 continue
@@ -53,12 +54,12 @@ def choose_storage(
                 structure = "the model does not call its layer with an input, so something else reads it"
             if not isinstance(structure, str):
                 found.setdefault(tensor.owner, []).append(Storage(form, structure))
-            elif site is not None and way is not None:
+            elif split is not None:
                 why = f"`{name}` cannot be stored {layout.phrase}: {structure}."
-                if way.layout == form and way.asked:
-                    raise ValueError(f'layout="{form}" was asked for {site.name}, but {why}')
-                log.info('layout="%s" leaves out "%s" for %s: %s', way.layout, form, site.name, why)
-    return found
+                if split.layout == form and split.strict:
+                    raise ValueError(f'layout="{form}" was asked for {split.site.name}, but {why}')
+                log.info('layout="%s" leaves out "%s" for %s: %s', split.layout, form, split.site.name, why)
+    return fixed, timed
 
 
 def _storage(draft: Draft, tensor: DraftTensor, layout: Layout, states: States) -> Structure | str:

@@ -1,4 +1,4 @@
-"""Moments and every other per-weight optimizer state follow their weights through a split."""
+"""Optimizer state (moments and the like) is copied to the children of the weights that it belongs to."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fpe_lightning.sparse.exchange import States, exchange_parameters
 REFUSED = {
     "LBFGS": "it keeps one flat history over all parameters together, which cannot follow single weights",
     "Muon": "it mixes the entries of a matrix, so that masked weights would grow back",
-    "ZeroRedundancyOptimizer": "it deals parameters out to processes when it is made, and holds on to the old ones",
+    "ZeroRedundancyOptimizer": "it assigns parameters to processes when it is made, and keeps the old ones",
 }
-"""Optimizers that cannot carry on after a split, and why."""
+"""Optimizers that cannot continue after a split, and why."""
 
 
 def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """One optimizer, several or none, as a list; wrappers that hold theirs in ``.optimizer`` are opened.
+    """One optimizer, several or none, as a list; wrappers that hold one in ``.optimizer`` are opened.
 
     Raises:
         TypeError: If something is no optimizer.
@@ -40,8 +40,8 @@ def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Opt
     return opened
 
 
-def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: str = "follow") -> States:
-    """Work out the state of every parameter that changes, without touching the optimizers.
+def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
+    """The state of every parameter that changes; the optimizers are not touched.
 
     State of the weight's shape (moments, sums of squares), or with some of its sizes 1 (factored moments), is copied
     and masked as the weight is; numbers and one-element tensors (step counts) stay as they are.
@@ -49,16 +49,14 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
     Args:
         draft: The expansion about to be committed.
         optimizers: The optimizers that may hold some of its parameters.
-        optimizer_state: ``"follow"``, or ``"reset"`` to begin anew with every parameter that changes.
 
     Returns:
-        ``(optimizer, old parameter, new state)`` for each parameter with state that is not put in place by itself.
+        ``(optimizer, old parameter, new state)`` for each parameter that keeps its state and is not put in
+        place by itself.
 
     Raises:
-        ValueError: If an optimizer cannot carry on, or holds state of another shape that cannot follow.
+        ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
-    if optimizer_state not in ("follow", "reset"):
-        raise ValueError(f'`optimizer_state` has to be "follow" or "reset", found {optimizer_state!r}.')
     drafts = {draft.original: draft for draft in draft.tensors.values()}
     states: States = []
     for optimizer in optimizers:
@@ -66,11 +64,12 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], optimizer_state: st
         held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
         reason = next((REFUSED[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in REFUSED), None)
         if held and reason:
-            raise ValueError(f"{kind} cannot train on after a split: {reason}. Use SGD, Adam, AdamW or another.")
+            raise ValueError(f"{kind} cannot continue after a split: {reason}. Use SGD, Adam, AdamW or another.")
         for parameter in held:
             state = optimizer.state.get(parameter)
-            if state and optimizer_state == "follow" and not drafts[parameter].apart:
-                states.append((optimizer, parameter, _follow(drafts[parameter], state, kind)))
+            each = drafts[parameter]
+            if state and not each.reset_state and not each.separate:
+                states.append((optimizer, parameter, _follow(each, state, kind)))
     return states
 
 
@@ -84,12 +83,12 @@ def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
     if isinstance(value, dict):
         return {key: _follow_entry(draft, entry, what) for key, entry in value.items()}
     if not isinstance(value, Tensor) or value.numel() == 1:
-        # A one-element weight's moments have its shape; everything else of one element is a count.
+        # The moments of a one-element weight have its shape; other values of one element are counts.
         return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
     if not _fits(draft, value):
         raise ValueError(
             f"{what} of `{draft.owner}.{draft.name}` has shape {tuple(value.shape)}, which does not follow a weight of "
-            f'shape {tuple(draft.original.shape)}; pass optimizer_state="reset" to begin its state anew.'
+            f'shape {tuple(draft.original.shape)}; expand with optimizer_state="reset" to drop its state.'
         )
     return draft.follow(value)
 

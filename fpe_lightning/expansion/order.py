@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from fpe_lightning.sites.site import Axis, Site
 
-AnyAxis = TypeVar("AnyAxis", bound=Axis)
 ORDERLESS = frozenset(
     {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
 )
@@ -37,22 +35,13 @@ def block_order(model: nn.Module, site: Site) -> Site:
         >>> block_order(nn.Identity(), site).consumers[0].run
         4
     """
-    axes = [*site.producers, *site.values, *site.consumers]
     modules = [model.get_submodule(attribute.module) for attribute in site.attributes]
     grouped_conv = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1) for module in modules)
     known = all(attribute.name in ORDERLESS for attribute in site.attributes)
-    if grouped_conv or not known or not all(_in_order(axis, site.width) for axis in axes):
+    if grouped_conv or not known or not all(_in_order(axis, site.width) for axis in site.axes()):
         return site
 
-    def longer(axis: AnyAxis) -> AnyAxis:
-        return replace(axis, run=axis.run * site.width)
-
-    return replace(
-        site,
-        producers=tuple(map(longer, site.producers)),
-        values=tuple(map(longer, site.values)),
-        consumers=tuple(map(longer, site.consumers)),
-    )
+    return site.map_axes(lambda axis: replace(axis, run=axis.run * site.width))
 
 
 def _in_order(axis: Axis, width: int) -> bool:

@@ -1,155 +1,278 @@
-"""Make room at one site by whole columns and blocks; the rules are in :mod:`fpe_lightning.pruning.columns`."""
+"""Prune as many weights in a draft as its copies added; the rules are in :mod:`fpe_lightning.pruning`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.assign import along
-from fpe_lightning.expansion.compact import CompactTensor
-from fpe_lightning.expansion.draft import Draft
-from fpe_lightning.pruning.columns import Incoming, hand_out_outgoing, remove_columns, remove_whole_columns
-from fpe_lightning.pruning.discriminant import BudgetRule
+from fpe_lightning.expansion.config import SiteExpansion
+from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.report import warn_if_costly
+from fpe_lightning.pruning import FinalizingRule, Magnitude, PruningRule, SiteWeights
+from fpe_lightning.pruning.columns import Incoming, remove_columns, remove_whole_columns
 from fpe_lightning.pruning.magnitude import comparable, keep_largest
-from fpe_lightning.sites.site import Axis, Producer, Site
+from fpe_lightning.sites import Axis, Producer, Site
 
 
-def make_structured_room(
-    draft: Draft, site: Site, alpha: int, group: int, in_order: bool, budget: str, before: int
-) -> None:
-    """Remove as many of a site's weights as its copies added, by the rule ``"columns"`` or ``"blocks"``.
+def prune_site(draft: Draft, split: SiteExpansion, site: Site, excess: int, group: int, in_order: bool) -> None:
+    """Prune one site by its rule; nothing happens for a rule that prunes all sites of the model together.
 
     Args:
         draft: The expansion, in which the site is widened already.
-        site: The site as it was widened: its runs say which children stand together.
-        alpha: Children of each unit.
+        split: How the site is expanded.
+        site: The site as it was widened: its runs say which children are adjacent.
+        excess: How many weights have to go.
         group: Neurons that share a partition.
         in_order: Whether children stand in block order.
-        budget: ``"columns"`` or ``"blocks"``.
-        before: Non-zeros of the site's tensors before the split.
 
     Raises:
-        ValueError: If too little would be left.
+        ValueError: If too little would be left, or a rule prunes another number of weights.
     """
-    if budget == "blocks":
-        for consumer in _distinct(site.consumers):
-            _hand_out(draft, consumer, alpha)
-    names = [axis.parameter for axis in (*site.producers, *site.consumers, *site.values)]
-    excess = sum(draft.count(name) for name in dict.fromkeys(names)) - before
-    try:
-        _remove(draft, site, alpha, group, in_order, excess)
-    except ValueError as error:
+    rule = split.prune
+    if not isinstance(rule, Magnitude):
+        _prune_by_rule(draft, site, split.alpha, rule, excess)
+    elif rule.granularity == "column":
+        _prune_columns(draft, site, split.alpha, excess, group, in_order)
+    elif rule.scope == "site":
+        _prune_weights(draft, [(site, split.alpha)], rule, excess)
+
+
+def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
+    """Prune the sites whose rule is one for all sites of the model; return whether there are any.
+
+    Raises:
+        ValueError: If two sites have different such rules, too little would be left, or nothing of one layer.
+    """
+    together = [split for split in splits if split.together]
+    if not together:
+        return False
+    rules = {split.prune for split in together}
+    if len(rules) > 1:
         raise ValueError(
-            f"Splitting {site.name} by alpha={alpha} with budget={budget!r} takes {excess} incoming weights. {error} "
-            'Use a smaller alpha, budget="blocks" or "total", or leave this site out.'
+            f'Sites with scope="model" are pruned together by one rule, found {len(rules)}: '
+            f"{', '.join(sorted(map(str, rules)))}. Give all of them the same."
+        )
+    [rule] = rules
+    assert isinstance(rule, Magnitude)
+    pairs = [(split.site, split.alpha) for split in together]
+    producers = [producer for site, _ in pairs for producer in site.producers]
+    excess = draft.change()
+    described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in pairs)
+    incoming = sum(draft.count(name) for name in dict.fromkeys(producer.parameter for producer in producers))
+    warn_if_costly(described, excess, incoming)
+    _prune_weights(draft, pairs, rule, excess)
+    for producer in producers:
+        if not draft.count(producer.parameter):
+            raise ValueError(
+                f'The rule prune="global" prunes all weights of `{producer.parameter}`, whose magnitudes are the '
+                "smallest of all layers, and nothing would pass it; leave its site out, or use another rule."
+            )
+    return True
+
+
+# Single weights.
+
+
+def _prune_weights(draft: Draft, split: Sequence[tuple[Site, int]], rule: Magnitude, excess: int) -> None:
+    """Prune the weights of smallest magnitude of some sites together."""
+    candidates = _candidates(split, rule.side)
+    tensors = [draft[name] for name in candidates]
+    try:
+        _keep_largest(tensors, list(candidates.values()), excess)
+    except ValueError as error:
+        names = " and ".join(candidates)
+        described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split)
+        raise ValueError(
+            f"Splitting {described} adds {excess} copies of outgoing weights, biases and norms, and as many weights of "
+            f"{names} have to go. {error} Use a smaller alpha, another pruning rule, or leave this site out."
         ) from error
 
 
-def _remove(draft: Draft, site: Site, alpha: int, group: int, in_order: bool, excess: int) -> None:
-    producers = _distinct(site.producers)
-    compact = [tensor for p in producers if isinstance(tensor := draft[p.parameter], CompactTensor)]
-    if compact:
-        parts, rest = remove_whole_columns(compact, excess)
-        pieces = [part.pieces() for part in parts]
-        alive = sum(part.count() for part in parts)
-        kept = keep_largest(pieces, alive, rest, comparable([part.value for part in parts])) if rest else []
-        for part, blocks in zip(parts, kept, strict=False):
-            part.keep(blocks)
-        draft.tensors.update({producer.parameter: part for producer, part in zip(producers, parts, strict=True)})
+def _keep_largest(tensors: Sequence[DraftTensor], axes: Sequence[Sequence[tuple[Axis, int]]], excess: int) -> None:
+    """Mask the ``excess`` weights of smallest magnitude within the given axes of several tensors."""
+    found = [tensor.pieces(own) for tensor, own in zip(tensors, axes, strict=True)]
+    pieces, alive = [pieces for pieces, _ in found], sum(count for _, count in found)
+    kept = keep_largest(pieces, alive, excess, comparable([tensor.value for tensor in tensors]))
+    for tensor, own, stays in zip(tensors, axes, kept, strict=True):
+        tensor.keep(own, stays)
+
+
+def _candidates(split: Sequence[tuple[Site, int]], side: str) -> dict[str, list[tuple[Axis, int]]]:
+    """The axes whose weights may go, by parameter: a weight may lie in a producing and in a consuming stretch."""
+    candidates: dict[str, list[tuple[Axis, int]]] = {}
+    for site, alpha in split:
+        axes = {"both": [*site.producers, *site.consumers], "outgoing": site.consumers}.get(side, site.producers)
+        for axis in axes:
+            candidates.setdefault(axis.parameter, []).append((axis, alpha))
+    return candidates
+
+
+# Whole columns of blocks.
+
+
+def _prune_columns(draft: Draft, site: Site, alpha: int, excess: int, group: int, in_order: bool) -> None:
+    try:
+        _prune_whole_columns(draft, site, alpha, excess, group, in_order)
+    except ValueError as error:
+        raise ValueError(
+            f'Splitting {site.name} by alpha={alpha} with prune="columns" takes {excess} incoming weights. {error} '
+            'Use a smaller alpha, outgoing="partition", prune="total", or leave this site out.'
+        ) from error
+
+
+def _prune_whole_columns(draft: Draft, site: Site, alpha: int, excess: int, group: int, in_order: bool) -> None:
+    producers = distinct(site.producers)
+    blocks = [columns for producer in producers if (columns := draft[producer.parameter].columns()) is not None]
+    if blocks:
+        parts, rest = remove_whole_columns(blocks, excess)
+        tensors = cast("list[DraftTensor]", parts)
+        if rest:
+            _keep_largest(tensors, [[(producer, alpha)] for producer in producers], rest)
+        draft.tensors.update({producer.parameter: tensor for producer, tensor in zip(producers, tensors, strict=True)})
         return
+    # Rows of a block stand together while columns are counted, and go back to their places with the new masks.
     heights = [producer.run * group // (site.width if in_order else 1) for producer in producers]
     orders = [_by_block(producer, alpha, height) for producer, height in zip(producers, heights, strict=True)]
     parts_in_rows = [
         Incoming(
-            _rows(draft[producer.parameter].value, draft, producer, alpha)[order],
-            _rows(draft.mask(producer.parameter), draft, producer, alpha)[order],
+            _flat_rows(draft, draft[producer.parameter].value, producer, alpha)[order],
+            _flat_rows(draft, draft.mask(producer.parameter), producer, alpha)[order],
             height,
             alpha,
         )
         for producer, order, height in zip(producers, orders, heights, strict=True)
     ]
     for producer, order, rows in zip(producers, orders, remove_columns(parts_in_rows, excess), strict=True):
-        mask = draft.mask(producer.parameter).clone()
-        moved = mask.narrow(producer.dim, draft.start(producer), alpha * producer.length)
-        moved = moved.movedim((producer.dim, producer.input_dim), (0, 1))
-        moved.copy_(rows[order.argsort()].view(moved.shape))
-        draft.restrict(producer.parameter, mask)
-
-
-def _distinct(axes: tuple[Axis, ...] | tuple[Producer, ...]) -> list:
-    """Axes that several roles share count once."""
-    return list({(axis.parameter, axis.dim, axis.start): axis for axis in axes}.values())
-
-
-def _rows(tensor: Tensor, draft: Draft, producer: Producer, alpha: int) -> Tensor:
-    """The widened stretch of a producer as ``(rows, inputs, k)``."""
-    stretch = tensor.narrow(producer.dim, draft.start(producer), alpha * producer.length)
-    moved = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
-    return moved.reshape(*moved.shape[:2], -1)
-
-
-def _child(axis: Axis, alpha: int) -> Tensor:
-    """The child number of each entry of a widened stretch."""
-    return torch.arange(alpha * axis.length) // axis.run % alpha
+        _restrict_rows(draft, producer, rows[order.argsort()], alpha)
 
 
 def _by_block(producer: Producer, alpha: int, block: int) -> Tensor:
     """The order of rows in which those of a block stand together, all first children before all second ones."""
     row = torch.arange(alpha * producer.length)
     parent = row // (producer.run * alpha) * producer.run + row % producer.run
-    return (_child(producer, alpha) * producer.length + parent // block).argsort(stable=True)
+    child = row // producer.run % alpha
+    return (child * producer.length + parent // block).argsort(stable=True)
 
 
-def _hand_out(draft: Draft, consumer: Axis, alpha: int) -> None:
-    """Leave one of the copies of each outgoing weight."""
-    value = draft[consumer.parameter].value
-    output_dim = 1 if consumer.dim == 0 else 0
-    outputs = value.shape[output_dim]
-    if outputs < alpha:
-        raise ValueError(
-            f'budget="blocks" hands out the {outputs} outputs of `{consumer.parameter}` to alpha={alpha} children of '
-            'each neuron, and some would get none; use budget="columns", or a smaller alpha.'
-        )
-    child = torch.full((value.shape[consumer.dim],), -1)
-    child.narrow(0, draft.start(consumer), alpha * consumer.length).copy_(_child(consumer, alpha))
-    stays = hand_out_outgoing(child, outputs, alpha)
-    draft.restrict(consumer.parameter, along(stays, value, output_dim, consumer.dim))
+# Rules that are no order of magnitudes.
 
 
-def make_ruled_room(draft: Draft, site: Site, rule: BudgetRule, excess: int) -> None:
-    """Remove what a rule names from a site that is widened already.
-
-    Raises:
-        ValueError: If the site is no pair of whole linear layers, or the rule keeps too many or too few weights.
-    """
-    producer, consumer = _pair(draft.model, site)
-    incoming, outgoing = (draft[f"{name}.weight"] for name in (producer, consumer))
-    alive = draft.mask(f"{producer}.weight").cpu()
-    weight = incoming.value.cpu() * alive
-    has_bias = draft.model.get_submodule(producer).bias is not None
-    bias = draft[f"{producer}.bias"].value.cpu() if has_bias else None
-    before = int(alive.sum()) + outgoing.count()
-    kept = rule.keep(weight, bias, alive, outgoing.value.shape[0], excess)
-    draft.restrict(f"{producer}.weight", kept[0])
-    draft.restrict(f"{consumer}.weight", kept[1])
-    removed = before - incoming.count() - outgoing.count()
+def _prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, excess: int) -> None:
+    weights = _site_weights(draft, site, alpha, lambda name: draft[name].value)
+    before = draft.change()
+    incoming, outgoing = rule.keep(weights, excess)
+    for axis, mask in zip(_weights_of(site), [*incoming, *(each.transpose(0, 1) for each in outgoing)], strict=True):
+        _restrict_rows(draft, axis, mask, alpha)
+    removed = before - draft.change()
     if removed != excess:
-        raise ValueError(f"The budget rule removes {removed} weights of {site.name} where {excess} have to go.")
+        raise ValueError(
+            f"The pruning rule {type(rule).__name__} removes {removed} weights of {site.name} where {excess} have to "
+            "go."
+        )
 
 
-def settle(model: nn.Module, site: Site, rule: BudgetRule) -> None:
-    """Let a rule change the weights of a site that is split."""
-    producer, consumer = (model.get_submodule(name) for name in _pair(model, site))
-    assert isinstance(producer, nn.Linear)
-    assert isinstance(consumer, nn.Linear)
-    rule.settle(producer, consumer)
+def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpansion]) -> dict[str, Tensor]:
+    """The values that finalizing rules give to parameters of a model, or of an average of it.
+
+    Args:
+        draft: The expansion, with its last masks; it is not changed.
+        model: The model of the draft, or a module of its structure.
+        splits: The sites, each with its expansion.
+
+    Returns:
+        A tensor of the new shape for each parameter that a rule changes, by name.
+    """
+    values: dict[str, Tensor] = {}
+
+    def value_of(name: str) -> Tensor:
+        if name in values:
+            return values[name]
+        tensor = model.get_parameter(name).detach()
+        return draft.tensors[name].follow(tensor) if name in draft.tensors else tensor
+
+    for split in splits:
+        if not isinstance(split.prune, FinalizingRule):
+            continue
+        site, alpha = split.site, split.alpha
+        before = _site_weights(draft, site, alpha, value_of)
+        after = split.prune.finalize(before)
+        rows = [*after.incoming, *(each.transpose(0, 1) for each in after.outgoing)]
+        for axis, new in zip(_weights_of(site), rows, strict=True):
+            value = value_of(axis.parameter).clone()
+            stretch = _rows_in_place(draft, value, axis, alpha)
+            stretch.copy_(new.reshape(stretch.shape))
+            values[axis.parameter] = value
+        for axis, bias in zip(_weights_of(site), [*after.biases, *after.outgoing_biases], strict=True):
+            if bias is not None:
+                values[_bias_of(axis)] = bias
+    return values
 
 
-def _pair(model: nn.Module, site: Site) -> tuple[str, str]:
-    """Names of the two linear layers of a site."""
-    names = [axis.parameter.removesuffix(".weight") for axis in (*site.producers, *site.consumers)]
-    linear = all(isinstance(model.get_submodule(name), nn.Linear) for name in names if name)
-    norms = {axis.parameter for axis in site.values} - {f"{names[0]}.bias"}
-    if len(names) != 2 or not linear or norms:
-        raise ValueError(f"A budget rule needs one linear layer before and one after, which {site.name} has not.")
-    return names[0], names[1]
+def _site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str], Tensor]) -> SiteWeights:
+    """The weights of a site that is widened in a draft, on the CPU."""
+
+    def rows(axis: Axis, tensor: Tensor) -> Tensor:
+        return _flat_rows(draft, tensor, axis, alpha).cpu()
+
+    def bias(axis: Axis) -> Tensor | None:
+        name = _bias_of(axis)
+        owner = draft.model.get_submodule(axis.parameter.rpartition(".")[0])
+        return None if owner._parameters.get("bias") is None else value_of(name).cpu()
+
+    masks = [rows(axis, draft.mask(axis.parameter)) for axis in _weights_of(site)]
+    weights = [rows(axis, value_of(axis.parameter)) * mask for axis, mask in zip(_weights_of(site), masks, strict=True)]
+    split_at, biases = len(distinct(site.producers)), [bias(axis) for axis in _weights_of(site)]
+    own = {_bias_of(axis) for axis in site.producers}
+    return SiteWeights(
+        incoming=weights[:split_at],
+        incoming_masks=masks[:split_at],
+        outgoing=[weight.transpose(0, 1) for weight in weights[split_at:]],
+        outgoing_masks=[mask.transpose(0, 1) for mask in masks[split_at:]],
+        biases=biases[:split_at],
+        outgoing_biases=biases[split_at:],
+        between=[axis.parameter for axis in site.values if axis.parameter not in own],
+    )
+
+
+def _weights_of(site: Site) -> list[Axis]:
+    """The axes of producers, then those of consumers, each once."""
+    return [*distinct(site.producers), *distinct(site.consumers)]
+
+
+def _bias_of(axis: Axis) -> str:
+    return f"{axis.parameter.rpartition('.')[0]}.bias".lstrip(".")
+
+
+# Weights as rows.
+
+
+def _rows_in_place(draft: Draft, tensor: Tensor, axis: Axis, alpha: int) -> Tensor:
+    """A view of the widened stretch of a tensor with the children first, then inputs (or outputs), then the rest."""
+    other = axis.input_dim if isinstance(axis, Producer) else 1 if axis.dim == 0 else 0
+    stretch = tensor.narrow(axis.dim, draft.start(axis), alpha * axis.length)
+    return stretch.movedim((axis.dim, other), (0, 1))
+
+
+def _flat_rows(draft: Draft, tensor: Tensor, axis: Axis, alpha: int) -> Tensor:
+    """The same as ``(children, inputs or outputs, k)``."""
+    rows = _rows_in_place(draft, tensor, axis, alpha)
+    return rows.reshape(*rows.shape[:2], -1)
+
+
+def _restrict_rows(draft: Draft, axis: Axis, rows: Tensor, alpha: int) -> None:
+    """Restrict a mask to ``rows`` within the widened stretch of an axis."""
+    mask = draft.mask(axis.parameter).clone()
+    stretch = _rows_in_place(draft, mask, axis, alpha)
+    stretch.copy_(rows.reshape(stretch.shape))
+    draft.restrict(axis.parameter, mask)
+
+
+AnyAxis = TypeVar("AnyAxis", bound=Axis)
+
+
+def distinct(axes: Sequence[AnyAxis]) -> list[AnyAxis]:
+    """Axes that several roles share count once."""
+    return list({(axis.parameter, axis.dim, axis.start): axis for axis in axes}.values())

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+class ExpansionWarning(UserWarning):
+    """An expansion that is possible but unlikely to help."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,11 @@ class SiteReport:
         width_before: Neurons before the split.
         width_after: Neurons after it.
         fan_in_before: Mean number of incoming weights of a neuron before the split.
-        fan_in_after: The same of a child, after weights made room.
+        fan_in_after: The same of a child, after weights were pruned.
         nonzeros: Non-zero parameters of the site: incoming, outgoing, biases and norms; the same before and
-            after, unless sites pay for each other (``budget="global"``): then before.
-        removed_incoming: Incoming weights that made room.
-        removed_outgoing: Outgoing weights (of the copies and the originals together) that made room.
+            after, unless sites pay for each other (``prune="global"``): then before.
+        removed_incoming: Incoming weights that were pruned.
+        removed_outgoing: Outgoing weights (of the copies and the originals together) that were pruned.
     """
 
     name: str
@@ -62,3 +67,15 @@ class ExpansionReport:
         total = f"non-zero parameters: {self.nonzeros_before} before, {self.nonzeros_after} after"
         layouts = [f"layout of {name}: {choice}" for name, choice in self.layouts.items()]
         return "\n".join([head, *rows, total, *layouts])
+
+
+def warn_if_costly(what: str, excess: int, incoming: int) -> None:
+    """Warn where copies replace a large share of the incoming weights: such a split tends to lose accuracy."""
+    if 2 * excess > incoming:
+        warnings.warn(
+            f"Splitting {what} adds {excess} copies to {incoming} incoming weights ({excess / incoming:.0%}), and as "
+            "many weights are pruned. With few inputs and many outputs a split tends to lose accuracy; consider a "
+            "smaller alpha.",
+            ExpansionWarning,
+            stacklevel=4,
+        )

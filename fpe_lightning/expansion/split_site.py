@@ -1,31 +1,23 @@
-"""The split of one site: widen it, hand its inputs out, make room for the copies."""
+"""The split of one site in a draft: widen it, assign its inputs to the children, prune."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from fpe_lightning.expansion.assign import common_group, draw_shares, hand_out
-from fpe_lightning.expansion.by_shape import Way
-from fpe_lightning.expansion.compact import hand_out_blocks
+from fpe_lightning.expansion.assign import assign_inputs, common_group, draw_shares, partition_outputs
+from fpe_lightning.expansion.compact import assign_blocks
+from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.prune import make_ruled_room, make_structured_room
-from fpe_lightning.expansion.report import SiteReport
-from fpe_lightning.expansion.single import make_single_room
-from fpe_lightning.partitions.shared import SharedPartition
-from fpe_lightning.pruning.discriminant import BudgetRule
-from fpe_lightning.pruning.magnitude import GLOBAL, STRUCTURED
-from fpe_lightning.sites.site import Axis, Site
+from fpe_lightning.expansion.prune import prune_site
+from fpe_lightning.expansion.report import SiteReport, warn_if_costly
+from fpe_lightning.partitions import SharedPartition
+from fpe_lightning.sites import Axis, Site
 from fpe_lightning.sparse.layout import LAYOUTS
-
-
-class ExpansionWarning(UserWarning):
-    """An expansion that is possible but unlikely to help."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class SiteCounts:
     outgoing_copied: int
 
     def report(self, draft: Draft) -> SiteReport:
-        """What the split did, once weights have made room."""
+        """What the split did, once weights are pruned."""
         site, alpha = self.site, self.alpha
         incoming, outgoing = (_count(draft, axes) for axes in (site.producers, site.consumers))
         return SiteReport(
@@ -61,84 +53,59 @@ def _count(draft: Draft, axes: Iterable[Axis]) -> int:
     return sum(draft.count(parameter) for parameter in dict.fromkeys(axis.parameter for axis in axes))
 
 
-def split_site(
-    draft: Draft,
-    site: Site,
-    alpha: int,
-    way: Way,
-    seed: int,
-    compact: bool,
-) -> SiteCounts:
-    """Work out the split of one site in a draft; under a global budget it makes no room yet.
+def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
+    """Split one site in a draft; a pruning rule for the whole model prunes later.
 
     Args:
-        draft: The expansion, with all sites before this one split already.
-        site: The site.
-        alpha: Children of each unit.
-        way: Partition, budget and layout.
-        seed: Of the draw, beside the site's name and width.
+        draft: The expansion, in which all sites before this one are split already.
+        split: The site, and how it is expanded.
         compact: Whether blocks are made at the size of their non-zeros.
 
     Returns:
-        What there was, and with all copies, for the report.
+        The non-zeros before, and with all copies, for the report.
 
     Raises:
         ValueError: If weights are not finite, a unit has fewer inputs than children, or too little would be left.
     """
-    everything = [*site.producers, *site.consumers, *site.values]
+    original, alpha = split.site, split.alpha
+    everything = [*original.producers, *original.consumers, *original.values]
     for parameter in dict.fromkeys(axis.parameter for axis in everything):
         if not _is_finite(draft[parameter].value):
-            raise ValueError(f"`{parameter}` holds NaN or infinity: the run has diverged, so {site.name} is not split.")
-    before, incoming_before = _count(draft, everything), _count(draft, site.producers)
+            raise ValueError(
+                f"`{parameter}` holds NaN or infinity: the run has diverged, so {original.name} is not split."
+            )
+    before, incoming_before = _count(draft, everything), _count(draft, original.producers)
 
-    asked, generator = site, site_generator(seed, site)
-    if compact and isinstance(way.partition, SharedPartition):
-        site, together = hand_out_blocks(draft, site, alpha, way.partition, generator)
+    # Each child gets its share of the inputs.
+    site, partition, generator = original, split.partition, site_generator(split.expansion.seed, original)
+    if compact and isinstance(partition, SharedPartition):
+        site, group = assign_blocks(draft, site, alpha, partition, generator)
     else:
-        shares = draw_shares(draft, site, alpha, way.partition, generator)
-        together = common_group(shares)
-        # A clock must not decide which weights are kept, so that "auto" has one order.
-        if way.layout == "auto" or LAYOUTS.get(way.layout).block_order:
-            site = site if together == 1 else block_order(draft.model, site)
-        hand_out(draft, site, alpha, shares, None if site is asked else together)
+        shares = draw_shares(draft, site, alpha, partition, generator)
+        group = common_group(shares)
+        # A layout that is timed later must not decide which weights are kept, so that "auto" has one order.
+        if split.layout == "auto" or LAYOUTS.get(split.layout).block_order:
+            site = site if group == 1 else block_order(draft.model, site)
+        assign_inputs(draft, site, alpha, shares, None if site is original else group)
+
+    # Everything else is copied, or partitioned too.
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
     for attribute in site.attributes:
         draft.grow(attribute, alpha)
-
+    if split.expansion.optimizer_state == "reset":
+        for axis in everything:
+            draft[axis.parameter].reset_state = True
     incoming_copied, outgoing_copied = (_count(draft, axes) for axes in (site.producers, site.consumers))
     counts = SiteCounts(site, alpha, before, incoming_before, incoming_copied, outgoing_copied)
-    if way.budget == GLOBAL:
-        return counts
+    if split.expansion.outgoing == "partition":
+        partition_outputs(draft, site, alpha)
+
     excess = _count(draft, everything) - before
-    if way.budget != "blocks":  # where outgoing weights are handed out, they cost the incoming ones nothing
-        _warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
-    if isinstance(way.budget, BudgetRule):
-        make_ruled_room(draft, site, way.budget, excess)
-    elif way.budget in STRUCTURED:
-        make_structured_room(draft, site, alpha, together, site is not asked, way.budget, before)
-    else:
-        make_single_room(draft, [(site, alpha)], way.budget, excess)
+    if split.expansion.outgoing == "copy" and not split.together:
+        warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
+    prune_site(draft, split, site, excess, group, in_order=site is not original)
     return counts
-
-
-def make_global_room(draft: Draft, split: list[tuple[Site, int]]) -> None:
-    """Let the incoming weights of all sites make room for the copies of all.
-
-    Raises:
-        ValueError: If too little would be left, or nothing of one layer.
-    """
-    producers = [producer for site, _ in split for producer in site.producers]
-    excess = draft.change()
-    described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in split)
-    _warn_if_costly(described, excess, _count(draft, producers))
-    make_single_room(draft, split, GLOBAL, excess)
-    for producer in producers:
-        if not draft.count(producer.parameter):
-            raise ValueError(
-                f'budget="{GLOBAL}" takes all weights of `{producer.parameter}`, whose magnitudes are the smallest of '
-                "all layers, and nothing would pass it; leave its site out, or use another budget."
-            )
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -154,18 +121,6 @@ def site_generator(seed: int, site: Site) -> Generator:
         >>> site_generator(0, site).initial_seed() == site_generator(0, site).initial_seed()
         True
     """
-    name = site.name.replace("_orig_mod.", "")  # what torch.compile puts in front
+    name = site.name.replace("_orig_mod.", "")  # the prefix of torch.compile
     digest = hashlib.sha256(f"{seed}:{name}:{site.width}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _warn_if_costly(what: str, excess: int, incoming: int) -> None:
-    """Where copies eat a large share of what the neurons read, a split loses accuracy."""
-    if 2 * excess > incoming:
-        warnings.warn(
-            f"Splitting {what} adds {excess} copies to {incoming} incoming weights ({excess / incoming:.0%}), and as "
-            "many weights have to go. With few inputs and many outputs a split tends to lose accuracy; consider a "
-            "smaller alpha.",
-            ExpansionWarning,
-            stacklevel=4,
-        )

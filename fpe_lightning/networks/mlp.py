@@ -1,15 +1,13 @@
-"""Multi-layer perceptrons at one budget of non-zeros: dense, wide and sparse from scratch, and split (FPE)."""
+"""Multi-layer perceptrons with equally many non-zeros: dense, and wide and sparse from scratch."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.expansion.expand import expand
 from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, sparsify_
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
@@ -38,6 +36,7 @@ class MLP(nn.Module):
         ValueError: If a size is below 1 or the activation is unknown.
 
     Example:
+        >>> import torch
         >>> MLP(512, 8, 94)(torch.randn(2, 512)).shape
         torch.Size([2, 94])
     """
@@ -141,52 +140,3 @@ class WideSparseMLP(MLP):
         if zero_bias and bias:
             for layer in linears[:-1]:
                 nn.init.zeros_(layer.bias)
-
-
-class FPEMLP(MLP):
-    """An MLP whose neurons are split at construction; to split in the middle of training use ``ExpansionCallback``.
-
-    Args:
-        in_features: See :class:`MLP`.
-        hidden: Hidden widths before the split.
-        out_features: See :class:`MLP`.
-        alpha: Children of each neuron.
-        partition: See :func:`~fpe_lightning.expansion.expand.expand`.
-        groups: For ``partition="clause"``.
-        budget: See :func:`~fpe_lightning.expansion.expand.expand`.
-        seed: Of the partition.
-        activation: See :class:`MLP`.
-        bias: See :class:`MLP`.
-        batch_norm: See :class:`MLP`.
-        dropout: See :class:`MLP`.
-
-    Example:
-        >>> count_nonzeros(FPEMLP(512, 8, 94, alpha=2)) == count_nonzeros(MLP(512, 8, 94))
-        True
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden: int | Sequence[int],
-        out_features: int,
-        alpha: int = 2,
-        partition: str = "random",
-        groups: Sequence[Sequence[int]] | None = None,
-        budget: str = "total",
-        seed: int = 0,
-        activation: str = "relu",
-        bias: bool = True,
-        batch_norm: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(in_features, hidden, out_features, activation, bias, batch_norm, dropout)
-        expand(
-            self,
-            alpha=alpha,
-            partition=partition,
-            groups=groups,
-            budget=budget,
-            seed=seed,
-            example_inputs=torch.zeros(2, in_features),
-        )

@@ -11,11 +11,11 @@ stand in for all of them: the square of ``sum_c s_c E[r_c x_i x_j]`` is, on aver
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from torch import Generator, Tensor
-
-from fpe_lightning.partitions.builtin import Partition
 
 
 def input_affinity(inputs: Tensor, residuals: Tensor, projections: int = 16, seed: int = 0) -> Tensor:
@@ -50,81 +50,50 @@ def input_affinity(inputs: Tensor, residuals: Tensor, projections: int = 16, see
         signs = torch.randint(0, 2, (r.shape[1], projections), generator=Generator().manual_seed(seed)) * 2 - 1
         r = r @ (signs.double() / projections**0.5)
     squares = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    single = x.float()  # twice as fast, and exact enough beside what a finite sample leaves open
+    single = x.float()  # twice as fast, and exact enough for a finite sample
     for column in r.float().unbind(1):
         product = ((single * column.unsqueeze(1)).T @ single / len(x)).double()
         squares += ((product + product.T) / 2).square()  # rounding depends on the order of a sum
     return squares.sqrt().fill_diagonal_(0)
 
 
-def interaction_partition(inputs: Tensor, targets: Tensor) -> Partition:
-    """The partition of :func:`affinity_partition` from training samples alone, ready for a callback or ``expand``.
+@dataclass(frozen=True)
+class Affinity:
+    """A balanced partition of the inputs of each neuron that keeps inputs of high affinity in the same child.
 
-    The residuals are those of a network that knows the shares of the classes and nothing else, as an untrained or
-    barely trained one does; it is meant for an early split of the layer that reads ``inputs``.
-
-    Args:
-        inputs: ``(n, inputs)``, training samples.
-        targets: ``(n,)`` bool or integer class numbers.
-
-    Returns:
-        A partition for :func:`~fpe_lightning.expansion.expand.expand` or ``ExpansionCallback``.
-
-    Raises:
-        ValueError: If a value is not finite, or the targets do not fit.
-
-    Example:
-        >>> x = torch.randn(512, 6, generator=torch.Generator().manual_seed(0)).sign()
-        >>> target = (x[:, 0] * x[:, 3] > 0) | (x[:, 1] * x[:, 4] > 0)
-        >>> partition = interaction_partition(x, target)
-        >>> alive = torch.ones(1, 6, dtype=torch.bool)
-        >>> child = partition(torch.randn(1, 6, 1), alive, 2, Generator().manual_seed(0))[0]
-        >>> bool(child[0] == child[3]), bool(child[1] == child[4])
-        (True, True)
-    """
-    if targets.dim() != 1 or targets.is_floating_point():
-        raise ValueError(
-            f"`targets` are class numbers (n,), bool or integer; found {targets.dtype} {tuple(targets.shape)}."
-        )
-    truth = torch.nn.functional.one_hot(targets.long()).double()
-    few = inputs.shape[1] <= 64  # a deal of many inputs takes a second, and hardly differs from another
-    return affinity_partition(input_affinity(inputs, truth - truth.mean(0)), restarts=8 if few else 1)
-
-
-def affinity_partition(affinity: Tensor, restarts: int = 8) -> Partition:
-    """A balanced partition of what neurons read that keeps inputs of high affinity in the same child.
-
-    Neurons that read the same inputs share it.
-
-    From a random deal, the exchange of two inputs that raises the affinity within children most is made until none
-    does (Kernighan and Lin's local search); the best of several deals stays.
+    Neurons that read the same inputs share it. From a random start, the exchange of two inputs that raises the
+    affinity within children most is made until none does (Kernighan and Lin's local search); the best of several
+    starts is kept. The call raises ValueError where the affinity has another size than the layer.
 
     Args:
         affinity: ``(inputs, inputs)``, symmetric and at least 0, such as :func:`input_affinity` gives.
-        restarts: Number of deals.
-
-    Returns:
-        A partition for :func:`~fpe_lightning.expansion.expand.expand`.
+        restarts: Number of random starts.
 
     Raises:
-        ValueError: If the affinity is no finite symmetric square matrix; the partition raises where its size does not
-            fit the layer.
+        ValueError: If the affinity is no finite symmetric square matrix.
 
     Example:
         >>> affinity = torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]])
         >>> weight, generator = torch.randn(3, 4, 1), torch.Generator().manual_seed(0)
-        >>> child = affinity_partition(affinity)(weight, torch.ones(3, 4, dtype=torch.bool), 2, generator)[0]
+        >>> child = Affinity(affinity)(weight, torch.ones(3, 4, dtype=torch.bool), 2, generator)[0]
         >>> bool(child[0] == child[2]), bool(child[1] == child[3]), bool(child[0] == child[1])
         (True, True, False)
     """
-    matrix = affinity.double().cpu().numpy()
-    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-    if not square or not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T):
-        raise ValueError(
-            f"An affinity is a finite symmetric (inputs, inputs) matrix, found shape {tuple(affinity.shape)}."
-        )
 
-    def partition(weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
+    affinity: Tensor = field(repr=False, compare=False)
+    restarts: int = 8
+
+    def __post_init__(self) -> None:
+        found = self.affinity
+        square = found.dim() == 2 and found.shape[0] == found.shape[1]
+        if not square or not bool(found.isfinite().all()) or not torch.allclose(found, found.T):
+            raise ValueError(
+                f"An affinity is a finite symmetric (inputs, inputs) matrix, found shape {tuple(found.shape)}."
+            )
+
+    def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
+        """See :class:`~fpe_lightning.partitions.partition.Partition`."""
+        matrix = self.affinity.double().cpu().numpy()
         inputs = alive.shape[1]
         if len(matrix) != inputs:
             raise ValueError(f"The affinity is of {len(matrix)} inputs, but the layer has {inputs}.")
@@ -133,14 +102,71 @@ def affinity_partition(affinity: Tensor, restarts: int = 8) -> Partition:
         for own, child in zip(sets, children, strict=True):
             read = own.nonzero().squeeze(1)
             within = matrix[np.ix_(read.numpy(), read.numpy())]
-            child[read] = torch.from_numpy(_best_deal(within, alpha, restarts, generator))
+            child[read] = torch.from_numpy(_best_start(within, alpha, self.restarts, generator))
         return children[of_neuron]
 
-    return partition
+
+@dataclass(frozen=True)
+class Interaction:
+    """Inputs whose product says something about the target go to the same child; see :func:`input_affinity`.
+
+    The residuals are those of a network that knows the shares of the classes and nothing else, as an untrained or
+    barely trained one does. It is meant for an early split of the layer that reads the samples. :meth:`fit` gives it
+    the samples; ``expand(..., data=(x, y))`` and ``ExpansionCallback`` call that.
+
+    Example:
+        >>> x = torch.randn(512, 6, generator=torch.Generator().manual_seed(0)).sign()
+        >>> target = (x[:, 0] * x[:, 3] > 0) | (x[:, 1] * x[:, 4] > 0)
+        >>> partition = Interaction().fit(x, target)
+        >>> alive = torch.ones(1, 6, dtype=torch.bool)
+        >>> child = partition(torch.randn(1, 6, 1), alive, 2, Generator().manual_seed(0))[0]
+        >>> bool(child[0] == child[3]), bool(child[1] == child[4])
+        (True, True)
+    """
+
+    affinity: Affinity | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has seen samples."""
+        return self.affinity is not None
+
+    def fit(self, x: Tensor, y: Tensor) -> Interaction:
+        """Return a copy that is fitted to training samples.
+
+        Args:
+            x: ``(n, inputs)``, as the layer that is split reads them.
+            y: ``(n,)`` bool or integer class numbers.
+
+        Raises:
+            ValueError: If a value is not finite, or the targets do not fit.
+        """
+        if x.dim() != 2:
+            raise ValueError(f"Interaction needs samples (n, inputs), found {tuple(x.shape)}.")
+        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y):
+            raise ValueError(
+                f"`targets` are class numbers ({len(x)},), bool or integer; found {y.dtype} {tuple(y.shape)}."
+            )
+        truth = torch.nn.functional.one_hot(y.long()).double()
+        few = x.shape[1] <= 64  # a search among many inputs takes a second, and starts hardly differ
+        found = Interaction()
+        object.__setattr__(
+            found, "affinity", Affinity(input_affinity(x, truth - truth.mean(0)), restarts=8 if few else 1)
+        )
+        return found
+
+    def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
+        """See :class:`~fpe_lightning.partitions.partition.Partition`."""
+        if self.affinity is None:
+            raise ValueError(
+                "The partition Interaction needs training samples: call `Interaction().fit(x, y)`, or pass "
+                "`data=(x, y)` to `expand`."
+            )
+        return self.affinity(weight, alive, alpha, generator)
 
 
-def _best_deal(affinity: np.ndarray, alpha: int, restarts: int, generator: Generator) -> np.ndarray:
-    """The best of several random deals after exchanges."""
+def _best_start(affinity: np.ndarray, alpha: int, restarts: int, generator: Generator) -> np.ndarray:
+    """The best of several random starts after exchanges."""
     count = len(affinity)
     best, highest = np.zeros(count, dtype=np.int64), -np.inf
     for _ in range(restarts):

@@ -1,14 +1,9 @@
-"""Structured ways to make room: whole columns and whole blocks go, so that what is left can be stored densely.
+"""Prune whole columns of blocks, so that the rest can be stored in dense blocks.
 
-- ``"columns"``: inputs go from all neurons of a block at once (children of one number in one group of neurons that
-  share a partition), in each block those of smallest norm. Where blocks cannot lose equally many, those that read
-  the most lose one more, then the first children of all groups, so that blocks stay of one size. Outgoing copies all
-  stay.
-- ``"blocks"``: outgoing weights are handed out as incoming ones are. Outputs are cut into ``alpha`` stretches, and of
-  the copies that the children of a neuron hold of a stretch one stays, that of the child of the same number.
-  Copies tie in magnitude, so magnitude has no say. What the copies of biases and norms cost goes as in ``"columns"``.
-
-Where whole columns do not come out even (kernels), single weights of smallest magnitude make up for the rest.
+Inputs go from all neurons of a block together (children of one number in one group of neurons that share a
+partition), in each block those of smallest norm. Where blocks cannot lose equally many, those that read the most lose
+one more, then the first children of all groups, so that blocks stay of one size. Where whole columns do not come out
+even (kernels), single weights of smallest magnitude make up for the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fpe_lightning.pruning.magnitude import comparable, remove_smallest
-from fpe_lightning.sparse.grouped.blocks import block_rows
 
 
 class Columns(Protocol):
@@ -169,23 +163,3 @@ def _without_columns(part: AnyColumns, columns: int) -> AnyColumns:
         first = (child - fan_in * part.alpha).argsort(stable=True)[:more]
         goes[first] |= rank[first] == each
     return part.without(goes)  # type: ignore[return-value]
-
-
-def hand_out_outgoing(child: Tensor, outputs: int, alpha: int) -> Tensor:
-    """Which copies of outgoing weights stay, for the rule ``"blocks"``.
-
-    Args:
-        child: int64 ``(hidden,)``, the child number of each hidden unit, ``-1`` for units that are not split.
-        outputs: Number of outputs.
-        alpha: Children of each neuron.
-
-    Returns:
-        Bool ``(outputs, hidden)`` with one True among the copies of each outgoing weight.
-
-    Example:
-        >>> hand_out_outgoing(torch.tensor([0, 0, 1, 1]), 2, 2).int()
-        tensor([[1, 1, 0, 0],
-                [0, 0, 1, 1]], dtype=torch.int32)
-    """
-    stretch = torch.cat([torch.full((count,), part) for part, (_, count) in enumerate(block_rows(outputs, alpha))])
-    return (stretch.unsqueeze(1) == child) | (child < 0)

@@ -1,118 +1,119 @@
-"""Make room in both layers by what the children turn out to be good for, and refit the classifier that reads them.
+"""Prune both layers by how useful the children are, and refit the classifier that reads them.
 
-Copies of an outgoing weight are equal, and so are their magnitudes: a budget of magnitudes drops the small ones of all
-children together, and the large ones never. What a class should read is a matter of the children, which are no copies
-of each other. Here the classifier is fitted anew to the children by linear discriminant analysis, in closed form from
-training samples; the copies that matter least to the fit go, and the fit stays. It needs samples and their classes,
-nothing else, and a parent that has been trained for a while: a classifier fitted to untrained neurons is a poor one.
+Copies of an outgoing weight are equal, and so are their magnitudes: an order of magnitudes prunes the small ones of all
+children together, and the large ones never. But children differ, and a class should read those that tell it apart.
+Here linear discriminant analysis fits the classifier to the children, in closed form from training samples. The copies
+that matter least to the fit go, and the fit stays. The rule needs samples and their classes, and a parent that has
+been trained for a while: a classifier fitted to untrained neurons is a poor one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from fpe_lightning.pruning.magnitude import remove_smallest
-from fpe_lightning.sparse.masked import mask_of
+from fpe_lightning.pruning.pruning import SiteWeights
 
 
-@runtime_checkable
-class BudgetRule(Protocol):
-    """A budget of the caller's own, for a site of one linear layer before an activation and one after it."""
-
-    def keep(self, incoming: Tensor, bias: Tensor | None, alive: Tensor, outgoing: int, excess: int) -> list[Tensor]:
-        """Choose what stays.
-
-        Args:
-            incoming: ``(children, inputs)``, their weights; zero where ``alive`` is not.
-            bias: ``(children,)``, or None.
-            alive: Bool ``(children, inputs)``.
-            outgoing: Outputs of the layer that reads the children.
-            excess: How many weights have to go.
-
-        Returns:
-            Bool ``(children, inputs)`` and ``(outputs, children)`` with ``excess`` fewer entries than ``alive`` and a
-            dense outgoing layer have.
-        """
-
-    def settle(self, producer: nn.Linear, consumer: nn.Linear) -> None:
-        """Change weights of the two layers under their new masks, in place."""
-
-
+@dataclass(frozen=True)
 class DiscriminantRefit:
-    """Half of the room is made by outgoing weights, chosen by a fit of the classifier to the children, which stays.
+    """Half of the pruned weights are outgoing ones, chosen by a fit of the classifier to the children.
 
     Incoming weights go by magnitude. Of the outgoing ones those go whose contribution to their class varies least over
-    the samples, weight times standard deviation of the child, after the fit; every child keeps at least one of them.
-    Ties go to the weight that comes first.
+    the samples: weight times standard deviation of the child, after the fit. Every child keeps at least one. Ties go
+    to the weight that comes first. It prunes a site of one linear layer before an activation and one after it.
 
     Args:
-        inputs: ``(n, inputs)``, training samples as the layer that is split sees them.
-        targets: ``(n,)`` bool or integer class numbers.
-        activation: What stands between the layers.
-        samples: At most as many samples are looked at.
-        shrinkage: What is added to the variance within classes, as a share of each child's whole variance.
-
-    Raises:
-        ValueError: If inputs and targets do not fit, or a class has no samples among those looked at.
+        activation: The function between the layers.
+        samples: At most as many samples are used.
+        shrinkage: Added to the variance within classes, as a share of each child's whole variance.
 
     Example:
         >>> import fpe_lightning as fpe
+        >>> from torch import nn
         >>> x = torch.randn(300, 20, generator=Generator().manual_seed(0))
         >>> y = torch.arange(300) % 3
         >>> model = nn.Sequential(nn.Linear(20, 4), nn.ReLU(), nn.Linear(4, 3))
-        >>> report = fpe.expand(model, alpha=2, budget=DiscriminantRefit(x, y), example_inputs=x[:2])
+        >>> report = fpe.expand(model, fpe.Paper(prune=DiscriminantRefit()), data=(x, y), example_inputs=x[:2])
         >>> report.nonzeros_before == report.nonzeros_after, report.sites[0].removed_outgoing
         (True, 8)
     """
 
-    def __init__(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        activation: Callable[[Tensor], Tensor] = torch.relu,
-        samples: int = 4096,
-        shrinkage: float = 0.1,
-    ) -> None:
-        if targets.dim() != 1 or targets.is_floating_point() or len(inputs) != len(targets):
-            raise ValueError(
-                f"`targets` are class numbers, bool or integer, one for each of the {len(inputs)} samples; found "
-                f"{targets.dtype} {tuple(targets.shape)}."
-            )
-        chosen = torch.randperm(len(inputs), generator=Generator().manual_seed(0))[:samples]
-        self.inputs, self.targets = inputs[chosen].double(), targets[chosen].long()
-        self.activation, self.shrinkage = activation, shrinkage
-        self.counts = self.targets.bincount(minlength=int(targets.max()) + 1)
-        if not bool((self.counts > 0).all()):
-            missing = int((self.counts == 0).sum())
-            raise ValueError(f"{missing} classes have no sample among {len(chosen)}: give more `samples`.")
+    activation: Callable[[Tensor], Tensor] = torch.relu
+    samples: int = 4096
+    shrinkage: float = 0.1
+    _x: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _y: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
-    def keep(self, incoming: Tensor, bias: Tensor | None, alive: Tensor, outgoing: int, excess: int) -> list[Tensor]:
-        """See :class:`BudgetRule`."""
-        children = len(incoming)
-        from_outgoing = min(excess // 2, (outgoing - 1) * children)
+    @property
+    def fitted(self) -> bool:
+        """Whether it has seen samples."""
+        return self._x is not None
+
+    def fit(self, x: Tensor, y: Tensor) -> DiscriminantRefit:
+        """Return a copy that is fitted to training samples.
+
+        Args:
+            x: ``(n, inputs)``, as the layer that is split reads them.
+            y: ``(n,)`` bool or integer class numbers, from 0.
+
+        Raises:
+            ValueError: If samples and classes do not fit, or a class has no samples among those used.
+        """
+        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y):
+            raise ValueError(
+                f"`targets` are class numbers, bool or integer, one for each of the {len(x)} samples; found "
+                f"{y.dtype} {tuple(y.shape)}."
+            )
+        chosen = torch.randperm(len(x), generator=Generator().manual_seed(0))[: self.samples]
+        classes = y[chosen].long()
+        present = classes.unique()
+        missing = int(present.max()) + 1 - len(present)
+        if int(present.min()) < 0 or missing:
+            raise ValueError(f"{missing} classes have no sample among {len(chosen)}: give more `samples`.")
+        found = replace(self)
+        object.__setattr__(found, "_x", x[chosen].double())
+        object.__setattr__(found, "_y", classes)
+        return found
+
+    def keep(self, weights: SiteWeights, excess: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """See :class:`~fpe_lightning.pruning.pruning.PruningRule`.
+
+        Raises:
+            ValueError: If the site is no pair of linear layers, or the outputs do not fit the classes.
+        """
+        incoming, bias = self._pair(weights)
+        alive, before = weights.incoming_masks[0][:, :, 0], weights.outgoing_masks[0][:, :, 0]
+        outputs, children = before.shape
+        from_outgoing = min(excess // 2, (outputs - 1) * children)
         (kept,) = remove_smallest([incoming], [alive], excess - from_outgoing)
-        weight, _, spread = self.fit(incoming * kept, bias, outgoing)
+        weight, _, spread = self.classifier(incoming * kept, bias, outputs)
         saliency = weight.abs() * spread
         saliency[saliency.argmax(0), torch.arange(children)] = torch.inf
-        stays = torch.ones(outgoing * children, dtype=torch.bool)
+        stays = torch.ones(outputs * children, dtype=torch.bool)
         stays[saliency.flatten().sort(stable=True).indices[:from_outgoing]] = False
-        return [kept, stays.view(outgoing, children)]
+        return [kept.unsqueeze(2)], [(stays.view(outputs, children) & before).unsqueeze(2)]
 
-    @torch.no_grad()
-    def settle(self, producer: nn.Linear, consumer: nn.Linear) -> None:
+    def finalize(self, weights: SiteWeights) -> SiteWeights:
         """Write the fit into the layer that reads the children."""
-        bias = None if producer.bias is None else producer.bias.detach().cpu()
-        weight, offset, _ = self.fit(producer.weight.detach().cpu(), bias, consumer.out_features)
-        mask = mask_of(consumer)
-        consumer.weight.copy_(weight if mask is None else weight * mask.cpu())
-        if consumer.bias is not None:
-            consumer.bias.copy_(offset)
+        incoming, bias = self._pair(weights)
+        mask = weights.outgoing_masks[0]
+        weight, offset, _ = self.classifier(incoming, bias, len(mask))
+        biases = [None if before is None else offset for before in weights.outgoing_biases]
+        return replace(weights, outgoing=[weight.unsqueeze(2) * mask], outgoing_biases=biases)
 
-    def fit(self, incoming: Tensor, bias: Tensor | None, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _pair(self, weights: SiteWeights) -> tuple[Tensor, Tensor | None]:
+        """The incoming weights ``(children, inputs)`` and biases of a site of two linear layers."""
+        kernels = [tensor.shape[2] for tensor in (*weights.incoming, *weights.outgoing)]
+        if len(weights.incoming) != 1 or len(weights.outgoing) != 1 or kernels != [1, 1] or weights.between:
+            raise ValueError("DiscriminantRefit needs one linear layer before and one after, and no norm between them.")
+        return weights.incoming[0][:, :, 0], weights.biases[0]
+
+    def classifier(self, incoming: Tensor, bias: Tensor | None, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
         """Fit a linear classifier to the children.
 
         Args:
@@ -122,20 +123,27 @@ class DiscriminantRefit:
 
         Returns:
             Weights ``(outputs, children)``, biases ``(outputs,)`` and each child's standard deviation ``(children,)``,
-            float64. What all outputs have in common is taken off, as a softmax does not see it.
+            float64. The part that all outputs have in common is taken off, as a softmax does not see it.
 
         Raises:
-            ValueError: If the outputs do not fit the classes.
+            ValueError: If there are no samples yet, or the outputs do not fit the classes.
         """
-        classes = len(self.counts)
+        if self._x is None or self._y is None:
+            raise ValueError(
+                "DiscriminantRefit needs training samples: call `DiscriminantRefit().fit(x, y)`, or pass "
+                "`data=(x, y)` to `expand`."
+            )
+        counts = self._y.bincount()
+        classes = len(counts)
         if outputs != classes and (outputs, classes) != (1, 2):
             raise ValueError(f"A layer of {outputs} outputs does not tell {classes} classes apart: it cannot be refit.")
-        hidden = self.activation(self.inputs @ incoming.double().T + (0 if bias is None else bias.double()))
+        hidden = self.activation(self._x @ incoming.double().T + (0 if bias is None else bias.double()))
         mean, spread = hidden.mean(0), hidden.std(0, correction=0)
         centred = hidden - mean
-        means = torch.zeros(classes, hidden.shape[1], dtype=torch.float64).index_add_(0, self.targets, centred)
-        means /= self.counts.unsqueeze(1)
-        inside = centred - means[self.targets]
+        # Means of the classes, and the covariance within classes, shrunk towards its diagonal.
+        means = torch.zeros(classes, hidden.shape[1], dtype=torch.float64).index_add_(0, self._y, centred)
+        means /= counts.unsqueeze(1)
+        inside = centred - means[self._y]
         within = inside.T @ inside / len(hidden) + torch.diag(self.shrinkage * spread.square() + 1e-6)
         weight = torch.linalg.solve(within, means.T).T
         offset = -(weight * means).sum(1) / 2 - weight @ mean

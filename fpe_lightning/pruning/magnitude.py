@@ -1,15 +1,4 @@
-"""Exact non-zero accounting, and which weights go when there are too many.
-
-A budget rule names the weights (of a site: producers and consumers together) that make room for the copies:
-
-- ``"total"`` (the paper): one magnitude order over incoming and outgoing weights together;
-- ``"incoming"``: only incoming weights make room, so that no outgoing copy is lost;
-- ``"outgoing"``: only outgoing weights make room, so that every input of a parent stays with one of its children;
-- ``"global"``: one magnitude order over the incoming weights of all sites that are split together, so that a layer of
-  many inputs pays for the copies of one that has few: in a deep network the classifier keeps all of its weights, where
-  the last hidden layer alone could not make room for their copies (``docs/results/deep.md``). For one site it is
-  ``"incoming"``;
-- ``"columns"`` and ``"blocks"``: whole columns and blocks make room (see :mod:`fpe_lightning.pruning.columns`).
+"""Pruning by magnitude: which single weights go, exactly, with ties broken by a written rule.
 
 Ties: copied outgoing weights tie exactly in magnitude. Among equals the weight that comes first goes first: producers
 before consumers, then in row-major order. The rule needs no stable sort and is the same on every device.
@@ -19,15 +8,58 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fpe_lightning.pruning.smallest import Piece, pieces_of, without_smallest
 
-STRUCTURED = ("columns", "blocks")
-GLOBAL = "global"
-BUDGETS = ("total", "incoming", "outgoing", GLOBAL, *STRUCTURED)
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude:
+    """The weights of smallest magnitude go.
+
+    ``Magnitude()`` is the paper's rule: one order over the incoming and the outgoing weights of each site. With
+    ``scope="model"`` a layer of many inputs pays for the copies of one that has few: in a deep network the classifier
+    keeps all of its weights, where the last hidden layer alone could not pay for their copies
+    (``docs/results/deep.md``). With ``granularity="column"`` inputs go from all neurons of a block together, those of
+    smallest norm (see :mod:`fpe_lightning.pruning.columns`), so that the rest is stored in dense blocks.
+
+    Args:
+        side: Which weights go: ``"incoming"`` (no outgoing copy is lost), ``"outgoing"`` (every input of a parent
+            stays with one of its children), or ``"both"``.
+        scope: One order for each ``"site"``, or one for all sites of the ``"model"`` that are split together.
+        granularity: Single weights (``"weight"``), or whole columns of a block (``"column"``).
+
+    Raises:
+        ValueError: If a value is unknown, or columns are asked of another side or scope than they can be of.
+
+    Example:
+        >>> Magnitude(granularity="column")
+        Traceback (most recent call last):
+        ...
+        ValueError: Whole columns are columns of incoming weights, one site at a time: with granularity="column" use ...
+    """
+
+    side: Literal["both", "incoming", "outgoing"] = "both"
+    scope: Literal["site", "model"] = "site"
+    granularity: Literal["weight", "column"] = "weight"
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("side", ("both", "incoming", "outgoing")),
+            ("scope", ("site", "model")),
+            ("granularity", ("weight", "column")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}.")
+        if self.granularity == "column" and (self.side, self.scope) != ("incoming", "site"):
+            raise ValueError(
+                'Whole columns are columns of incoming weights, one site at a time: with granularity="column" use '
+                f'side="incoming" and scope="site", found side="{self.side}" and scope="{self.scope}".'
+            )
 
 
 def remove_smallest(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> list[Tensor]:

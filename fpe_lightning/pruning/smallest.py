@@ -1,4 +1,4 @@
-"""Find the smallest magnitudes of many weights exactly, piece by piece: nothing is sorted or copied as a whole.
+"""Find the smallest magnitudes of many weights exactly, in pieces: nothing is sorted or copied as a whole.
 
 Floating-point magnitudes are ordered as their bits read as integers are. The bits of the threshold are found 16 at a
 time, from a histogram of the weights that agree with the bits found before.
@@ -16,7 +16,7 @@ Piece = Callable[[], tuple[Tensor, Tensor | None]]
 """Gives some weights, of any shape, and a bool mask of their shape (None: all count)."""
 
 PIECE = 2**18
-"""Weights that are looked at together."""
+"""Weights of a piece."""
 
 DIGIT = 16
 
@@ -66,6 +66,8 @@ def without_smallest(pieces: Sequence[Piece], count: int, dtype: torch.dtype) ->
 def _threshold(pieces: Sequence[Piece], count: int, dtype: torch.dtype) -> tuple[Tensor, int]:
     """The ``count``-th smallest magnitude, and how many that equal it are among the ``count`` smallest."""
     integer = {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
+    # From the highest digit to the lowest: count the weights by their next digit, among those that agree with the
+    # digits found so far, and take the digit at which the cumulative count reaches the number of weights that go.
     found, rest = 0, count
     for shift in range(torch.finfo(dtype).bits - DIGIT, -1, -DIGIT):
         histogram = torch.zeros(2**DIGIT, dtype=torch.int64)
@@ -76,7 +78,7 @@ def _threshold(pieces: Sequence[Piece], count: int, dtype: torch.dtype) -> tuple
                 among = (code >> (shift + DIGIT)) == found
                 code = code[among if mask is None else among & mask]
                 digits = (code >> shift) & (2**DIGIT - 1)
-            else:  # of all weights, which are not gathered for it: those that do not count get bins of their own
+            else:  # the first digit, of all weights without gathering them: masked ones go to bins of their own
                 digits = code >> shift
                 digits = digits if mask is None else digits | ((~mask).to(integer) << DIGIT)
             histogram += digits.view(-1).bincount(minlength=2**DIGIT)[: 2**DIGIT].cpu()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fpe_lightning.sites.candidates import Candidate, axes_of
+from fpe_lightning.sites.candidates import Candidate
 from fpe_lightning.sites.site import Attribute, Axis, Site
 from fpe_lightning.sites.tracing.facts import Role
 from fpe_lightning.sites.tracing.units import Units
@@ -48,8 +48,8 @@ def _attributes(
     norms: Mapping[Key, int],
 ) -> tuple[Attribute, ...]:
     growth: dict[Key, int] = {}
-    for axis in axes_of(candidate.site):
-        span = units.ledger.span(axis.parameter, axis.dim)
+    for axis in candidate.site.axes():
+        span = units.facts.span(axis.parameter, axis.dim)
         depthwise = bool(units.role_of(span) & Role.DEPTHWISE)
         for module_name, attribute in owners[axis.parameter]:
             for name, amount in _weight_sizes(modules[module_name], attribute, axis, depthwise):
@@ -80,7 +80,7 @@ def _norm_growth(units: Units, modules: Mapping[str, nn.Module]) -> dict[int, di
     """For each group the sizes of normalisation layers (with or without parameters) that count its entries."""
     norms = {name for name, module in modules.items() if any(hasattr(module, size) for size in NORM_SIZES)}
     found: dict[int, dict[Key, int]] = {}
-    for use in units.ledger.uses:
+    for use in units.facts.uses:
         if use.module not in norms or use.axis is None or use.label.numel() != max(use.label.shape):
             continue
         groups, counts = np.unique(units.group[units.unit[use.label.numpy()]], return_counts=True)
@@ -122,9 +122,10 @@ def patch_attributes(
     """
     known = {(a.module, a.name, a.index) for a in candidate.site.attributes}
     sizes: dict[str, dict[int, int]] = {}
-    for use in units.ledger.uses:
+    for use in units.facts.uses:
         if written and not use.written:
             continue
+        # The share of a size that belongs to the site grows with it, such as half of a fused gate.
         inside = units.group[units.unit[use.label.numpy()]] == candidate.group
         if inside.any() and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
             share = np.count_nonzero(inside) / inside.size

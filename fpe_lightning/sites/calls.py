@@ -7,7 +7,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fpe_lightning.sites.find import find_sites
 from fpe_lightning.sites.recorder import Call, CallRecorder, rebuild
-from fpe_lightning.sites.site import Attribute, Axis, Producer, Site
+from fpe_lightning.sites.site import Site
 from fpe_lightning.sites.tracing.forward import Inputs
 
 
@@ -42,7 +41,7 @@ def sites_of_calls(pl_module: nn.Module, calls: Sequence[Call]) -> list[Site]:
         prefix = f"{call['module']}." if call["module"] else ""
         found, refusals = find_sites(network, Inputs(args, kwargs), explain=True)
         for site in found:
-            sites.setdefault((prefix + site.name).rstrip("."), prefixed(site, prefix))
+            sites.setdefault((prefix + site.name).rstrip("."), site.inside(call["module"]))
         refused.update((prefix + refusal.name).rstrip(".") for refusal in refusals)
     # A module called by itself is refused by its parameter's name, as its own name is empty there.
     return [
@@ -123,32 +122,3 @@ def lightning_of(module: nn.Module) -> Any:
         if kind.__name__ == "LightningModule" and kind.__module__.split(".")[0] in ("lightning", "pytorch_lightning"):
             return sys.modules[kind.__module__.partition(".core")[0]]
     return None
-
-
-def prefixed(site: Site, prefix: str) -> Site:
-    """The same site seen from a module further up.
-
-    Example:
-        >>> prefixed(Site("0", 8, 4, (), (), (Axis("2.weight", 1, 0, 8),)), "net.").consumers[0].parameter
-        'net.2.weight'
-    """
-
-    def move(axis: Any) -> Any:
-        return replace(axis, parameter=prefix + axis.parameter)
-
-    def move_attribute(attribute: Attribute) -> Attribute:
-        return replace(attribute, module=(prefix + attribute.module).rstrip("."))
-
-    producers: tuple[Producer, ...] = tuple(map(move, site.producers))
-    values: tuple[Axis, ...] = tuple(map(move, site.values))
-    consumers: tuple[Axis, ...] = tuple(map(move, site.consumers))
-    attributes = tuple(map(move_attribute, site.attributes))
-    return replace(
-        site,
-        name=(prefix + site.name).rstrip("."),
-        producers=producers,
-        values=values,
-        consumers=consumers,
-        attributes=attributes,
-        reads={(prefix + owner).rstrip("."): shape for owner, shape in site.reads.items()},
-    )

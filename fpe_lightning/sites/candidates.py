@@ -51,21 +51,15 @@ class Candidate:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Producers, values and consumers of the site."""
-        return axes_of(self.site)
+        return self.site.axes()
 
     def with_runs(self, runs: list[int]) -> Candidate:
         """The same candidate with the given run for each of its axes."""
         run = iter(runs)
-        site = replace(
-            self.site,
-            producers=tuple(replace(axis, run=next(run)) for axis in self.site.producers),
-            values=tuple(replace(axis, run=next(run)) for axis in self.site.values),
-            consumers=tuple(replace(axis, run=next(run)) for axis in self.site.consumers),
-        )
-        return replace(self, site=site)
+        return replace(self, site=self.site.map_axes(lambda axis: replace(axis, run=next(run))))
 
     def split(self) -> Candidate:
-        """The same candidate with the stretches of values and consumers cut wherever their units start anew.
+        """The same candidate with the stretches of values and consumers cut wherever their units start again.
 
         The columns that read a flattened image behind a pooled one need different runs.
         """
@@ -86,11 +80,6 @@ class Candidate:
     def with_attributes(self, attributes: tuple[Attribute, ...]) -> Candidate:
         """The same candidate with other attributes."""
         return replace(self, site=replace(self.site, attributes=attributes))
-
-
-def axes_of(site: Site) -> tuple[Axis, ...]:
-    """Producers, values and consumers of a site."""
-    return (*site.producers, *site.values, *site.consumers)
 
 
 def _sweeps(axis: Axis) -> list[Axis]:
@@ -118,18 +107,19 @@ def module_of(parameter: str) -> str:
 def candidates_of(
     units: Units, state: dict[str, Tensor], shared: dict[str, str]
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Divide the groups of a ledger into candidates and refusals.
+    """Divide groups of units into candidates and refusals.
 
     Args:
-        units: What the traces amount to.
+        units: The units of the model, from its traces.
         state: Parameters and buffers by qualified name.
         shared: Parameters that several modules hold, with the reason that refuses them.
 
     Returns:
         Candidates and refusals, both ordered by first use.
     """
+    # The axes of each group; axes that are only contracted over belong to the group of their inputs.
     spans: dict[int, list[Span]] = {}
-    for span in units.ledger.spans:
+    for span in units.facts.spans:
         if units.role_of(span) & ~Role.INPUT:
             for group in np.unique(units.groups_of(span)):
                 spans.setdefault(int(group), []).append(span)
@@ -155,7 +145,7 @@ def _unread(units: Units, state: dict[str, Tensor]) -> list[Refusal]:
     """Weights that no operator used as they are: computed ones, and those of branches that were not taken."""
     roles: dict[str, Role] = {}
     why: dict[str, str] = {}
-    for span in units.ledger.spans:
+    for span in units.facts.spans:
         roles[span.parameter] = roles.get(span.parameter, Role(0)) | units.role_of(span)
         reason = units.reasons.get(int(units.groups_of(span)[0]))
         if reason is not None:
@@ -197,13 +187,13 @@ def _refused(
 
 def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list[Span]) -> Candidate:
     """Lay out the axes of a group."""
+    # 1. Number the units as they first appear, the rows of the leading producer first.
     leading = next(span for span in members if _role(units, span, group) & Role.PRODUCER)
     seen = np.concatenate([units.of(span)[units.groups_of(span) == group] for span in (leading, *members)])
     known, first = np.unique(seen, return_index=True)
     number = np.empty(len(known), dtype=np.int64)
-    number[np.argsort(first)] = np.arange(
-        len(known)
-    )  # numbered as they first appear, the leading producer's rows first
+    number[np.argsort(first)] = np.arange(len(known))
+    # 2. Cut each parameter axis into the stretches that belong to the group, and say what they do.
     found: list[tuple[int, int, Axis]] = []
     for position, span in enumerate(members):
         role = _role(units, span, group)
@@ -217,6 +207,7 @@ def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list
                     span.parameter, span.dim, start, length, units=numbers, input_dim=_input_dim(units, state, span)
                 )
             found.append((kind, position, axis))
+    # 3. Producers, values, consumers; `order` keeps the order of the forward.
     found.sort(key=lambda entry: entry[0])
     kinds = [kind for kind, _, _ in found]
     producers: list[Producer] = [axis for _, _, axis in found if isinstance(axis, Producer)]
@@ -231,6 +222,7 @@ def _candidate(units: Units, state: dict[str, Tensor], group: int, members: list
         values=tuple(axis for kind, _, axis in found if kind == 1),
         consumers=tuple(axis for kind, _, axis in found if kind == 2),
         kind="stream" if several and (added or not gated) else "gated" if gated else "hidden",
+        linear=not units.bent[group],
     )
     order = sorted(range(len(kinds)), key=lambda index: (found[index][1], index))
     return Candidate(site, group, tuple(order))
@@ -240,7 +232,7 @@ def _input_dim(units: Units, state: dict[str, Tensor], span: Span) -> int:
     """The axis of a producer that is contracted over."""
     contracted = [
         other.dim
-        for other in units.ledger.spans
+        for other in units.facts.spans
         if other.parameter == span.parameter and other.dim != span.dim and units.role_of(other) & Role.INPUT
     ]
     return contracted[0] if contracted else (1 if span.dim == 0 else 0)

@@ -11,12 +11,13 @@ from torch.nn.parameter import is_lazy
 
 from fpe_lightning.sites.attributes import layer_attributes
 from fpe_lightning.sites.candidates import Refusal, candidates_of
+from fpe_lightning.sites.single import in_order, single_unit_sites
 from fpe_lightning.sites.site import Site
-from fpe_lightning.sites.tracing.facts import Ledger
+from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.forward import Inputs, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, owners_of, state_of
 from fpe_lightning.sites.tracing.units import resolve
-from fpe_lightning.sites.trial import Bench, sentence_of
+from fpe_lightning.sites.trial import Run, Trials, sentence_of
 from fpe_lightning.sparse.convert import stored_masked
 
 __all__ = ["Refusal", "find_sites"]
@@ -41,16 +42,16 @@ def find_sites(
 
     Every entry of every parameter axis is followed through the operators of a forward pass, in training and in
     evaluation mode. Entries that meet (a row of a weight, the bias that is added to it, the column that reads it) are
-    one unit. What a rule cannot vouch for is refused, and what is left has to pass a trial at larger widths. Only
-    shapes are computed, unless the forward's control flow reads values. Forward hooks do not run. Widths of a
-    single unit are not looked at.
+    one unit. A width is refused unless a rule vouches for every operator on its way, and unless the model runs with
+    the width enlarged. Only shapes are computed, unless the forward's control flow reads values. Forward hooks do
+    not run.
 
     Args:
-        model: Any module; it is as before afterwards, also if this raises.
+        model: Any module. It is as before afterwards, also if this raises.
         example_inputs: What the forward takes: a tensor, a tuple of positional arguments or a dict of keyword
-            arguments. Values do not matter, shapes and dtypes do.
+            arguments. Shapes and dtypes matter, and values where the forward's control flow reads them.
         explain: Whether to say why the other widths are refused.
-        streams: Whether residual streams are wanted too.
+        streams: Whether to look for residual streams too.
 
     Returns:
         Sites in the order of the forward; with ``explain`` also the refusals.
@@ -68,30 +69,52 @@ def find_sites(
         >>> print(*refusals)
         2: it reaches an output of the model
     """
-    inputs = Inputs.of(example_inputs)
-    _check(model)
     with stored_masked(model):  # packed weights have no axes of neurons and inputs to follow
-        sites, refusals = _find(model, inputs, streams)
+        sites, refusals = explain_sites(model, example_inputs, streams=streams)
     return (sites, refusals) if explain else sites
 
 
-def _find(model: nn.Module, inputs: Inputs, streams: bool) -> tuple[list[Site], list[Refusal]]:
-    ledger, runs, refusals = _traces(model, inputs)
-    units = resolve(ledger)
+def explain_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False) -> tuple[list[Site], list[Refusal]]:
+    """Find the sites of a model whose layers are all dense or masked, and say why other widths are refused.
+
+    Args:
+        model: See :func:`find_sites`; no layer may be stored in another layout.
+        example_inputs: See :func:`find_sites`.
+        streams: See :func:`find_sites`.
+
+    Raises:
+        TypeError: See :func:`find_sites`.
+        ValueError: See :func:`find_sites`.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> [site.name for site in explain_sites(net, torch.zeros(2, 8))[0]]
+        ['0']
+    """
+    inputs = Inputs.of(example_inputs)
+    _check(model)
+    facts, runs, refusals = _traces(model, inputs)
+    units = resolve(facts)
     owners = owners_of(model)
     modules = modules_by_name(model)
     candidates, refused = candidates_of(units, state_of(model), _shared(owners))
     candidates = layer_attributes(candidates, units, modules, owners)
     wanted = [c for c in candidates if streams or c.site.kind != "stream"]
-    bench = Bench(model, runs, units)
-    sites = [_with_reads(candidate.site, ledger.reads) for candidate in bench.accept(wanted)]
-    refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + bench.refusals
+    trials = Trials(model, runs, units)
+    sites = [candidate.site for candidate in trials.accept(wanted)]
+    single = single_unit_sites(trials, _shared(owners))
+    if single and not isinstance(trials.facts_at([(site, 2) for site in (*sites, *single)]), Exception):
+        sites = in_order([*sites, *single], list(facts.input_shapes))
+    sites = [_with_shapes(site, facts.input_shapes) for site in sites]
+    refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + trials.refusals
     return sites, refusals
 
 
-def _with_reads(site: Site, reads: Mapping[str, tuple[int, ...]]) -> Site:
+def _with_shapes(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> Site:
+    """Note the input shape of each module that owns a producer or a consumer."""
     owners = {axis.parameter.rpartition(".")[0] for axis in (*site.producers, *site.consumers)}
-    return replace(site, reads={owner: reads[owner] for owner in sorted(owners) if owner in reads})
+    return replace(site, input_shapes={owner: shapes[owner] for owner in sorted(owners) if owner in shapes})
 
 
 def _check(model: nn.Module) -> None:
@@ -103,41 +126,41 @@ def _check(model: nn.Module) -> None:
             )
 
 
-def _traces(model: nn.Module, inputs: Inputs) -> tuple[Ledger, list[tuple[Inputs, bool, bool]], list[Refusal]]:
-    """Trace both modes into one ledger; fall back from fake to real tensors, and in training to two examples."""
-    attempts: list[list[tuple[Inputs, bool, bool]]] = [
+def _traces(model: nn.Module, inputs: Inputs) -> tuple[Facts, list[Run], list[Refusal]]:
+    """Trace both modes; fall back from fake to real tensors, and in training to two examples."""
+    attempts = [
         [
-            (given, training, fake)
+            Run(given, training, fake)
             for fake in (True, False)
             for given in ((inputs, inputs.doubled()) if training else (inputs,))
         ]
         for training in (False, True)
     ]
-    ledger, runs, refusals, errors = Ledger(), [], [], []
+    facts, runs, refusals, errors = Facts(), [], [], []
     stand_ins = {fake: Tensors(fake) for fake in (True, False)}
     for options in attempts:
-        for given, training, fake in options:
+        for run in options:
             try:
-                ledger.absorb(trace(model, given, training=training, tensors=stand_ins[fake]))
-            except Exception as error:  # whatever a user's forward raises
+                facts.absorb(trace(model, run.inputs, training=run.training, tensors=stand_ins[run.fake]))
+            except Exception as error:  # a user's forward may raise anything
                 failure = error
                 continue
-            runs.append((given, training, fake))
+            runs.append(run)
             break
         else:
             errors.append(failure)
-            mode = "training" if options[0][1] else "evaluation"
+            mode = "training" if options[0].training else "evaluation"
             refusals.append(Refusal("", f"not traced in {mode} mode, where the forward raises {sentence_of(failure)}"))
     if not runs:
         raise ValueError(
             f"find_sites runs the model on the example inputs, but the forward raises {sentence_of(errors[0])}: "
             "pass inputs of the shapes and dtypes that the model takes."
         ) from errors[0]
-    return ledger, runs, refusals
+    return facts, runs, refusals
 
 
 def _shared(owners: Mapping[str, list[tuple[str, str]]]) -> dict[str, str]:
-    """Parameters that several modules hold: widening one holder would leave the others behind."""
+    """Parameters that several modules hold: a wider one in one module would leave the others narrow."""
     return {
         name: "tied weights: " + " and ".join(f"{module}.{attribute}" for module, attribute in held) + " are one tensor"
         for name, held in owners.items()

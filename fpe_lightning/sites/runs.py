@@ -1,4 +1,4 @@
-"""Layout: where the copies of a unit stand on each axis, read from a second trace at the widened sizes.
+"""Runs: the position of a unit's copies on each axis, read from a second trace at the widened sizes.
 
 Every axis of a site is widened in place by repeating runs of entries (see ``Axis``). Which run is right depends on the
 code between producer and consumer: a flattened image needs the whole block of a channel, a plain linear layer single
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpe_lightning.sites.candidates import Candidate, axes_of
+from fpe_lightning.sites.candidates import Candidate
 from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sites.tracing.units import Units
 from fpe_lightning.sparse.record import run_index
@@ -55,7 +55,7 @@ def sizes_of(sites: Sequence[tuple[Site, int]], shapes: Mapping[str, torch.Size]
     """
     stretches: dict[tuple[str, int], list[tuple[Axis, int]]] = {}
     for site, alpha in sites:
-        for axis in axes_of(site):
+        for axis in site.axes():
             stretches.setdefault((axis.parameter, axis.dim), []).append((axis, alpha))
     sizes: dict[str, dict[int, Tensor]] = {}
     for (parameter, dim), found in stretches.items():
@@ -79,9 +79,10 @@ def find_runs(
         The run of each of ``candidate.axes``, or a sentence that says why there is none.
     """
     axes = candidate.axes
+    # The unit of each entry on the widened axes.
     widened = []
     for axis in axes:
-        first = after.ledger.span(axis.parameter, axis.dim).start + offsets[axis.parameter, axis.dim, axis.start]
+        first = after.facts.span(axis.parameter, axis.dim).start + offsets[axis.parameter, axis.dim, axis.start]
         widened.append(after.unit[first : first + copies * axis.length])
     for units in widened:
         reason = next((after.reasons[g] for g in map(int, np.unique(after.group[units])) if g in after.reasons), None)
@@ -137,6 +138,7 @@ def _assign(axis: Axis, run: int, copies: int, units: np.ndarray, owners: np.nda
     extended[units] = original
     if (extended[units] != original).any():
         return None
+    # Old positions rise within each widened unit, and each holds as many entries as its original.
     order = np.argsort(units, kind="stable")
     same = units[order][1:] == units[order][:-1]
     if (index[order][1:][same] <= index[order][:-1][same]).any():
@@ -154,16 +156,17 @@ def _groups_kept(
     candidate: Candidate, runs: list[int], copies: int, widened: Sequence[np.ndarray], before: Units, after: Units
 ) -> bool:
     """Whether every group of channels holds copies of the same units as before."""
+    # Name widened and original units alike, by their number in the site.
     owners = np.full(int(after.unit.max()) + 1, -1)
     names = np.full(int(before.unit.max()) + 1, -1)
     for axis, run, units in zip(candidate.axes, runs, widened, strict=True):
         assert axis.units is not None
         owners[units] = axis.units.numpy()[run_index(axis.length, run, copies).numpy()]
-        start = before.ledger.span(axis.parameter, axis.dim).start + axis.start
+        start = before.facts.span(axis.parameter, axis.dim).start + axis.start
         names[before.unit[start : start + axis.length]] = axis.units.numpy()
-    if len(before.ledger.groupings) != len(after.ledger.groupings):
+    if len(before.facts.groupings) != len(after.facts.groupings):
         return False
-    for small, large in zip(before.ledger.groupings, after.ledger.groupings, strict=True):
+    for small, large in zip(before.facts.groupings, after.facts.groupings, strict=True):
         old, new = names[before.unit[small]], owners[after.unit[large]]
         if (old < 0).all() and (new < 0).all():
             continue

@@ -1,94 +1,114 @@
-"""Which of a model's sites an expansion is asked to split, and by how much."""
+"""Which of a model's sites an expansion is asked to split, by name or glob."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from fpe_lightning.sites.find import find_sites
+from fpe_lightning.sites.find import explain_sites
 from fpe_lightning.sites.site import Site
 
-Alpha = int | Mapping[str, int]
-Sites = str | Sequence[str] | Sequence[Site] | None
+Names = str | Sequence[str]
+T = TypeVar("T")
 
 
-def check_alpha(alpha: Alpha) -> None:
-    """Refuse an expansion factor that is no integer of at least 2.
-
-    Raises:
-        ValueError: With what was found.
-
-    Example:
-        >>> check_alpha(2)
-        >>> check_alpha({"encoder.*": 4})
-    """
-    for factor in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
-        if not isinstance(factor, Integral) or isinstance(factor, bool) or factor < 2:
-            raise ValueError(
-                f"`alpha` is the number of children of each neuron, an integer of at least 2; found {factor!r}."
-            )
-    if isinstance(alpha, Mapping) and not alpha:
-        raise ValueError("`alpha` is an empty mapping; name at least one site.")
-
-
-def select_sites(
-    found: Sequence[Site], alpha: Alpha, sites: str | Sequence[str] | None = None
-) -> list[tuple[Site, int]]:
-    """Choose sites by name and give each its expansion factor.
+def select_sites(found: Sequence[Site], sites: Names | None = None, exclude: Names | None = None) -> list[Site]:
+    """Choose sites by name.
 
     Args:
         found: The sites of a model.
-        alpha: One factor for all, or a mapping from names or globs to factors; with a mapping and ``sites=None``, the
-            sites that it names are chosen. The first pattern that matches a site counts.
         sites: Names or globs, or None for all.
+        exclude: Names or globs of sites that are left out of these, or None for none.
 
     Returns:
-        Pairs of a site and its factor, in the order in which the model uses them.
+        The chosen sites, in the order in which the model uses them.
 
     Raises:
-        ValueError: If there are no sites, a pattern matches nothing, or a chosen site has no factor.
+        ValueError: If there are no sites, a pattern matches nothing, or nothing is left.
 
     Example:
         >>> found = [Site("encoder", 8, 4, (), (), ()), Site("head.0", 8, 4, (), (), ())]
-        >>> [(site.name, factor) for site, factor in select_sites(found, 2, "head.*")]
-        [('head.0', 2)]
+        >>> [site.name for site in select_sites(found, "head.*")]
+        ['head.0']
+        >>> [site.name for site in select_sites(found, exclude="head.*")]
+        ['encoder']
     """
-    check_alpha(alpha)
     if not found:
         raise ValueError("The model has no hidden width that can be widened.")
-    patterns = [sites] if isinstance(sites, str) else list(sites or [])
-    if sites is not None and not patterns:
-        raise ValueError("`sites` is empty; name at least one site, or pass None for all.")
-    factors = dict(alpha) if isinstance(alpha, Mapping) else {"*": alpha}
+    wanted, unwanted = _patterns("sites", sites, found), _patterns("exclude", exclude, found)
+    chosen = [
+        site
+        for site in found
+        if (sites is None or _matches(site, wanted)) and not (unwanted and _matches(site, unwanted))
+    ]
+    if not chosen:
+        raise ValueError(
+            f"`exclude` leaves no site to split: {', '.join(site.name for site in found)} are all excluded."
+        )
+    return chosen
+
+
+def by_pattern(found: Sequence[Site], mapping: Mapping[str, T]) -> list[tuple[Site, T]]:
+    """Give each site the value of the first pattern that matches its name; sites that none matches are left out.
+
+    Args:
+        found: The sites of a model.
+        mapping: Values by names or globs.
+
+    Raises:
+        ValueError: If the mapping is empty, or one of its patterns matches no site.
+
+    Example:
+        >>> found = [Site("encoder", 8, 4, (), (), ()), Site("head.0", 8, 4, (), (), ())]
+        >>> [(site.name, value) for site, value in by_pattern(found, {"head.*": 2, "*": 4})]
+        [('encoder', 4), ('head.0', 2)]
+    """
+    if not mapping:
+        raise ValueError("The mapping from sites to expansions is empty; name at least one site.")
+    patterns = _patterns("the mapping", list(mapping), found)
+    pairs = []
+    for site in found:
+        first = next((pattern for pattern in patterns if fnmatchcase(site.name, pattern)), None)
+        if first is not None:
+            pairs.append((site, mapping[first]))
+    return pairs
+
+
+def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list[str]:
+    """The patterns as a list, each of which has to match a site."""
+    if given is None:
+        return []
+    if not isinstance(given, str) and not (
+        isinstance(given, Iterable) and all(isinstance(entry, str) for entry in given)
+    ):
+        raise ValueError(f"`{argument}` takes names or globs of sites, a string or a list of them; found {given!r}.")
+    patterns = [given] if isinstance(given, str) else list(given)
+    if not patterns:
+        raise ValueError(f"`{argument}` is empty; name at least one site, or leave it out.")
     names = [site.name for site in found]
-    for pattern in [*patterns, *factors]:
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             nearest = difflib.get_close_matches(pattern, names, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"No site matches {pattern!r}.{hint} Sites of this model: {', '.join(names)}.")
-    patterns = patterns or list(factors)
-    chosen = [site for site in found if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
-    return [(site, _factor(site, factors)) for site in chosen]
+    return patterns
 
 
-def _factor(site: Site, factors: Mapping[str, int]) -> int:
-    for pattern, factor in factors.items():
-        if fnmatchcase(site.name, pattern):
-            return int(factor)
-    raise ValueError(f"`alpha` names no factor for the chosen site {site.name!r}; add it to the mapping.")
+def _matches(site: Site, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(site.name, pattern) for pattern in patterns)
 
 
 def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
     """The sites of a model, at least one.
 
     Args:
-        model: Any module.
-        example_inputs: What its forward takes; None takes the model's ``example_input_array``.
+        model: Any module whose layers are all dense or masked, as inside of
+            :func:`~fpe_lightning.sparse.convert.stored_masked`.
+        example_inputs: The inputs of its forward; None takes the model's ``example_input_array``.
 
     Raises:
         ValueError: If no example inputs are known, or nothing can be widened.
@@ -106,7 +126,7 @@ def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
             "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of "
             "arguments or a dict of keyword arguments), or pass sites found earlier."
         )
-    found, refusals = find_sites(model, example_inputs, explain=True)
+    found, refusals = explain_sites(model, example_inputs)
     if not found:
         reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in refusals[:3])
         raise ValueError(

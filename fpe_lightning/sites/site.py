@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,8 +14,8 @@ class Axis:
     """A stretch of one parameter axis whose entries belong to the units (neurons, channels) of a site.
 
     Widening by ``alpha`` repeats every run of ``run`` consecutive entries ``alpha`` times in place, so that the
-    children of a unit stand beside each other: ``run=1`` repeats each entry (a plain ``nn.Linear``), ``run=49``
-    repeats the 7x7 block of columns that a flattened channel owns.
+    children of a unit are adjacent: ``run=1`` repeats each entry (a plain ``nn.Linear``), ``run=49`` repeats the 7x7
+    block of columns that a flattened channel owns.
 
     Attributes:
         parameter: Qualified name of the parameter or buffer, such as ``"net.0.weight"``.
@@ -76,8 +77,10 @@ class Site:
         consumers: Weights that read the units.
         attributes: Integers of modules that grow with the width.
         kind: ``"hidden"``, ``"gated"`` (several producers multiplied together) or ``"stream"`` (residual).
-        reads: Shape of the input of each module that owns a producer or a consumer, on the example inputs, by name;
-            what layouts are timed on.
+        linear: Whether all operators between producers and consumers are linear, as between the factors of a LoRA
+            adapter; a split has nothing to gain there.
+        input_shapes: Shape of the input of each module that owns a producer or a consumer, on the example inputs, by
+            module name. Layouts are timed on these shapes.
     """
 
     name: str
@@ -88,4 +91,59 @@ class Site:
     consumers: tuple[Axis, ...]
     attributes: tuple[Attribute, ...] = ()
     kind: str = "hidden"
-    reads: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    linear: bool = False
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def axes(self) -> tuple[Axis, ...]:
+        """Producers, values and consumers, in this order."""
+        return (*self.producers, *self.values, *self.consumers)
+
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all parameters and buffers that the site touches, each once, in the order of :meth:`axes`.
+
+        Example:
+            >>> Site("0", 8, 4, (Producer("0.weight", 0, 0, 8),), (), (Axis("2.weight", 1, 0, 8),)).parameters()
+            ('0.weight', '2.weight')
+        """
+        return tuple(dict.fromkeys(axis.parameter for axis in self.axes()))
+
+    def map_axes(self, change: Callable[[Any], Any]) -> Site:
+        """The same site with every axis changed.
+
+        Args:
+            change: Takes an axis and returns one of the same kind; called in the order of :meth:`axes`.
+
+        Example:
+            >>> site = Site("0", 8, 4, (), (), (Axis("2.weight", 1, 0, 8),))
+            >>> site.map_axes(lambda axis: replace(axis, run=8)).consumers[0].run
+            8
+        """
+        return replace(
+            self,
+            producers=tuple(map(change, self.producers)),
+            values=tuple(map(change, self.values)),
+            consumers=tuple(map(change, self.consumers)),
+        )
+
+    def inside(self, module: str) -> Site:
+        """The same site, seen from a module further up.
+
+        Args:
+            module: Qualified name of the module that the site belongs to; ``""`` leaves all names as they are.
+
+        Example:
+            >>> site = Site("0", 8, 4, (), (), (Axis("2.weight", 1, 0, 8),))
+            >>> site.inside("net").name, site.inside("net").consumers[0].parameter
+            ('net.0', 'net.2.weight')
+        """
+        moved = self.map_axes(lambda axis: replace(axis, parameter=_joined(module, axis.parameter)))
+        return replace(
+            moved,
+            name=_joined(module, self.name),
+            attributes=tuple(replace(each, module=_joined(module, each.module)) for each in self.attributes),
+            input_shapes={_joined(module, owner): shape for owner, shape in self.input_shapes.items()},
+        )
+
+
+def _joined(module: str, name: str) -> str:
+    return f"{module}.{name}".strip(".")

@@ -6,36 +6,51 @@ import itertools
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 
 from fpe_lightning.sites.attributes import changed_values, patch_attributes
 from fpe_lightning.sites.candidates import Candidate, Refusal
 from fpe_lightning.sites.runs import find_runs, sizes_of
-from fpe_lightning.sites.site import Attribute
-from fpe_lightning.sites.tracing.facts import Ledger
+from fpe_lightning.sites.site import Attribute, Site
+from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.forward import Inputs, Widening, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, state_of
 from fpe_lightning.sites.tracing.units import Units, resolve
 
 
+class Run(NamedTuple):
+    """One way to run a model.
+
+    Attributes:
+        inputs: Its inputs.
+        training: Whether in training mode.
+        fake: Whether with fake tensors, which have shapes and no values.
+    """
+
+    inputs: Inputs
+    training: bool
+    fake: bool
+
+
 @dataclass
-class Bench:
-    """What all trials of a model share.
+class Trials:
+    """The trials of one model, and what they teach each other.
 
     Attributes:
         model: The model; every trial borrows it and puts it back.
-        runs: How the model can be run: (inputs, training, fake) for each trace.
+        runs: How the model can be run, once for each mode that works.
         units: What the traces at the original widths say.
         refusals: Filled with the candidates that fail.
         attempts: Trials so far.
         learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
             given their value), which are tried at once for later candidates.
-        hopeless: What failed candidates look like: blocks repeat, and one of each kind is enough to try every guess on.
+        hopeless: Kinds of candidates that failed: blocks repeat, so one of each kind is enough to try every guess on.
     """
 
     model: nn.Module
-    runs: Sequence[tuple[Inputs, bool, bool]]
+    runs: Sequence[Run]
     units: Units
     refusals: list[Refusal] = field(default_factory=list)
     attempts: int = 0
@@ -45,16 +60,18 @@ class Bench:
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Try candidates together and, where that fails, halves of them, down to single ones.
 
-        Candidates of one kind stand together, so that one bad kind does not break up all the others.
+        Candidates of one kind are tried next to each other, so that one bad kind does not break up all the others.
 
         Args:
             candidates: Candidates in the order of the forward.
 
         Returns:
-            Those that are sites, with their runs and all the attributes that they need.
+            The candidates that are sites, with their runs and all the attributes that they need.
         """
+        # 1. Try all together, then halves, sorted by kind.
         kinds = [self._kind_of(candidate) for candidate in candidates]
         found = self._accept([candidates[i] for i in sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))])
+        # 2. Sites that were accepted apart must fit together too; keep as many as do, in the order of the forward.
         place = {candidate.group: i for i, candidate in enumerate(candidates)}
         good = sorted(found, key=lambda candidate: place[candidate.group])
         if self.attempts == 1 or self._fit_together(good):
@@ -91,42 +108,62 @@ class Bench:
         return self._accept(candidates[:middle]) + self._accept(candidates[middle:])
 
     def _attempt(self, candidates: Sequence[Candidate]) -> list[list[int] | str] | Exception:
-        """Widen some candidates at once: the runs of each (or why it has none), or what the forward raised.
+        """Widen some candidates at once.
 
         Neighbours get different numbers of copies, so that a forward which reads the size of one width from another
         one does not pass.
+
+        Returns:
+            The runs of each candidate, or the reason why it has none; or the exception of the forward.
         """
         self.attempts += 1
         copies = [2 + position % 2 for position in range(len(candidates))]
         sites = [(candidate.site, alpha) for candidate, alpha in zip(candidates, copies, strict=True)]
-        shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
-        widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
-        ledger = Ledger()
-        try:
-            stand_ins = {fake: Tensors(fake) for fake in {fake for *_, fake in self.runs}}
-            for inputs, training, fake in self.runs:
-                ledger.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
-        except Exception as error:  # whatever a user's forward raises at a size it was not written for
-            return error
-        after = resolve(ledger)
+        facts = self.facts_at(sites)
+        if isinstance(facts, Exception):
+            return facts
+        after = resolve(facts)
         offsets = _offsets(candidates, copies)
         return [
             find_runs(candidate, alpha, offsets, self.units, after)
             for candidate, alpha in zip(candidates, copies, strict=True)
         ]
 
+    def facts_at(self, sites: Sequence[tuple[Site, int]]) -> Facts | Exception:
+        """Trace the model with some sites widened.
+
+        Args:
+            sites: Sites, each with its number of copies.
+
+        Returns:
+            The facts, or the exception that the forward raises.
+        """
+        shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
+        widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
+        stand_ins = {run.fake: Tensors(run.fake) for run in self.runs}
+        facts = Facts()
+        try:
+            for inputs, training, fake in self.runs:
+                facts.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
+        except Exception as error:  # a forward may raise anything at a size it was not written for
+            return error
+        return facts
+
     def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
         """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
+        # 1. Guess integers that the code around the candidate reads; numbers that it hands to operators come first.
         written, met = (self._guesses(candidate, written=flag) for flag in (True, False))
         kind = (self._kind_of(candidate, met), re.sub(r"\d+", "#", reason))
         if kind in self.hopeless:
             self._refuse(candidate, reason)
             return []
         options = list(dict.fromkeys([(), written, met, *((guess,) for guess in met)]))
+        # 2. Try no guess, all of a kind, single ones; with the candidate as it is and cut into sweeps.
         for variant, option in itertools.product(dict.fromkeys((candidate, candidate.split())), options):
             runs = self._runs_with(variant, option)
             if runs is None:
                 continue
+            # 3. Drop guesses that make no difference.
             needed = option
             for attribute in option if len(option) > 1 else ():
                 fewer = tuple(other for other in needed if other != attribute)
@@ -140,7 +177,7 @@ class Bench:
         return []
 
     def _kind_of(self, candidate: Candidate, guesses: Sequence[Attribute] = ()) -> Hashable:
-        """What is the same for a candidate in each of several equal blocks: classes and names, but no sizes."""
+        """A key that equal blocks share: classes and names of the candidate's parameters, but no sizes."""
         modules = modules_by_name(self.model)
         owners = (axis.parameter.rpartition(".") for axis in candidate.axes)
         axes = tuple((type(modules[owner]), name) for owner, _, name in owners)

@@ -75,7 +75,11 @@ class Layout:
         return None
 
     def cannot_split(self, alpha: int) -> str | None:
-        """Why units must not have ``alpha`` children each, in one sentence with a remedy; None where they may."""
+        """Why units must not have ``alpha`` children each; None where they may.
+
+        Returns:
+            The rest of a sentence that begins with the layout's name, with a remedy.
+        """
         return None
 
     def no_kernel(self, device: torch.device) -> str | None:

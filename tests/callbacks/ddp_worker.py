@@ -127,7 +127,7 @@ def train_by_fabric(processes: int) -> dict[str, Any]:
     wrapped, stepping = fabric.setup(net, optimizer)
     for step, (x, y) in enumerate(batches(fabric.world_size, fabric.global_rank)):
         if step == 1:
-            fpe.expand(net, 2, optimizer=optimizer, example_inputs=x)
+            fpe.expand(net, alpha=2, optimizer=optimizer, example_inputs=x)
             wrapped = fabric.setup_module(net)
         stepping.zero_grad()
         fabric.backward(F.cross_entropy(wrapped(x), y))

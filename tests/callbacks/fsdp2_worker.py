@@ -196,7 +196,7 @@ def main() -> None:
             assert [module.net[block].up.out_features for block in range(3)] == [13, 12, 11]
             save(name, fit(directory / name, processes, ckpt_path, module=module, full=False))
         elif kind == "drift":
-            callback = ExpansionCallback(step=1, sites="net.0.*", seed=rank)
+            callback = ExpansionCallback(seed=rank, step=1, sites="net.0.*")
             save(name, fit(directory / name, processes, callback=callback))
         else:
             raise SystemExit(f"unknown {name}")

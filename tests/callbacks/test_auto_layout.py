@@ -12,6 +12,7 @@ from boring import Plain, equal, outcome, resumable, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.sparse import GroupedLinear, autotune
 from fpe_lightning.sparse.choices import ChoiceFile
@@ -34,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, fastest: str) -> list[Any]:
 
 
 def callback() -> ExpansionCallback:
-    return ExpansionCallback(step=3, partition="shared", budget="columns", layout="auto")
+    return ExpansionCallback(fpe.Expansion(partition="shared", prune="columns", layout="auto"), step=3)
 
 
 @pytest.mark.parametrize(("then", "now"), [("grouped", "masked"), ("masked", "grouped")])
@@ -68,6 +69,6 @@ def test_layouts_are_timed_on_the_batch_and_in_the_precision_of_the_run(monkeypa
 
 def test_the_default_is_a_fixed_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = clock(monkeypatch, "grouped")
-    run = trainer(ExpansionCallback(step=3, partition="shared", budget="columns"), max_epochs=1)
+    run = trainer(ExpansionCallback(fpe.Expansion(partition="shared", prune="columns"), step=3), max_epochs=1)
     run.fit(Plain(), resumable())
     assert calls == []

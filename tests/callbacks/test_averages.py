@@ -105,7 +105,7 @@ def test_copies_are_split_by_hand_too() -> None:
     with torch.no_grad():
         average.module[0].weight.add_(1)
     before = average.module[0].weight.detach().clone()
-    fpe.expand(model, 2, copies=[average.module], example_inputs=torch.zeros(2, 48))
+    fpe.expand(model, alpha=2, example_inputs=torch.zeros(2, 48), averages=[average.module])
     mask = mask_of(model[0])
     assert mask is not None
     assert torch.equal(average.module[0].weight, before.repeat_interleave(2, 0) * mask)
@@ -121,5 +121,5 @@ def test_a_copy_of_another_structure_is_refused_and_nothing_changes() -> None:
     with pytest.raises(
         ValueError, match=r"A copy of the model has `0.weight` of shape \(7, 48\), and the model has \(6"
     ):
-        fpe.expand(model, 2, copies=[network(), other], example_inputs=torch.zeros(2, 48))
+        fpe.expand(model, alpha=2, example_inputs=torch.zeros(2, 48), averages=[network(), other])
     assert equal(states, (model.state_dict(), other.state_dict()))

@@ -147,7 +147,7 @@ def test_an_optimizer_that_deals_parameters_out_is_refused() -> None:
     optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
     message = "ZeroRedundancyOptimizer cannot train on after a split: it deals parameters out to processes"
     with pytest.raises(ValueError, match=message):
-        fpe.expand(module.net, 2, optimizer=optimizer, example_inputs=torch.zeros(1, 48))
+        fpe.expand(module.net, alpha=2, optimizer=optimizer, example_inputs=torch.zeros(1, 48))
     assert module.net[0].out_features == 6
 
 

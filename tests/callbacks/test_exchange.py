@@ -19,6 +19,7 @@ from torch import nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.partitions import Shared
 from fpe_lightning.sparse import check_masks, mask_of, structure_of
 
 X = torch.randn(5, 48, generator=torch.Generator().manual_seed(5))
@@ -26,8 +27,8 @@ X = torch.randn(5, 48, generator=torch.Generator().manual_seed(5))
 
 WAYS = {
     "masked": {},
-    "blocks": {"partition": "shared:2", "budget": "columns", "layout": "grouped"},
-    "blocks with holes": {"partition": "shared:2", "budget": "total", "layout": "grouped"},
+    "blocks": {"partition": Shared(groups=2), "budget": "columns", "layout": "grouped"},
+    "blocks with holes": {"partition": Shared(groups=2), "budget": "total", "layout": "grouped"},
 }
 
 
@@ -78,7 +79,7 @@ LEAVING: dict[str, tuple[nn.Module, torch.Tensor, dict[str, Any]]] = {
 def leaving(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
     """A split network of each kind that is exported, with an input."""
     net, x, options = copy.deepcopy(LEAVING[request.param])
-    fpe.expand(net, 2, example_inputs=x, **options)
+    fpe.expand(net, alpha=2, example_inputs=x, **options)
     trained(net, x)
     return net.eval(), x
 
@@ -176,7 +177,7 @@ def test_fabric_trains_on_after_a_split() -> None:
         for step, (x, y) in enumerate(resumable()):
             if step == 3:
                 # The model inside of the wrapper is split; its wrapped optimizer may be passed as it is.
-                fpe.expand(model, 2, optimizer=stepping, example_inputs=x)
+                fpe.expand(model, alpha=2, optimizer=stepping, example_inputs=x)
             stepping.zero_grad()
             loss = F.cross_entropy(wrapped(x), y)
             launcher.backward(loss) if fabric else loss.backward()
@@ -202,7 +203,7 @@ def test_fabric_saves_and_loads(tmp_path: Path) -> None:
 
     model, optimizer = made()
     step(model, optimizer)
-    fpe.expand(model.module, 2, optimizer=optimizer, example_inputs=X)
+    fpe.expand(model.module, alpha=2, optimizer=optimizer, example_inputs=X)
     step(model, optimizer)
     launcher.save(tmp_path / "state.ckpt", {"model": model, "optimizer": optimizer})
     other, others = made()

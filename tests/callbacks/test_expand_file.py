@@ -197,7 +197,7 @@ def test_averages_under_a_prefix_and_everything_else_are_kept(tmp_path: Path) ->
     found = torch.load(tmp_path / "wide.pt", weights_only=True)
     assert found.keys() == file.keys()
     assert (found["epoch"], found["mine"][1]) == (5, 3)
-    fpe.expand(net, example_inputs=torch.zeros(2, 48), copies=[average.module])
+    fpe.expand(net, example_inputs=torch.zeros(2, 48), averages=[average.module])
     assert equal(dict(found["mine"][0]["ema"]), dict(average.state_dict()))
 
 

@@ -66,7 +66,7 @@ def test_order_of_hooks_around_a_split(first: bool) -> None:
 
 
 def test_training_goes_on_as_if_split_by_hand() -> None:
-    callback = ExpansionCallback(alpha=3, step=5, seed=7)
+    callback = ExpansionCallback(alpha=3, seed=7, step=5)
     run = trainer(callback, max_epochs=2)
     run.fit(Plain(), loader())
     module = Plain()
@@ -76,7 +76,7 @@ def test_training_goes_on_as_if_split_by_hand() -> None:
         if step == 5:
             # The callback's sites are those of the network, under the module's names.
             sites = fpe.find_sites(_Holder(module.net), x)
-            fpe.expand(module, 3, sites=sites, seed=7, optimizer=optimizer)
+            fpe.expand(module, alpha=3, seed=7, sites=sites, optimizer=optimizer)
         optimizer.zero_grad()
         F.cross_entropy(module.net(x), y).backward()
         optimizer.step()
@@ -207,7 +207,7 @@ def test_clause_groups_may_come_from_the_datamodule() -> None:
             return loader()
 
     module = Plain()
-    trainer(ExpansionCallback(step=1, partition="clause"), max_epochs=1).fit(module, datamodule=Data())
+    trainer(ExpansionCallback(fpe.Expansion(partition="clause"), step=1), max_epochs=1).fit(module, datamodule=Data())
     mask = module.net[0].fpe_mask_weight.view(6, 2, 8, 6).any(0)
     for clause in range(8):
         assert mask[:, clause].any(1).sum() == 1, "a clause is torn apart"

@@ -174,7 +174,7 @@ def test_what_was_not_tested_is_refused_when_training_starts(tmp_path: Path) -> 
     with pytest.raises(MisconfigurationException, match="holds an average of the weights"):
         run(ExpansionCallback(step=1), StochasticWeightAveraging(0.01))
     with pytest.raises(MisconfigurationException, match=r'`layout="grouped"` was not tested under FSDP2'):
-        run(ExpansionCallback(step=1, partition="shared", layout="grouped"))
+        run(ExpansionCallback(fpe.Expansion(partition="shared", layout="grouped"), step=1))
 
     class Whole(Blocks):
         def configure_model(self) -> None:
@@ -254,7 +254,7 @@ def test_an_error_inside_leaves_everything_as_it_was() -> None:
     groups = [list(group["params"]) for group in optimizer.param_groups]
     states = {id(parameter): optimizer.state[parameter] for parameter in parameters}
     with pytest.raises(ValueError, match="alpha=99"), whole_parameters(net, names(net), [optimizer]):
-        fpe.expand(net, 99, sites=["0.up"], optimizer=optimizer, example_inputs=X)
+        fpe.expand(net, alpha=99, sites=["0.up"], optimizer=optimizer, example_inputs=X)
     assert all(now is before for now, before in zip(net.parameters(), parameters, strict=True))
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], groups[0], strict=True))
     assert all(optimizer.state[parameter] is states[id(parameter)] for parameter in parameters)

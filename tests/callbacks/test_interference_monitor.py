@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor
 from fpe_lightning.data import BooleanDataModule
 from fpe_lightning.interference import (
@@ -216,7 +217,7 @@ def test_clauses_that_the_data_knows_are_followed_in_the_layer_that_reads_them()
         torch.manual_seed(0)
         model = Classifier(MLP(8, [8, 8], 1), task="binary")
     callbacks = [
-        ExpansionCallback(epoch=1, partition="clause", sites="*layers.0"),
+        ExpansionCallback(fpe.Expansion(partition="clause"), epoch=1, sites="*layers.0"),
         InterferenceMonitor(sites="*layers.*"),
     ]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}

@@ -37,7 +37,9 @@ def test_the_callback_splits_by_a_rule_and_the_budget_holds_through_training() -
     x, y = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
     module = Probe()
     before = fpe.count_nonzeros(module)
-    callback = ExpansionCallback(alpha=2, epoch=1, budget=DiscriminantRefit(x, y), optimizer_state="reset")
+    callback = ExpansionCallback(
+        fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y), optimizer_state="reset"), epoch=1
+    )
     trainer = pl.Trainer(
         max_epochs=2,
         callbacks=[callback],
@@ -55,4 +57,4 @@ def test_the_callback_splits_by_a_rule_and_the_budget_holds_through_training() -
 
 def test_what_is_neither_a_name_nor_a_rule_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match="Unknown budget 3; known: total, incoming"):
-        ExpansionCallback(alpha=2, epoch=1, budget=3)
+        ExpansionCallback(fpe.Expansion(alpha=2, prune=3), epoch=1)

@@ -146,8 +146,8 @@ def test_two_callbacks_keep_their_own_counts(tmp_path: Path) -> None:
     def run(ckpt_path: Path | None = None) -> dict[str, Any]:
         torch.manual_seed(0)
         callbacks = [
-            ExpansionCallback(sites="net.0", epoch=1, budget="incoming"),
-            ExpansionCallback(sites="net.3", step=[9, 15], budget="total"),
+            ExpansionCallback(fpe.Expansion(prune="incoming"), sites="net.0", epoch=1),
+            ExpansionCallback(fpe.Expansion(prune="total"), sites="net.3", step=[9, 15]),
         ]
         saving = checkpoints(tmp_path, every_n_train_steps=3)
         fitted = trainer(*callbacks, saving, directory=tmp_path, max_epochs=3)
@@ -166,7 +166,9 @@ def test_layers_that_make_room_together_resume_exactly(tmp_path: Path) -> None:
         module = Deep()
         before = fpe.count_nonzeros(module)
         saving = checkpoints(tmp_path, every_n_train_steps=3)
-        fitted = trainer(ExpansionCallback(step=9, budget="global"), saving, directory=tmp_path, max_epochs=3)
+        fitted = trainer(
+            ExpansionCallback(fpe.Expansion(prune="global"), step=9), saving, directory=tmp_path, max_epochs=3
+        )
         fitted.fit(module, resumable(), ckpt_path=ckpt_path)
         return outcome(fitted), (before, fpe.count_nonzeros(module))
 
@@ -224,7 +226,7 @@ def test_a_run_that_stops_early_says_that_a_split_is_missing() -> None:
 
 def test_a_split_that_cannot_be_leaves_the_module_as_it_was() -> None:
     module = plain()
-    run = trainer(ExpansionCallback(epoch=1, alpha=40))
+    run = trainer(ExpansionCallback(alpha=40, epoch=1))
     with pytest.raises(MisconfigurationException, match=r"ExpansionCallback cannot split: Splitting net.0 by alpha=40"):
         run.fit(module, loader())
     assert module.net[0].out_features == 6

@@ -10,6 +10,7 @@ import torch
 from boring import Plain, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback, SaturationTrigger
 from fpe_lightning.callbacks.schedule import Schedule
 
@@ -53,7 +54,7 @@ def moments(callback: ExpansionCallback, **options: Any) -> list[tuple[int, int,
     ],
 )
 def test_splits_happen_when_they_are_due(when: dict[str, Any], options: dict[str, Any], expected: list) -> None:
-    assert moments(ExpansionCallback(alpha=2, budget="incoming", **when), **options) == expected
+    assert moments(ExpansionCallback(fpe.Expansion(alpha=2, prune="incoming"), **when), **options) == expected
 
 
 class Forward(Plain):
@@ -89,7 +90,7 @@ class Always:
 
 def test_a_trigger_is_asked_at_the_end_of_each_epoch_until_all_splits_are_done() -> None:
     trigger = Always()
-    seen = moments(ExpansionCallback(trigger=trigger, max_splits=2, budget="incoming"), max_epochs=5)
+    seen = moments(ExpansionCallback(fpe.Expansion(prune="incoming"), trigger=trigger, max_splits=2), max_epochs=5)
     assert seen == [(2, 12, 0), (3, 18, 0)]
     assert trigger.asked == [0, 1, 2]
 

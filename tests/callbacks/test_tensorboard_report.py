@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback, SaturationTrigger, TensorBoardReport
 from fpe_lightning.callbacks.tensorboard_columns import columns_of
 from fpe_lightning.callbacks.tensorboard_report import layout, marker
@@ -121,7 +122,7 @@ def test_charts_of_training_and_of_the_sites_are_laid_out(tmp_path: Path) -> Non
 def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     best = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
     fit(tmp_path / "dense", best, TensorBoardReport(), enable_checkpointing=True)
-    split = ExpansionCallback(alpha=3, epoch=1, budget="incoming")
+    split = ExpansionCallback(fpe.Expansion(alpha=3, prune="incoming"), epoch=1)
     fit(tmp_path / "split", split, TensorBoardReport())
     values, metrics, ended = table(tmp_path / "dense")
     assert values | {"seed": "any"} == {
@@ -144,7 +145,8 @@ def test_several_splits_triggers_and_functions_are_named_in_words() -> None:
         raise NotImplementedError
 
     several = trainer(
-        ExpansionCallback(alpha={"net.*": 2}, step=[1, 2]), ExpansionCallback(epoch=3, partition=own_partition)
+        ExpansionCallback(alpha={"net.*": 2}, step=[1, 2]),
+        ExpansionCallback(fpe.Expansion(partition=own_partition), epoch=3),
     )
     found = columns_of(several, Plain())
     assert found["alpha"] == "{'net.*': 2}, 2"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fpe_lightning as fpe
-from fpe_lightning.networks import MLP
 from fpe_lightning.checkpoints.__main__ import main
+from fpe_lightning.networks import MLP
 
 ARGUMENTS = {"in_features": 32, "out_features": 2, "hidden": [8]}
 MODULE = ["--module", "fpe_lightning.networks.MLP", *(f"--module.{key}={value}" for key, value in ARGUMENTS.items())]
@@ -42,7 +42,7 @@ def test_the_command_widens_a_file(narrow: MLP, tmp_path: Path, capsys: pytest.C
         ]
     )
     assert "8 -> 32" in capsys.readouterr().out
-    fpe.expand(narrow, 4, budget="incoming", seed=3, example_inputs=torch.zeros(1, 32))
+    fpe.expand(narrow, fpe.Expansion(alpha=4, prune="incoming", seed=3), example_inputs=torch.zeros(1, 32))
     found = torch.load(files[1], weights_only=True)["state_dict"]
     assert found.keys() == narrow.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in narrow.state_dict().items())

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.nets import cnn, equal, mlp, snapshot, train
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -19,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fpe_lightning as fpe
 from fpe_lightning.sparse import Record, check_masks, mask_of, record_of
 from fpe_lightning.sparse.record import RECORD
+from tests.support.nets import cnn, equal, mlp, snapshot, train
 
 X = torch.randn(8, 96, generator=torch.Generator().manual_seed(0))
 
@@ -32,7 +32,7 @@ def stages() -> list[nn.Module]:
         train(model, optimizer, X)
         found.append(copy.deepcopy(model))
         if alpha:
-            fpe.expand(model, alpha, optimizer=optimizer, example_inputs=X)
+            fpe.expand(model, alpha=alpha, optimizer=optimizer, example_inputs=X)
     return found
 
 
@@ -64,7 +64,7 @@ def test_a_rebuilt_model_splits_on_as_the_original_does() -> None:
     model, original = copy.deepcopy(STAGES[0]), copy.deepcopy(STAGES[2])
     fpe.load_expanded_state_dict(model, original.state_dict())
     for net in (model, original):
-        fpe.expand(net, 2, example_inputs=X)
+        fpe.expand(net, alpha=2, example_inputs=X)
     assert equal(dict(model.state_dict()), dict(original.state_dict()))
     assert record_of(model[0]) == record_of(original[0])
 
@@ -72,7 +72,7 @@ def test_a_rebuilt_model_splits_on_as_the_original_does() -> None:
 def test_convolutions_come_back_with_their_channels() -> None:
     x = torch.randn(2, 16, 8, 8)
     wide, narrow, before = cnn(), cnn(), cnn()
-    fpe.expand(wide, 2, sites=["0", "4"], example_inputs=x)
+    fpe.expand(wide, alpha=2, sites=["0", "4"], example_inputs=x)
     fpe.load_expanded_state_dict(narrow, wide.state_dict())
     assert torch.equal(narrow.eval()(x), wide.eval()(x))
     fpe.load_expanded_state_dict(narrow, before.state_dict())
@@ -135,7 +135,7 @@ def test_a_loaded_model_holds_nothing_of_what_it_was_loaded_from() -> None:
     """A buffer that shared memory with a mapped file would keep the whole file in memory."""
     for layout in ("masked", "grouped"):
         wide, narrow = mlp(96, 4, 3), mlp(96, 4, 3)
-        fpe.expand(wide, 2, "shared", budget="columns", layout=layout, example_inputs=X)
+        fpe.expand(wide, fpe.Expansion(alpha=2, partition="shared", prune="columns", layout=layout), example_inputs=X)
         state = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
         fpe.load_expanded_state_dict(narrow, state)
         places = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(state: dict[str, Tensor]
 
 def test_a_checkpoint_of_other_widths_is_named() -> None:
     wide = mlp(96, 5, 3, norm=True)
-    fpe.expand(wide, 2, example_inputs=X)
+    fpe.expand(wide, alpha=2, example_inputs=X)
     model = copy.deepcopy(STAGES[0])
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"`0.weight` had shape \(5, 96\) there .* first split, and \(4, 96\) here"):
@@ -333,9 +333,9 @@ class Reading12(Sliced):
 @pytest.mark.parametrize("build", [Sliced, Scaled, with_integers])
 def test_what_a_checkpoint_does_not_hold_follows(build: Callable[[], nn.Module]) -> None:
     narrow, wide = build(), build()
-    fpe.expand(wide, 2, example_inputs=X)
+    fpe.expand(wide, alpha=2, example_inputs=X)
     stage = copy.deepcopy(wide)
-    fpe.expand(wide, 2, example_inputs=X)
+    fpe.expand(wide, alpha=2, example_inputs=X)
     for saved, target in itertools.product((narrow, stage, wide), repeat=2):
         model = copy.deepcopy(target)
         fpe.load_expanded_state_dict(model, saved.state_dict())
@@ -347,7 +347,7 @@ def test_what_a_checkpoint_does_not_hold_follows(build: Callable[[], nn.Module])
 
 def test_integers_stay_where_nothing_comes_in_for_them() -> None:
     model = nn.Sequential(Sliced(), nn.Linear(3, 2))
-    fpe.expand(model, 2, sites="0.first", example_inputs=X)
+    fpe.expand(model, alpha=2, sites="0.first", example_inputs=X)
     head = {key: value for key, value in model.state_dict().items() if key.startswith("1.")}
     fpe.load_expanded_state_dict(model, head, strict=False)
     assert model[0].width == 16
@@ -356,7 +356,7 @@ def test_integers_stay_where_nothing_comes_in_for_them() -> None:
 
 def test_integers_of_another_network_are_refused() -> None:
     wide, other = Sliced(), Sliced()
-    fpe.expand(wide, 2, example_inputs=X)
+    fpe.expand(wide, alpha=2, example_inputs=X)
     other.width = 7
     before = snapshot(other)
     with pytest.raises(ValueError, match="`width` was 8 there before its first split, and 7 here"):
@@ -368,10 +368,10 @@ def test_integers_of_another_network_are_refused() -> None:
 @pytest.mark.parametrize("grown", [False, True], ids=["into narrow", "into wide"])
 def test_a_model_is_as_before_where_loading_raises(grown: bool, broken: str) -> None:
     wide, model = Sliced(), Sliced()
-    fpe.expand(wide, 2, example_inputs=X)
+    fpe.expand(wide, alpha=2, example_inputs=X)
     state = wide.state_dict()
     if grown:
-        fpe.expand(model, 3, example_inputs=X)
+        fpe.expand(model, alpha=3, example_inputs=X)
     if broken == "last.bias":  # missing: torch says so after it has loaded the rest
         del state[broken]
     else:  # too many: torch loads all others

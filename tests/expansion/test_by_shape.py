@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.partitions import Shared
 from fpe_lightning.sparse import autotune, check_masks, dense_mask, dense_weight, structure_of
 
 
@@ -40,7 +41,7 @@ def test_a_large_pair_is_stored_at_the_size_of_its_non_zeros(
     alpha: int, outputs: int, budget: str, grouped: int
 ) -> None:
     model = split(mlp(128, 1024, outputs), alpha=alpha, partition="by_shape")
-    explicit = {"partition": "shared:16", "budget": budget, "layout": "grouped"}
+    explicit = {"partition": Shared(groups=16), "budget": budget, "layout": "grouped"}
     assert same(model, split(mlp(128, 1024, outputs), alpha=alpha, **explicit))
     assert sum(structure_of(module) is not None for module in model) == grouped
     stored = sum(parameter.numel() for parameter in model.parameters())
@@ -100,7 +101,7 @@ def test_more_blocks_than_pay_are_not_made() -> None:
 def test_a_users_own_attributes_stay_next_to_blocks(name: str) -> None:
     model = mlp(64, 1024, 10)
     setattr(model[0], name, "mine")
-    split(model, partition="by_shape")
+    fpe.expand(model, alpha=2, example_inputs=torch.zeros(2, 64))
     assert structure_of(model[0]) is not None
     assert getattr(model[0], name) == "mine"
 
@@ -112,7 +113,7 @@ def test_convolutions_are_split_by_the_rule_of_the_paper() -> None:
 
     models = [conv(), conv()]
     for model, partition in zip(models, ("by_shape", "random"), strict=True):
-        fpe.expand(model, partition=partition, example_inputs=torch.zeros(2, 64, 3, 3))
+        fpe.expand(model, fpe.Expansion(partition=partition), example_inputs=torch.zeros(2, 64, 3, 3))
     assert same(*models)
 
 
@@ -135,7 +136,7 @@ def test_it_decides_on_budget_and_layout_itself(options: dict[str, object]) -> N
         split(model, partition="by_shape", **options)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     with pytest.raises(MisconfigurationException, match='partition="by_shape" decides'):
-        ExpansionCallback(step=1, partition="by_shape", **options)
+        ExpansionCallback(fpe.ByShape(), step=1, **options)
 
 
 @pytest.mark.parametrize("widths", [(128, 1024, 10), (64, 256, 10)])
@@ -183,8 +184,12 @@ class Functional(nn.Module):
 def test_weights_that_are_read_without_their_layer_stay_masked() -> None:
     models = [Functional(1024), Functional(1024)]
     for model, partition in zip(models, ("by_shape", "random"), strict=True):
-        fpe.expand(model, partition=partition, example_inputs=torch.zeros(2, 64))
+        fpe.expand(model, fpe.Expansion(partition=partition), example_inputs=torch.zeros(2, 64))
         model(torch.zeros(2, 64))
     assert same(*models)
     with pytest.raises(ValueError, match="does not call its layer with an input"):
-        fpe.expand(Functional(16), partition="shared:2", layout="grouped", example_inputs=torch.zeros(2, 64))
+        fpe.expand(
+            Functional(16),
+            fpe.Expansion(partition=Shared(groups=2), layout="grouped"),
+            example_inputs=torch.zeros(2, 64),
+        )

@@ -23,9 +23,9 @@ def test_a_model_inside_of_ddp_is_split_before_it_is_wrapped(part: bool) -> None
     model, name = (nn.Sequential(wrapped, nn.Linear(3, 2)), "0") if part else (wrapped, "model")
     before = snapshot(net)
     with pytest.raises(ValueError, match=f"`{name}` is wrapped in DistributedDataParallel, .* wrap that anew"):
-        fpe.expand(model, 2, example_inputs=X)
+        fpe.expand(model, alpha=2, example_inputs=X)
     assert equal(before, snapshot(net))
-    fpe.expand(net, 2, example_inputs=X)
+    fpe.expand(net, alpha=2, example_inputs=X)
     DistributedDataParallel(net)(torch.randn(2, 64)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
@@ -34,7 +34,7 @@ def test_a_model_inside_of_ddp_is_split_before_it_is_wrapped(part: bool) -> None
 def test_other_wrappers_are_known_by_name(name: str) -> None:
     wrapper = type(name, (nn.Sequential,), {})
     with pytest.raises(ValueError, match=f"`0` is wrapped in {name}"):
-        fpe.expand(nn.Sequential(type("Mine", (wrapper,), {})(mlp(64, 8, 3))), 2, example_inputs=X)
+        fpe.expand(nn.Sequential(type("Mine", (wrapper,), {})(mlp(64, 8, 3))), alpha=2, example_inputs=X)
 
 
 @pytest.mark.usefixtures("_alone")
@@ -43,5 +43,5 @@ def test_shards_are_not_split() -> None:
     fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
     before = list(net.parameters())
     with pytest.raises(ValueError, match=r"`0.weight` is sharded, .*whole_parameters.*ExpandableModelParallelStrategy"):
-        fpe.expand(net, 2, example_inputs=X)
+        fpe.expand(net, alpha=2, example_inputs=X)
     assert all(now is then for now, then in zip(net.parameters(), before, strict=True))

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion import compact
+from fpe_lightning.partitions import Contiguous, Shared
 from fpe_lightning.sparse import GroupedLinear, parents_of, record_of
 
 EXPAND = sys.modules["fpe_lightning.expansion.expand"]  # the module; the package has a function of that name
-PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
-BUDGETS = ("total", "incoming", "outgoing", "global", "columns", "blocks")
+PARTITIONS = ("shared", Shared(groups=2), "contiguous", Contiguous(groups=4))
+PRUNINGS = ("total", "incoming", "outgoing", "global", "columns", "blocks")
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -53,14 +54,23 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.step()
 
 
-def split(kind: str, optimizer: Any = torch.optim.AdamW, **options: Any) -> tuple[nn.Module, Any, Any]:
+def pruning(name: str) -> dict[str, str]:
+    """The fields of an expansion: ``"blocks"`` partitions the outgoing weights and prunes columns."""
+    return {"prune": "columns", "outgoing": "partition"} if name == "blocks" else {"prune": name}
+
+
+def split(
+    kind: str, optimizer: Any = torch.optim.AdamW, sites: str | None = None, **fields: Any
+) -> tuple[nn.Module, Any, Any]:
     """A model after three steps and a split, with gradients and state, its optimizer and the report (or error)."""
     model, x = MODELS[kind]()
     optimizers = optimizer(model.parameters())
     for _ in range(3):
         step(model, optimizers, x)
     try:
-        report = fpe.expand(model, layout="grouped", optimizer=optimizers, example_inputs=x, **options)
+        report = fpe.expand(
+            model, fpe.Expansion(layout="grouped", **fields), optimizer=optimizers, example_inputs=x, sites=sites
+        )
     except ValueError as error:
         return model, optimizers, str(error)
     return model, optimizers, report
@@ -90,11 +100,16 @@ def assert_equal(ours: tuple[Any, Any, Any], theirs: tuple[Any, Any, Any]) -> No
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 @pytest.mark.parametrize("alpha", [2, 4])
-@pytest.mark.parametrize(("kind", "partition", "budget"), list(itertools.product(MODELS, PARTITIONS, BUDGETS)))
+@pytest.mark.parametrize(("kind", "partition", "prune"), list(itertools.product(MODELS, PARTITIONS, PRUNINGS)))
 def test_it_ends_as_by_way_of_the_wide_weight(
-    monkeypatch: pytest.MonkeyPatch, kind: str, partition: str, budget: str, alpha: int
+    monkeypatch: pytest.MonkeyPatch, kind: str, partition: Any, prune: str, alpha: int
 ) -> None:
-    options = {"alpha": alpha, "partition": partition, "budget": budget, "sites": None if kind == "gated" else "0"}
+    options = {
+        "alpha": alpha,
+        "partition": partition,
+        "sites": None if kind == "gated" else "0",
+        **pruning(prune),
+    }
     taken: list[set[str]] = []
     with monkeypatch.context() as patch:
         fits = compact.fits_compact
@@ -115,7 +130,7 @@ def test_it_ends_as_by_way_of_the_wide_weight(
     ],
 )
 def test_every_state_follows(monkeypatch: pytest.MonkeyPatch, optimizer: Any) -> None:
-    options = {"optimizer": optimizer, "partition": "shared:2", "budget": "total"}
+    options = {"optimizer": optimizer, "partition": Shared(groups=2), "prune": "total"}
     ours = split("mlp", **options)
     theirs = by_way_of_the_wide_weight(monkeypatch, "mlp", **options)
     for mine, other in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
@@ -134,14 +149,11 @@ def test_reset_copies_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
     before = model[0].weight
     fpe.expand(
         model,
-        partition="shared:2",
-        budget="columns",
-        layout="grouped",
+        fpe.Expansion(partition=Shared(groups=2), prune="columns", layout="grouped", optimizer_state="reset"),
         sites="0",
         optimizer=optimizer,
-        optimizer_state="reset",
         example_inputs=x,
-        copies=[average],
+        averages=[average],
     )
     assert before not in optimizer.state
     assert model[0].weight not in optimizer.state
@@ -159,8 +171,8 @@ def test_reset_copies_and_records(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
-@pytest.mark.parametrize("budget", ["columns", "incoming"])
-def test_what_is_refused_leaves_everything_as_it_was(budget: str) -> None:
+@pytest.mark.parametrize("prune", ["columns", "incoming"])
+def test_what_is_refused_leaves_everything_as_it_was(prune: str) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
@@ -168,7 +180,11 @@ def test_what_is_refused_leaves_everything_as_it_was(budget: str) -> None:
     moments = {p: optimizer.state[p]["exp_avg"].clone() for p in parameters}
     with pytest.raises(ValueError, match=r"Splitting 0 by alpha=12|some would get none"):
         fpe.expand(
-            model, 12, "contiguous", budget=budget, layout="grouped", sites="0", optimizer=optimizer, example_inputs=x
+            model,
+            fpe.Expansion(alpha=12, partition="contiguous", prune=prune, layout="grouped"),
+            sites="0",
+            optimizer=optimizer,
+            example_inputs=x,
         )
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
@@ -188,13 +204,19 @@ def test_the_wide_weight_is_never_there() -> None:
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 2))
     sites = fpe.find_sites(model, torch.zeros(1, 512))
     with Watching():
-        fpe.expand(model, 4, "shared:4", budget="columns", layout="grouped", sites=sites)
+        fpe.expand(
+            model, fpe.Expansion(alpha=4, partition=Shared(groups=4), prune="columns", layout="grouped"), sites=sites
+        )
     assert max(sizes) <= 512 * 512 * 4  # no tensor larger than the weight itself
 
 
 def test_the_old_weight_is_let_go() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     old = weakref.ref(model[0].weight)
-    fpe.expand(model, 2, "shared", budget="columns", layout="grouped", example_inputs=torch.zeros(1, 64))
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="grouped"),
+        example_inputs=torch.zeros(1, 64),
+    )
     gc.collect()
     assert old() is None

@@ -54,13 +54,7 @@ def test_nonzeros_are_kept_and_stay_kept(data: st.DataObject) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
         report = fpe.expand(
-            model,
-            alpha,
-            partition,
-            groups=CLAUSES if partition == "clause" else None,
-            sites=sites,
-            budget=budget,
-            optimizer=optimizer,
+            model, fpe.Expansion(alpha=alpha, partition=partition, prune=budget), sites=sites, optimizer=optimizer
         )
     assert report.nonzeros_before == report.nonzeros_after == before == fpe.count_nonzeros(model)
     train(model, optimizer, x)
@@ -74,7 +68,7 @@ def test_nonzeros_are_kept_and_stay_kept(data: st.DataObject) -> None:
 def test_children_share_their_parents_inputs_and_copy_its_outputs() -> None:
     model = mlp(64, 5, 3)
     parent, before = copy.deepcopy(model), fpe.count_nonzeros(model)
-    report = fpe.expand(model, alpha=4, budget="incoming", example_inputs=torch.randn(2, 64))
+    report = fpe.expand(model, fpe.Expansion(alpha=4, prune="incoming"), example_inputs=torch.randn(2, 64))
     weight = model[0].weight.detach().view(5, 4, 64)
     assert ((weight != 0).sum(1) <= 1).all(), "an input reaches two children"
     summed, kept = weight.sum(1), (weight != 0).any(1)
@@ -115,14 +109,14 @@ def test_total_budget_removes_by_one_magnitude_order() -> None:
 @pytest.mark.parametrize("budget", ["total", "incoming", "columns"])
 def test_each_site_reports_its_own_room_where_sites_share_a_weight(budget: str) -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    first, second = fpe.expand(model, alpha=2, budget=budget, example_inputs=torch.randn(2, 64)).sites
+    first, second = fpe.expand(model, fpe.Expansion(alpha=2, prune=budget), example_inputs=torch.randn(2, 64)).sites
     assert first.removed_incoming + first.removed_outgoing == 8 + 8 * 6, "copies of biases and of outgoing weights"
     assert second.removed_incoming + second.removed_outgoing == 6 + 6 * 2
 
 
 def test_outgoing_budget_keeps_every_input() -> None:
     model = mlp(16, 8, 8, bias=False)
-    (site,) = fpe.expand(model, alpha=2, budget="outgoing", example_inputs=torch.randn(2, 16)).sites
+    (site,) = fpe.expand(model, fpe.Expansion(alpha=2, prune="outgoing"), example_inputs=torch.randn(2, 16)).sites
     assert (site.removed_incoming, site.removed_outgoing) == (0, 64)
     assert (model[0].weight.view(8, 2, 16) != 0).sum(1).eq(1).all()
     assert int(model[2].weight.count_nonzero()) == 64
@@ -132,7 +126,7 @@ def test_batch_norm_children_copy_their_parents_statistics() -> None:
     model = mlp(64, 5, 3, norm=True)
     train(model, SGD(model.parameters(), lr=0.01), torch.randn(9, 64))
     parent = copy.deepcopy(model)
-    fpe.expand(model, 2, example_inputs=torch.randn(4, 64))
+    fpe.expand(model, alpha=2, example_inputs=torch.randn(4, 64))
     for name in ("weight", "bias", "running_mean", "running_var"):
         expected = getattr(parent[1], name).repeat_interleave(2)
         assert torch.equal(getattr(model[1], name), expected), name
@@ -145,7 +139,9 @@ def test_convolutions_hand_out_whole_kernels_and_flattened_blocks() -> None:
     optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     train(model, optimizer, x)
     before, parent = fpe.count_nonzeros(model), copy.deepcopy(model)
-    report = fpe.expand(model, 2, budget="incoming", sites=["0", "4"], optimizer=optimizer, example_inputs=x)
+    report = fpe.expand(
+        model, fpe.Expansion(alpha=2, prune="incoming"), sites=["0", "4"], optimizer=optimizer, example_inputs=x
+    )
     assert [site.name for site in report.sites] == ["0", "4"]
     assert (model[0].out_channels, model[4].in_channels, model[4].out_channels, model[9].in_features) == (16, 16, 8, 32)
     mask = mask_of(model[0])
@@ -153,9 +149,10 @@ def test_convolutions_hand_out_whole_kernels_and_flattened_blocks() -> None:
     assert (mask.view(8, 2, 16, 9).sum(1) <= 1).all(), "an entry reaches two children"
     whole = mask.view(8, 2, 16, 9).any(3).sum(1)
     assert (whole <= 1).all(), "an input channel reaches two children"
-    assert torch.equal(model[9].weight.view(6, 4, 2, 4), parent[9].weight.view(6, 4, 1, 4).expand(6, 4, 2, 4)), (
-        "blocks of a flattened channel stand beside each other"
-    )
+    assert torch.equal(
+        model[9].weight.view(6, 4, 2, 4),
+        parent[9].weight.view(6, 4, 1, 4).expand(6, 4, 2),
+    ), "blocks of a flattened channel stand beside each other"
     assert fpe.count_nonzeros(model) == before
     train(model, optimizer, x)
     check_masks(model)
@@ -167,7 +164,7 @@ def test_a_split_without_pruning_of_one_hot_inputs_keeps_the_function() -> None:
     x = torch.eye(16)
     parent = copy.deepcopy(model)
     hidden = parent[:2](x)
-    fpe.expand(model, 2, budget="outgoing", example_inputs=x)
+    fpe.expand(model, fpe.Expansion(alpha=2, prune="outgoing"), example_inputs=x)
     assert torch.allclose(model[:2](x).view(16, 8, 2).sum(2), hidden)
 
 
@@ -179,7 +176,7 @@ def test_order_names_and_settings_of_parameters_stay() -> None:
     names = [name for name, _ in model.named_parameters()]
     grads = [parameter.requires_grad for parameter in model.parameters()]
     untouched = model[11].bias
-    fpe.expand(model, 2, sites=["0", "4", "9"], example_inputs=torch.randn(2, 16, 8, 8))
+    fpe.expand(model, alpha=2, sites=["0", "4", "9"], example_inputs=torch.randn(2, 16, 8, 8))
     assert [name for name, _ in model.named_parameters()] == names
     assert [parameter.requires_grad for parameter in model.parameters()] == grads
     assert all(parameter.note == "kept" for parameter in model.parameters())  # type: ignore[attr-defined]
@@ -193,7 +190,7 @@ def test_gradients_follow() -> None:
     parent = copy.deepcopy(model)
     for ours, theirs in zip(parent.parameters(), model.parameters(), strict=True):
         ours.grad = theirs.grad.clone()  # type: ignore[union-attr]
-    fpe.expand(model, 2, example_inputs=x)
+    fpe.expand(model, alpha=2, example_inputs=x)
     mask = mask_of(model[0])
     assert mask is not None
     assert torch.equal(model[0].weight.grad, parent[0].weight.grad.repeat_interleave(2, 0) * mask)
@@ -208,7 +205,7 @@ def test_three_splits_in_a_row() -> None:
     for alpha in (2, 3, 2):
         train(model, optimizer, x)
         previous = mask_of(model[0])
-        report = fpe.expand(model, alpha, optimizer=optimizer, example_inputs=x)
+        report = fpe.expand(model, alpha=alpha, optimizer=optimizer, example_inputs=x)
         assert report.nonzeros_after == before
         mask = mask_of(model[0])
         assert mask is not None
@@ -234,7 +231,7 @@ def test_the_draw_depends_on_seed_and_site_alone() -> None:
 
     def split(seed: int, **more: Any) -> dict[str, torch.Tensor]:
         model = mlp(64, 16, 16, 3)
-        fpe.expand(model, 2, seed=seed, **options, **more)
+        fpe.expand(model, alpha=2, seed=seed, **options, **more)
         return masks(model)
 
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
@@ -246,7 +243,7 @@ def test_the_draw_depends_on_seed_and_site_alone() -> None:
     assert not torch.equal(other["0.weight"], alone["0.weight"])
 
     def draws(model: nn.Sequential, sites: str | None) -> torch.Tensor:
-        fpe.expand(model, 2, sites=sites, budget="outgoing", **{"example_inputs": x})
+        fpe.expand(model, fpe.Expansion(alpha=2, prune="outgoing"), sites=sites, **{"example_inputs": x})
         return masks(model)["0.weight"]
 
     # With outgoing weights alone making room, a producer's mask is the draw itself.
@@ -266,7 +263,7 @@ def test_sites_of_equal_size_draw_differently_and_compiled_ones_alike() -> None:
 def test_feature_partition_leaves_the_generators_alone() -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     model = mlp(64, 8, 3)
-    fpe.expand(model, 2, "feature", example_inputs=torch.ones(2, 64))
+    fpe.expand(model, fpe.Expansion(alpha=2, partition="feature"), example_inputs=torch.ones(2, 64))
     assert torch.equal(torch.get_rng_state(), state[0])
     assert np.random.get_state()[1].tolist() == state[1]
 
@@ -274,13 +271,13 @@ def test_feature_partition_leaves_the_generators_alone() -> None:
 def test_tied_by_use_sites_may_be_given_as_found() -> None:
     model, x = mlp(64, 8, 8, 3), torch.randn(2, 64)
     first = fpe.find_sites(model, x)[:1]
-    report = fpe.expand(model, 2, sites=first)
+    report = fpe.expand(model, alpha=2, sites=first)
     assert [site.name for site in report.sites] == ["0"]
     assert report.nonzeros_before == report.nonzeros_after
 
 
 def test_report_reads_as_a_table() -> None:
-    report = fpe.expand(mlp(64, 8, 3), 2, example_inputs=torch.randn(1, 64))
+    report = fpe.expand(mlp(64, 8, 3), alpha=2, example_inputs=torch.randn(1, 64))
     head, row, total = str(report).splitlines()
     assert head.split() == ["site", "alpha", "width", "fan-in", "removed", "in/out"]
     assert row.split()[:6] == ["0", "2", "8", "->", "16", "64.0"]
@@ -307,7 +304,7 @@ def test_a_weight_that_produces_and_consumes_makes_room_once(budget: str) -> Non
     both = {axis.parameter for axis in site.producers} & {axis.parameter for axis in site.consumers}
     assert both == {"gate.weight"}, "the case is not the one that is meant"
     before = fpe.count_nonzeros(model)
-    report = fpe.expand(model, 2, sites=[site], budget=budget)
+    report = fpe.expand(model, fpe.Expansion(alpha=2, prune=budget), sites=[site])
     assert report.nonzeros_after == fpe.count_nonzeros(model) == before
     assert report.sites[0].removed_incoming >= 0
     assert report.sites[0].removed_outgoing >= 0
@@ -334,7 +331,7 @@ def test_producers_of_some_units_each_hand_out_their_own(partition: str, budget:
     model, x = Joined(), torch.randn(4, 64)
     sites = fpe.find_sites(model, x)
     assert [(site.width, len(site.producers)) for site in sites] == [(10, 3)]
-    report = fpe.expand(model, 2, partition=partition, sites=sites, budget=budget)
+    report = fpe.expand(model, fpe.Expansion(alpha=2, partition=partition, prune=budget), sites=sites)
     assert report.nonzeros_after == report.nonzeros_before
     mask = mask_of(model.right)
     assert mask is not None
@@ -363,7 +360,7 @@ def test_units_of_unequally_many_rows_are_split() -> None:
     sites = fpe.find_sites(model, x)
     rows = [producer.units.bincount().tolist() for producer in sites[0].producers if producer.units is not None]
     assert rows == [[2, 2, 1, 1, 1, 1]], "the case is not the one that is meant"
-    report = fpe.expand(model, 2, sites=sites)
+    report = fpe.expand(model, alpha=2, sites=sites)
     assert report.nonzeros_after == report.nonzeros_before
     assert model(x).shape == (4, 3, 2, 2)
     check_masks(model)

@@ -12,6 +12,7 @@ from torch import nn
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.split_site import ExpansionWarning
+from fpe_lightning.partitions import Contiguous
 from fpe_lightning.sparse.masked import mask_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Splitting 0 by alpha=2", "ignore:Splitting 2 by alpha=2")
@@ -28,8 +29,8 @@ def test_the_first_layer_pays_for_the_classifier() -> None:
     model = deep()
     parent = copy.deepcopy(model)
     with pytest.raises(ValueError, match="too little is left"):
-        fpe.expand(copy.deepcopy(model), 2, budget="incoming", example_inputs=X)
-    report = fpe.expand(model, 2, budget="global", example_inputs=X)
+        fpe.expand(copy.deepcopy(model), fpe.Expansion(alpha=2, prune="incoming"), example_inputs=X)
+    report = fpe.expand(model, fpe.Expansion(alpha=2, prune="global"), example_inputs=X)
     assert report.nonzeros_before == report.nonzeros_after == fpe.count_nonzeros(model)
     assert mask_of(model[4]) is None, "the classifier stays dense"
     assert torch.equal(model[4].weight, parent[4].weight.repeat_interleave(2, 1))
@@ -44,7 +45,7 @@ def test_the_first_layer_pays_for_the_classifier() -> None:
 def test_what_goes_is_smaller_than_what_stays_in_any_layer() -> None:
     model = deep()
     parent = copy.deepcopy(model)
-    fpe.expand(model, 2, budget="global", example_inputs=X)
+    fpe.expand(model, fpe.Expansion(alpha=2, prune="global"), example_inputs=X)
     kept = [model[index].weight.detach().abs()[mask_of(model[index])] for index in (0, 2)]
     first, second = (mask_of(model[index]) for index in (0, 2))
     assert first is not None
@@ -57,11 +58,11 @@ def test_what_goes_is_smaller_than_what_stays_in_any_layer() -> None:
     assert gone.max() <= torch.cat(kept).min()
 
 
-@pytest.mark.parametrize("partition", ["random", "shared", "contiguous:2"])
+@pytest.mark.parametrize("partition", ["random", "shared", Contiguous(groups=2)])
 def test_one_site_is_split_as_its_incoming_weights_alone_would_have_it(partition: str) -> None:
     first, second = deep(4), deep(4)
     reports = [
-        fpe.expand(model, 2, partition=partition, sites=["0"], budget=budget, example_inputs=X)
+        fpe.expand(model, fpe.Expansion(alpha=2, partition=partition, prune=budget), sites=["0"], example_inputs=X)
         for model, budget in ((first, "global"), (second, "incoming"))
     ]
     assert reports[0] == reports[1]
@@ -81,7 +82,12 @@ def test_repeated_splits_keep_the_budget_and_the_optimizer(alpha: int, partition
             optimizer.step()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExpansionWarning)
-            fpe.expand(model, factor, partition=partition, budget="global", optimizer=optimizer, example_inputs=x)
+            fpe.expand(
+                model,
+                fpe.Expansion(alpha=factor, partition=partition, prune="global"),
+                optimizer=optimizer,
+                example_inputs=x,
+            )
         assert fpe.count_nonzeros(model) == before
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
@@ -91,7 +97,12 @@ def test_repeated_splits_keep_the_budget_and_the_optimizer(alpha: int, partition
 def test_grouped_blocks_hold_what_the_masked_layout_holds() -> None:
     masked, grouped = deep(8), deep(8)
     for model, layout in ((masked, "masked"), (grouped, "grouped")):
-        fpe.expand(model, 2, partition="shared", budget="global", layout=layout, sites=["0"], example_inputs=X)
+        fpe.expand(
+            model,
+            fpe.Expansion(alpha=2, partition="shared", prune="global", layout=layout),
+            sites=["0"],
+            example_inputs=X,
+        )
     assert torch.allclose(masked(X), grouped(X), atol=1e-6)
 
 
@@ -101,20 +112,20 @@ def test_a_layer_that_would_vanish_is_refused_and_nothing_changes() -> None:
         model[2].weight.mul_(1e-6)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r'budget="global" takes all weights of `2\.weight`'):
-        fpe.expand(model, 2, budget="global", example_inputs=X)
+        fpe.expand(model, fpe.Expansion(alpha=2, prune="global"), example_inputs=X)
     assert model[0].out_features == 8
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_copies_that_cost_more_than_there_is_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Splitting 0 by alpha=2, 2 by alpha=2 adds 8080 copies.*too little is left"):
-        fpe.expand(deep(1000), 2, budget="global", example_inputs=X)
+        fpe.expand(deep(1000), fpe.Expansion(alpha=2, prune="global"), example_inputs=X)
 
 
 def test_a_costly_split_is_warned_of_once_for_all_sites() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fpe.expand(deep(40), 2, budget="global", example_inputs=X)
+        fpe.expand(deep(40), fpe.Expansion(alpha=2, prune="global"), example_inputs=X)
     (only,) = caught
     assert str(only.message).startswith("Splitting 0 by alpha=2, 2 by alpha=2 adds 400 copies to 640 incoming weights")
     assert only.filename == __file__, "it points at the caller"

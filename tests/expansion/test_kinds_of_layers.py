@@ -132,7 +132,7 @@ def test_every_kind_is_split_trains_on_and_loads_again(kind: str, partition: str
     optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     train(model, optimizer, x)
     narrow, before = copy.deepcopy(model), fpe.count_nonzeros(model)
-    report = fpe.expand(model, 2, partition, sites=sites, optimizer=optimizer)
+    report = fpe.expand(model, fpe.Expansion(alpha=2, partition=partition), sites=sites, optimizer=optimizer)
     assert [site.width_after for site in report.sites] == [2 * site.width for site in sites]
     for producer in sites[0].producers if kind != "raw parameters" else ():
         owner = model.get_submodule(producer.parameter.rpartition(".")[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.interference import LayerState
-from fpe_lightning.partitions.builtin import Partition
+from fpe_lightning.partitions import Contiguous, Partition, Random, Shared
 from fpe_lightning.sparse import (
     GroupedConv2d,
     GroupedLinear,
@@ -22,8 +22,8 @@ from fpe_lightning.sparse import (
     structure_of,
 )
 
-PARTITIONS = ("shared", "shared:2", "contiguous", "contiguous:4")
-BUDGETS = ("total", "incoming", "columns", "blocks")
+PARTITIONS = ("shared", Shared(groups=2), "contiguous", Contiguous(groups=4))
+PRUNINGS = ("total", "incoming", "columns", "blocks")
 
 
 def mlp() -> tuple[nn.Sequential, Tensor]:
@@ -58,10 +58,15 @@ def gated() -> tuple[nn.Module, Tensor]:
 MODELS = {"mlp": mlp, "cnn": cnn, "gated": gated}
 CASES = [
     case
-    for case in itertools.product(MODELS, PARTITIONS, BUDGETS)
+    for case in itertools.product(MODELS, PARTITIONS, PRUNINGS)
     # 32 outputs for 32 inputs: incoming weights alone cannot pay for the copies of outgoing ones
     if not (case[0] == "gated" and case[2] in ("incoming", "columns"))
 ]
+
+
+def pruning(name: str) -> dict[str, str]:
+    """The fields of an expansion: ``"blocks"`` partitions the outgoing weights and prunes columns."""
+    return {"prune": "columns", "outgoing": "partition"} if name == "blocks" else {"prune": name}
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -79,12 +84,17 @@ def as_masked(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
-@pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
-def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str, budget: str) -> None:
+@pytest.mark.parametrize(("kind", "partition", "prune"), CASES)
+def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str | Partition, prune: str) -> None:
     model, x = MODELS[kind]()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
-    report = fpe.expand(model, 2, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+    report = fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition=partition, **pruning(prune), layout="grouped"),
+        optimizer=optimizer,
+        example_inputs=x,
+    )
     assert report.nonzeros_before == report.nonzeros_after == fpe.count_nonzeros(model)
     assert any(isinstance(module, GroupedLinear | GroupedConv2d) for module in model.modules())
     twin = as_masked(model)
@@ -100,15 +110,21 @@ def test_a_grouped_split_trains_like_its_masked_twin(kind: str, partition: str, 
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("budget", ["columns", "blocks"])
+@pytest.mark.parametrize("prune", ["columns", "blocks"])
 @pytest.mark.parametrize("alpha", [2, 4])
-def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, budget: str, alpha: int) -> None:
+def test_structured_room_stores_the_nonzeros_and_nothing_else(
+    partition: str | Partition, prune: str, alpha: int
+) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, optimizer, x)
     budget_before = sum(parameter.numel() for parameter in model.parameters())
     fpe.expand(
-        model, alpha, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x, sites="0"
+        model,
+        fpe.Expansion(alpha=alpha, partition=partition, **pruning(prune), layout="grouped"),
+        optimizer=optimizer,
+        example_inputs=x,
+        sites="0",
     )
     assert sum(parameter.numel() for parameter in model.parameters()) == budget_before
     moments = sum(optimizer.state[parameter]["exp_avg"].numel() for parameter in model.parameters())
@@ -116,11 +132,16 @@ def test_structured_room_stores_the_nonzeros_and_nothing_else(partition: str, bu
     assert not any("fpe_mask" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("partition", ["shared:4", "contiguous:4"])
+@pytest.mark.parametrize("partition", [Shared(groups=4), Contiguous(groups=4)])
 @pytest.mark.parametrize("alpha", [2, 4])
 def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(partition: str, alpha: int) -> None:
     model, x = mlp()
-    fpe.expand(model, alpha, partition, budget="blocks", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=alpha, partition=partition, prune="columns", outgoing="partition", layout="grouped"),
+        example_inputs=x,
+        sites="0",
+    )
     outgoing = structure_of(model[3])
     assert outgoing is not None
     assert torch.equal(outgoing, torch.eye(alpha, dtype=torch.bool).repeat_interleave(16, dim=1))
@@ -131,11 +152,11 @@ def test_outgoing_blocks_read_one_slice_each_and_every_input_by_many_groups(part
 
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
-@pytest.mark.parametrize(("kind", "partition", "budget"), CASES)
-def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) -> None:
+@pytest.mark.parametrize(("kind", "partition", "prune"), CASES)
+def test_any_model_loads_any_checkpoint(kind: str, partition: str | Partition, prune: str) -> None:
     wide, x = MODELS[kind]()
     dense_state = copy.deepcopy(wide.state_dict())
-    fpe.expand(wide, 2, partition, budget=budget, layout="grouped", example_inputs=x)
+    fpe.expand(wide, fpe.Expansion(alpha=2, partition=partition, **pruning(prune), layout="grouped"), example_inputs=x)
     narrow, _ = MODELS[kind]()
     fpe.load_expanded_state_dict(narrow, wide.state_dict())
     assert torch.equal(narrow.eval()(x), wide.eval()(x))
@@ -151,15 +172,19 @@ def test_any_model_loads_any_checkpoint(kind: str, partition: str, budget: str) 
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("budget", ["columns", "blocks"])
-def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -> None:
+@pytest.mark.parametrize("prune", ["columns", "blocks"])
+def test_a_second_split_of_blocks_is_blocks_again(partition: str | Partition, prune: str) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     before = fpe.count_nonzeros(model)
     for split in range(2):
         step(model, optimizer, x)
         fpe.expand(
-            model, 2, partition, budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x, sites="0"
+            model,
+            fpe.Expansion(alpha=2, partition=partition, **pruning(prune), layout="grouped"),
+            optimizer=optimizer,
+            example_inputs=x,
+            sites="0",
         )
         assert isinstance(model[0], GroupedLinear)
         assert fpe.count_nonzeros(model) == before, split
@@ -171,10 +196,10 @@ def test_a_second_split_of_blocks_is_blocks_again(partition: str, budget: str) -
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 @pytest.mark.parametrize(
-    ("budget", "why"),
+    ("prune", "why"),
     [("total", 'or layout="masked" where earlier splits left few'), ("columns", "too little is left")],
 )
-def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str) -> None:
+def test_splits_until_no_inputs_are_left_end_in_a_sentence(prune: str, why: str) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), torch.randn(4, 8)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -183,7 +208,12 @@ def test_splits_until_no_inputs_are_left_end_in_a_sentence(budget: str, why: str
         step(model, optimizer, x)
         before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
         try:
-            fpe.expand(model, 2, "shared:2", budget=budget, layout="grouped", optimizer=optimizer, example_inputs=x)
+            fpe.expand(
+                model,
+                fpe.Expansion(alpha=2, partition=Shared(groups=2), **pruning(prune), layout="grouped"),
+                optimizer=optimizer,
+                example_inputs=x,
+            )
         except ValueError as error:
             message = str(error)
     assert why in message
@@ -200,13 +230,10 @@ def test_copies_are_grouped_with_their_model() -> None:
     for _ in range(2):
         fpe.expand(
             model,
-            2,
-            "shared:2",
-            budget="columns",
-            layout="grouped",
+            fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"),
             example_inputs=x,
             sites="0",
-            copies=[average.module],
+            averages=[average.module],
         )
         average.update_parameters(model)
         assert [p.shape for p in average.module.parameters()] == [p.shape for p in model.parameters()]
@@ -216,7 +243,9 @@ def test_copies_are_grouped_with_their_model() -> None:
 
 def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
     wide, x = mlp()
-    fpe.expand(wide, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        wide, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     state = wide.state_dict()
     state["0.fpe_blocks"] = ~state["0.fpe_blocks"]
     with pytest.raises(ValueError, match=r"checkpoint is broken: `0\.weight` has shape .*, but its record says"):
@@ -225,7 +254,9 @@ def test_a_broken_structure_in_a_checkpoint_is_named() -> None:
 
 def test_sites_of_a_grouped_model_are_those_of_its_masked_twin() -> None:
     model, x = mlp()
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     weight = model[0].weight
     assert fpe.find_sites(model, x) == fpe.find_sites(as_masked(model), x)
     assert model[0].weight is weight
@@ -235,14 +266,21 @@ def test_masked_and_grouped_keep_the_same_weights() -> None:
     outputs = []
     for layout in ("masked", "grouped"):
         model, x = mlp()
-        fpe.expand(model, 2, "shared:2", budget="columns", layout=layout, example_inputs=x, sites="0")
+        fpe.expand(
+            model,
+            fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout=layout),
+            example_inputs=x,
+            sites="0",
+        )
         outputs.append(model.eval()(x))
     torch.testing.assert_close(*outputs)
 
 
 def test_interference_sees_the_weight_and_not_its_storage() -> None:
     model, x = mlp()
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     ours, theirs = LayerState.of(model[0]), LayerState.of(as_masked(model)[0])
     assert torch.equal(ours.weight, theirs.weight)
     assert torch.equal(ours.mask, theirs.mask)
@@ -250,21 +288,41 @@ def test_interference_sees_the_weight_and_not_its_storage() -> None:
 
 
 def refused(
-    partition: str | Partition, optimizer: type[torch.optim.Optimizer], alpha: int = 2, **options: object
+    partition: str | Partition,
+    optimizer: type[torch.optim.Optimizer],
+    alpha: int = 2,
+    prune: str = "total",
+    sites: str | None = None,
 ) -> str:
     """The message of a split that is refused, after a check that nothing changed."""
     model, x = mlp()
-    fpe.expand(model, 2, "shared", budget="columns", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="grouped"),
+        example_inputs=x,
+        sites="0",
+    )
     optimizers = optimizer(model.parameters())
     step(model, optimizers, x)
     state, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
     held = dict(optimizers.state)
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the caller matches the message
-        fpe.expand(model, alpha, partition, optimizer=optimizers, example_inputs=x, layout="grouped", **options)
+        fpe.expand(
+            model,
+            fpe.Expansion(alpha=alpha, partition=partition, layout="grouped", **pruning(prune)),
+            optimizer=optimizers,
+            example_inputs=x,
+            sites=sites,
+        )
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
     assert all(optimizers.state[parameter] is entry for parameter, entry in held.items())
     return str(error.value)
+
+
+def each_its_own(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Generator) -> Tensor:
+    """A draw for each neuron, from outside of the package."""
+    return Random()(weight, alive, alpha, generator)
 
 
 def everything(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Generator) -> Tensor:
@@ -274,10 +332,11 @@ def everything(weight: Tensor, alive: Tensor, alpha: int, generator: torch.Gener
 
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 def test_refusals_are_one_sentence_and_change_nothing() -> None:
-    assert "use a partition that neurons share" in refused("random", torch.optim.AdamW)
+    assert "with Random() each neuron has its own: use partition=" in refused("random", torch.optim.AdamW)
+    assert "use a partition that neurons share" in refused(each_its_own, torch.optim.AdamW)
     assert "Adafactor keeps state of rows and columns" in refused("shared", torch.optim.Adafactor, sites="3")
-    assert "Cannot remove" in refused("shared", torch.optim.AdamW, budget="columns", alpha=8)
-    assert "some would get none" in refused("shared", torch.optim.AdamW, budget="blocks", alpha=8)
+    assert "Cannot remove" in refused("shared", torch.optim.AdamW, prune="columns", alpha=8)
+    assert "some would get none" in refused("shared", torch.optim.AdamW, prune="blocks", alpha=8)
     assert "every block reads every input" in refused(everything, torch.optim.AdamW, sites="3")
 
 
@@ -291,14 +350,19 @@ def test_a_convolution_one_block_of_which_reads_nothing_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"`0\.weight` cannot be stored in blocks: some block of channels reads no inp"
     ):
-        fpe.expand(model, 2, lazy, budget="total", layout="grouped", example_inputs=x)
+        fpe.expand(model, fpe.Expansion(alpha=2, partition=lazy, prune="total", layout="grouped"), example_inputs=x)
 
 
 @pytest.mark.parametrize("name", ["weight_inputs", "weight_mask", "plan"])
 def test_a_users_own_attributes_stay_next_to_blocks(name: str) -> None:
     model, x = mlp()
     setattr(model[0], name, "mine")
-    fpe.expand(model, 2, "shared:2", budget="total", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="total", layout="grouped"),
+        example_inputs=x,
+        sites="0",
+    )
     assert isinstance(model[0], GroupedLinear)
     assert getattr(model[0], name) == "mine"
     step(model, torch.optim.AdamW(model.parameters()), x)
@@ -307,7 +371,9 @@ def test_a_users_own_attributes_stay_next_to_blocks(name: str) -> None:
 
 def test_blocks_that_a_model_cannot_hold_are_named() -> None:
     wide, x = mlp()
-    fpe.expand(wide, 2, "shared", budget="columns", layout="grouped", example_inputs=x, sites="0")
+    fpe.expand(
+        wide, fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="grouped"), example_inputs=x, sites="0"
+    )
 
     class OwnLinear(nn.Linear):
         pass
@@ -323,4 +389,8 @@ def test_blocks_that_a_model_cannot_hold_are_named() -> None:
 def test_torchs_own_encoder_layer_stays_masked() -> None:
     layer = nn.TransformerEncoderLayer(32, 2, 16, batch_first=True)
     with pytest.raises(ValueError, match=r"nn\.TransformerEncoderLayer reads the weight without calling the layer"):
-        fpe.expand(layer, 2, "shared", budget="blocks", layout="grouped", example_inputs=torch.randn(2, 3, 32))
+        fpe.expand(
+            layer,
+            fpe.Expansion(alpha=2, partition="shared", prune="columns", outgoing="partition", layout="grouped"),
+            example_inputs=torch.randn(2, 3, 32),
+        )

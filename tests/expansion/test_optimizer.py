@@ -51,7 +51,7 @@ def test_state_follows(name: str) -> None:
     train(model, optimizer, X)
     old = [optimizer.state.get(parameter, {}) for parameter in model.parameters()]
     parent = copy.deepcopy(model)
-    fpe.expand(model, 2, sites=sites(), optimizer=optimizer)
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=optimizer)
     parameters = list(model.parameters())
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in parameters]
     assert set(optimizer.state) <= set(parameters), "old parameters are still held"
@@ -89,7 +89,7 @@ def test_state_may_begin_anew_for_split_parameters_alone(name: str) -> None:
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer, X)
     bias = copy.deepcopy(optimizer.state[model[2].bias])
-    fpe.expand(model, 2, sites=sites(), optimizer=optimizer, optimizer_state="reset")
+    fpe.expand(model, fpe.ByShape(alpha=2, optimizer_state="reset"), sites=sites(), optimizer=optimizer)
     assert list(optimizer.state) == [model[2].bias]
     assert equal(optimizer.state[model[2].bias], bias)
     train(model, optimizer, X)
@@ -110,7 +110,7 @@ def test_several_optimizers_and_groups_keep_their_places_and_options() -> None:
         for optimizer in (first, second)
         for group in optimizer.param_groups
     ]
-    fpe.expand(model, 2, sites=sites(), optimizer=(each for each in (first, second)))
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=(each for each in (first, second)))
     assert [group["params"] for group in first.param_groups] == [[model[0].bias], [model[0].weight]]
     assert second.param_groups[0]["params"] == [model[2].weight, model[2].bias]
     assert options == [
@@ -127,7 +127,7 @@ def test_several_optimizers_and_groups_keep_their_places_and_options() -> None:
 def test_an_optimizer_that_never_stepped_is_followed() -> None:
     model = mlp(64, 6, 3)
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
-    fpe.expand(model, 2, sites=sites(), optimizer=optimizer)
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=optimizer)
     assert not optimizer.state
     train(model, optimizer, X)
     check_masks(model)
@@ -159,7 +159,7 @@ def test_unknown_optimizers_with_nested_state_are_followed() -> None:
     optimizer = Nested(model.parameters())
     train(model, optimizer, X)
     old = copy.deepcopy(optimizer.state[model[0].weight])
-    fpe.expand(model, 2, sites=sites(), optimizer=optimizer)
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=optimizer)
     new, mask = optimizer.state[model[0].weight], mask_of(model[0])
     assert mask is not None
     assert torch.equal(new["history"][1], old["history"][1].repeat_interleave(2, 0) * mask)
@@ -175,7 +175,7 @@ def test_nested_state_of_another_shape_is_refused() -> None:
     train(model, optimizer, X)
     optimizer.state[model[0].weight]["preconditioners"] = [torch.eye(6), torch.eye(64)]
     with pytest.raises(ValueError, match=r"Nested state `preconditioners` of `0.weight` has shape \(6, 6\)"):
-        fpe.expand(model, 2, sites=sites(), optimizer=optimizer)
+        fpe.expand(model, alpha=2, sites=sites(), optimizer=optimizer)
 
 
 def test_wrapped_optimizers_are_opened() -> None:
@@ -186,7 +186,7 @@ def test_wrapped_optimizers_are_opened() -> None:
     model = mlp(64, 6, 3)
     inner = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     train(model, inner, X)
-    fpe.expand(model, 2, sites=sites(), optimizer=Wrapper(inner))  # type: ignore[arg-type]
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=Wrapper(inner))  # type: ignore[arg-type]
     assert inner.param_groups[0]["params"][0] is model[0].weight
     assert inner.state[model[0].weight]["momentum_buffer"].shape == (12, 64)
 
@@ -195,7 +195,7 @@ def test_optimizer_state_dict_loads_into_a_fresh_optimizer_of_the_wide_model() -
     model = mlp(64, 6, 3)
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
     train(model, optimizer, X)
-    fpe.expand(model, 2, sites=sites(), optimizer=optimizer)
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=optimizer)
     train(model, optimizer, X)
     twin = mlp(64, 6, 3)
     fpe.load_expanded_state_dict(twin, copy.deepcopy(model.state_dict()))
@@ -214,7 +214,7 @@ def test_gradient_hooks_of_a_parameter_stay_with_it_and_can_be_removed() -> None
         model[0].weight.register_hook(lambda grad: seen.append(f"hook {tuple(grad.shape)}")),
         model[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(f"after {tuple(p.shape)}")),
     ]
-    fpe.expand(model, 2, sites=sites())
+    fpe.expand(model, alpha=2, sites=sites())
     model(X).sum().backward()
     assert seen == ["hook (12, 64)", "after (12, 64)"]
     for handle in handles:
@@ -238,7 +238,7 @@ def test_grad_scaler_goes_on() -> None:
         scaler.update()
 
     step()
-    fpe.expand(model, 2, sites=sites(), optimizer=optimizer)
+    fpe.expand(model, alpha=2, sites=sites(), optimizer=optimizer)
     before = model[0].weight.detach().clone()
     step()
     check_masks(model)

@@ -31,7 +31,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"sites": "00"}, r"No site matches '00'. Did you mean '0'\?"),
     ({"sites": []}, "`sites` is empty"),
     ({"budget": "totl"}, "Unknown budget 'totl'; known: total, incoming, outgoing"),
-    ({"layout": "sparse"}, "Unknown layout 'sparse'. Known: grouped, masked"),
+    ({"layout": "sparse"}, "Unknown layout 'sparse'; known: auto"),
     ({"optimizer_state": "keep"}, '`optimizer_state` has to be "follow" or "reset", found \'keep\''),
     ({"partition": "radnom"}, r"Unknown partition 'radnom'. Did you mean 'random'"),
     ({"partition": "clause"}, "needs `groups`"),
@@ -64,7 +64,7 @@ def trained(splits: int) -> tuple[nn.Module, Optimizer, Tensor]:
     optimizer = AdamW(model.parameters(), lr=0.01)
     train(model, optimizer, x)
     for _ in range(splits):
-        fpe.expand(model, 2, sites="0", budget="incoming", optimizer=optimizer, example_inputs=x)
+        fpe.expand(model, fpe.Expansion(alpha=2, prune="incoming"), sites="0", optimizer=optimizer, example_inputs=x)
         train(model, optimizer, x)
     return model, optimizer, x
 
@@ -87,7 +87,7 @@ def test_a_diverged_run_is_not_split(name: str, bad: float) -> None:
     train(model, optimizer, x)
     model.state_dict()[name].view(-1)[1] = bad
     with refused(f"`{name}` holds NaN or infinity: the run has diverged, so 0 is not split", model, optimizer):
-        fpe.expand(model, 2, sites="0", optimizer=optimizer, example_inputs=x)
+        fpe.expand(model, alpha=2, sites="0", optimizer=optimizer, example_inputs=x)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_optimizers_that_cannot_follow_are_refused(make: Any, message: str) -> N
     model, x = mlp(64, 8, 3), torch.randn(4, 64)
     optimizer = make(model.parameters())
     with refused(message, model, optimizer):
-        fpe.expand(model, 2, optimizer=optimizer, example_inputs=x)
+        fpe.expand(model, alpha=2, optimizer=optimizer, example_inputs=x)
 
 
 def test_subclasses_of_refused_optimizers_are_refused_too() -> None:
@@ -113,13 +113,13 @@ def test_subclasses_of_refused_optimizers_are_refused_too() -> None:
 
     model = mlp(64, 8, 3)
     with pytest.raises(ValueError, match="Mine cannot train on after a split: it keeps one flat history"):
-        fpe.expand(model, 2, optimizer=Mine(model.parameters()), example_inputs=torch.randn(4, 64))
+        fpe.expand(model, alpha=2, optimizer=Mine(model.parameters()), example_inputs=torch.randn(4, 64))
 
 
 def test_an_optimizer_that_holds_nothing_of_the_split_may_be_anything() -> None:
     model = mlp(64, 8, 3)
     other = nn.Parameter(torch.zeros(3))
-    fpe.expand(model, 2, optimizer=[LBFGS([other]), SGD(model.parameters())], example_inputs=torch.randn(4, 64))
+    fpe.expand(model, alpha=2, optimizer=[LBFGS([other]), SGD(model.parameters())], example_inputs=torch.randn(4, 64))
     assert model[0].out_features == 16
 
 
@@ -129,8 +129,8 @@ def test_state_of_an_unknown_shape_is_named_and_may_be_reset() -> None:
     train(model, optimizer, x)
     optimizer.state[model[0].weight]["sketch"] = torch.zeros(5, 2)
     with refused(r"SGD state `sketch` of `0.weight` has shape \(5, 2\), .* \(8, 64\); pass optimi", model, optimizer):
-        fpe.expand(model, 2, optimizer=optimizer, example_inputs=x)
-    fpe.expand(model, 2, optimizer=optimizer, example_inputs=x, optimizer_state="reset")
+        fpe.expand(model, alpha=2, optimizer=optimizer, example_inputs=x)
+    fpe.expand(model, fpe.ByShape(alpha=2, optimizer_state="reset"), optimizer=optimizer, example_inputs=x)
     assert model[0].weight not in optimizer.state
     assert "momentum_buffer" in optimizer.state[model[2].bias]
 
@@ -143,7 +143,7 @@ def test_a_users_own_weight_mask_is_left_alone(kind: str) -> None:
         model[0].register_buffer("weight_mask", mine)
     else:
         model[0].weight_mask = mine
-    fpe.expand(model, 2, example_inputs=x)
+    fpe.expand(model, alpha=2, example_inputs=x)
     assert model[0].weight_mask is mine
     assert model[0].weight.shape == (16, 64)
 
@@ -151,21 +151,21 @@ def test_a_users_own_weight_mask_is_left_alone(kind: str) -> None:
 def test_something_else_than_an_optimizer_is_named() -> None:
     model, x = mlp(64, 8, 3), torch.randn(4, 64)
     with pytest.raises(TypeError, match=r"`optimizer` takes one or several torch optimizers, found 0.1"):
-        fpe.expand(model, 2, optimizer=[0.1], example_inputs=x)  # type: ignore[list-item]
+        fpe.expand(model, alpha=2, optimizer=[0.1], example_inputs=x)  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"`optimizer` takes one or several torch optimizers, found <class.*Adam"):
-        fpe.expand(model, 2, optimizer=torch.optim.Adam, example_inputs=x)  # type: ignore[arg-type]
+        fpe.expand(model, alpha=2, optimizer=torch.optim.Adam, example_inputs=x)  # type: ignore[arg-type]
 
 
 def test_costly_splits_warn_with_their_figures() -> None:
     with pytest.warns(
         fpe.ExpansionWarning, match=r"Splitting 0 by alpha=2 adds 88 copies to 128 incoming weights \(69%\)"
     ) as caught:
-        fpe.expand(mlp(16, 8, 10), 2, example_inputs=torch.zeros(1, 16))
+        fpe.expand(mlp(16, 8, 10), alpha=2, example_inputs=torch.zeros(1, 16))
     assert caught[0].filename == __file__, "the warning points at the caller's line"
 
 
 def test_cheap_splits_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
-    fpe.expand(mlp(64, 8, 3), 2, example_inputs=torch.zeros(1, 64))
+    fpe.expand(mlp(64, 8, 3), alpha=2, example_inputs=torch.zeros(1, 64))
     assert not [warning for warning in recwarn if issubclass(warning.category, fpe.ExpansionWarning)]
 
 
@@ -174,5 +174,5 @@ def test_a_budget_that_would_not_be_kept_is_refused_before_anything_is_touched(m
     before = snapshot(model)
     monkeypatch.setattr("fpe_lightning.expansion.draft.Draft.change", lambda draft: 3)
     with pytest.raises(ValueError, match="would change the number of non-zeros by 3, as two of them share a weight"):
-        fpe.expand(model, 2, example_inputs=torch.zeros(2, 32))
+        fpe.expand(model, alpha=2, example_inputs=torch.zeros(2, 32))
     assert equal(before, snapshot(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -14,7 +15,7 @@ import fpe_lightning as fpe
 from fpe_lightning.sparse import check_masks, is_semi_structured, set_semi_structured
 from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
-BUDGETS = ("total", "incoming")
+PRUNINGS = ("total", "incoming")
 
 
 def mlp() -> tuple[nn.Sequential, Tensor]:
@@ -42,19 +43,21 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tenso
     return loss.detach()
 
 
-def split(model: nn.Module, x: Tensor, layout: str = "semi_structured", **options: object) -> fpe.ExpansionReport:
-    settings = {"alpha": 2, "partition": "semi_structured", "sites": "0", "layout": layout, **options}
-    return fpe.expand(model, example_inputs=x, **settings)
+def split(model: nn.Module, x: Tensor, layout: str = "semi_structured", **options: Any) -> fpe.ExpansionReport:
+    """``options`` are fields of the expansion, or arguments of ``expand``."""
+    fields = {key: options.pop(key) for key in ("alpha", "partition", "prune") if key in options}
+    expansion = fpe.Expansion(layout=layout, **{"partition": "semi_structured", **fields})
+    return fpe.expand(model, expansion, example_inputs=x, sites="0", **options)
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_it_trains_like_its_masked_twin(backend: str | None, budget: str) -> None:
+@pytest.mark.parametrize("prune", PRUNINGS)
+def test_it_trains_like_its_masked_twin(backend: str | None, prune: str) -> None:
     models, losses = [], []
     for layout in ("semi_structured", "masked"):
         model, x = mlp()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         step(model, optimizer, x)
-        report = split(model, x, layout, budget=budget, optimizer=optimizer)
+        report = split(model, x, layout, prune=prune, optimizer=optimizer)
         assert report.nonzeros_before == report.nonzeros_after
         losses.append(torch.stack([step(model, optimizer, x) for _ in range(4)]))
         check_masks(model)
@@ -90,10 +93,10 @@ def test_a_second_split_starts_from_the_masks(backend: str | None) -> None:
     model, x = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     split(model, x, optimizer=optimizer)
-    report = fpe.expand(model, 2, "random", sites="3", example_inputs=x, optimizer=optimizer)
+    report = fpe.expand(model, fpe.Paper(alpha=2), sites="3", example_inputs=x, optimizer=optimizer)
     assert report.nonzeros_before == report.nonzeros_after
     assert is_semi_structured(model[0])  # the other site did not touch it
-    fpe.expand(model, 2, "random", sites="0", example_inputs=x, optimizer=optimizer)
+    fpe.expand(model, fpe.Paper(alpha=2), sites="0", example_inputs=x, optimizer=optimizer)
     assert not is_semi_structured(model[0])
     assert model[0].out_features == 256
     step(model, optimizer, x)
@@ -103,7 +106,7 @@ def test_a_second_split_starts_from_the_masks(backend: str | None) -> None:
 def test_copies_are_stored_alike() -> None:
     model, x = mlp()
     average = torch.optim.swa_utils.AveragedModel(model)
-    split(model, x, copies=[average.module])
+    split(model, x, averages=[average.module])
     assert is_semi_structured(average.module[0])
     average.update_parameters(model)
 
@@ -119,8 +122,8 @@ def refused(**options: object) -> str:
 
 
 def test_refusals_are_one_sentence_and_change_nothing() -> None:
-    assert "sparser than 2:4" in refused(alpha=4, partition="random")
-    assert 'layout="grouped" with partition="shared"' in refused(alpha=4, partition="random")
+    assert "keeps 2 of 4 inputs, but with alpha=4 a child reads 1 of 4" in refused(alpha=4, partition="random")
+    assert 'layout="grouped" with partition=fpe.partitions.Shared(groups=4)' in refused(alpha=4, partition="random")
     assert '2:4 allows 2; use partition="semi_structured"' in refused(partition="random")
     with (
         patch("fpe_lightning.sparse.semi_structured.layout.no_kernel", lambda device: "they need a newer one"),

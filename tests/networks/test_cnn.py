@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fpe_lightning as fpe
 from fpe_lightning import count_nonzeros, expand, find_sites
 from fpe_lightning.networks import SmallCNN
 
@@ -31,7 +32,9 @@ def test_a_split_keeps_the_count(sites: str | None) -> None:
     network = SmallCNN(3, 16, 10, (4, 6), 5)
     pictures = torch.randn(2, 3, 16, 16)
     before = count_nonzeros(network)
-    report = expand(network, alpha=2, sites=sites, budget="incoming" if sites else "total", example_inputs=pictures)
+    report = expand(
+        network, fpe.Expansion(alpha=2, prune="incoming" if sites else "total"), sites=sites, example_inputs=pictures
+    )
     assert report.nonzeros_before == report.nonzeros_after == count_nonzeros(network) == before
     assert network.head[0].out_features == 10
     assert network(pictures).shape == (2, 10)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Generator, Tensor
-
-from fpe_lightning.partitions.balanced import deal
 from fpe_lightning.partitions.builtin import (
     PARTITIONS,
     children_masks,
     clause_partition,
     resolve_partition,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from fpe_lightning.partitions.balanced import deal
 
 seeds = st.integers(0, 2**31)
 

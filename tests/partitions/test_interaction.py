@@ -43,7 +43,11 @@ def test_it_is_deterministic_and_expand_takes_it() -> None:
     masks = []
     for _ in range(2):
         network = MLP(24, 4, 1)
-        fpe.expand(network, partition=affinity_partition(affinity + affinity.T), example_inputs=torch.zeros(2, 24))
+        fpe.expand(
+            network,
+            fpe.Expansion(partition=affinity_partition(affinity + affinity.T)),
+            example_inputs=torch.zeros(2, 24),
+        )
         masks.append(network.layers[0].fpe_mask_weight.any(0))
     assert torch.equal(masks[0], masks[1])
 
@@ -63,7 +67,9 @@ def test_a_few_random_signs_stand_in_for_many_outputs() -> None:
 
 def test_a_callback_takes_the_partition_of_training_samples() -> None:
     task = dnf_task(seed=0)
-    callback = ExpansionCallback(alpha=2, epoch=1, partition=interaction_partition(*task.train), budget="incoming")
+    callback = ExpansionCallback(
+        fpe.Expansion(alpha=2, partition=interaction_partition(*task.train), prune="incoming"), epoch=1
+    )
     module = Classifier(MLP(24, 8, 1), task="binary")
     trainer = L.Trainer(
         max_epochs=2,

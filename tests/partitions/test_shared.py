@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fpe_lightning.partitions.builtin import children_masks, resolve_partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from fpe_lightning.partitions.builtin import children_masks, resolve_partition
+from fpe_lightning.partitions import Contiguous, Shared
 from fpe_lightning.partitions.shared import contiguous_by_groups, group_size, shared_by_groups
 
 
@@ -40,10 +41,10 @@ def test_contiguous_children_read_neighbours_and_groups_cut_elsewhere() -> None:
 
 def test_groups_draw_different_partitions_and_one_group_is_the_shared_rule() -> None:
     alive = torch.ones(8, 32, dtype=torch.bool)
-    assert group_size(masks_of("shared:4", alive, 2)) == 2
-    assert torch.equal(masks_of("shared:1", alive, 2), masks_of("shared", alive, 2))
-    assert torch.equal(masks_of("contiguous:1", alive, 2), masks_of("contiguous", alive, 2))
-    assert not torch.equal(masks_of("shared:4", alive, 2, seed=1), masks_of("shared:4", alive, 2, seed=2))
+    assert group_size(masks_of(Shared(groups=4), alive, 2)) == 2
+    assert torch.equal(masks_of(Shared(groups=1), alive, 2), masks_of("shared", alive, 2))
+    assert torch.equal(masks_of(Contiguous(groups=1), alive, 2), masks_of("contiguous", alive, 2))
+    assert not torch.equal(masks_of(Shared(groups=4), alive, 2, seed=1), masks_of(Shared(groups=4), alive, 2, seed=2))
 
 
 @pytest.mark.parametrize("kind", ["shared", "contiguous"])
@@ -67,9 +68,9 @@ def test_single_missing_inputs_do_not_break_a_group(kind: str) -> None:
 def test_bad_groups_are_named() -> None:
     alive = torch.ones(6, 8, dtype=torch.bool)
     with pytest.raises(ValueError, match="4 groups of one size cannot be made of 6 neurons; use one of 1, 2, 3, 6"):
-        masks_of("shared:4", alive, 2)
+        masks_of(Shared(groups=4), alive, 2)
     for make in (shared_by_groups, contiguous_by_groups):
         with pytest.raises(ValueError, match="`neuron_groups` has to be an integer of at least 1, found 0"):
             make(0)
-    with pytest.raises(ValueError, match='has to name a number of neuron groups, as in "shared:8"'):
+    with pytest.raises(ValueError, match="has to name a number of neuron groups, as in Shared(groups=8)"):
         resolve_partition("shared:many")

@@ -24,7 +24,7 @@ def network(outputs: int = 3, hidden: int = 4) -> nn.Sequential:
 
 def test_room_is_made_in_both_layers_and_every_child_keeps_an_output() -> None:
     (x, y), model = data(), network()
-    report = fpe.expand(model, alpha=2, budget=DiscriminantRefit(x, y), example_inputs=x[:2])
+    report = fpe.expand(model, fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y)), example_inputs=x[:2])
     assert fpe.count_nonzeros(model) == report.nonzeros_before == 99
     # 12 copies and 4 biases are added: half of them go in either layer.
     assert (report.sites[0].removed_incoming, report.sites[0].removed_outgoing) == (8, 8)
@@ -35,7 +35,7 @@ def test_room_is_made_in_both_layers_and_every_child_keeps_an_output() -> None:
 def test_one_output_is_never_taken_from_a_child() -> None:
     x, y = data(classes=2)
     model = network(outputs=1)
-    report = fpe.expand(model, alpha=2, budget=DiscriminantRefit(x, y), example_inputs=x[:2])
+    report = fpe.expand(model, fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y)), example_inputs=x[:2])
     assert (report.sites[0].removed_incoming, report.sites[0].removed_outgoing) == (8, 0)
 
 
@@ -55,7 +55,7 @@ def test_the_fit_is_the_linear_discriminant_of_the_children() -> None:
 def test_the_fit_is_what_stays_under_the_mask() -> None:
     (x, y), model = data(), network()
     refit = DiscriminantRefit(x, y)
-    fpe.expand(model, alpha=2, budget=refit, example_inputs=x[:2])
+    fpe.expand(model, fpe.Expansion(alpha=2, prune=refit), example_inputs=x[:2])
     weight, offset, _ = refit.fit(model[0].weight.detach(), model[0].bias.detach(), 3)
     torch.testing.assert_close(model[2].weight, (weight * model[2].fpe_mask_weight).float())
     torch.testing.assert_close(model[2].bias, offset.float())
@@ -64,7 +64,7 @@ def test_the_fit_is_what_stays_under_the_mask() -> None:
 def test_it_is_the_same_every_time() -> None:
     (x, y), models = data(), [network(), network()]
     for model in models:
-        fpe.expand(model, alpha=2, budget=DiscriminantRefit(x, y), seed=3, example_inputs=x[:2])
+        fpe.expand(model, fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y), seed=3), example_inputs=x[:2])
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -78,11 +78,11 @@ def test_what_cannot_be_refit_is_refused_and_nothing_changes() -> None:
     model = network(outputs=5)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="A layer of 5 outputs does not tell 3 classes apart"):
-        fpe.expand(model, alpha=2, budget=DiscriminantRefit(x, y), example_inputs=x[:2])
+        fpe.expand(model, fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y)), example_inputs=x[:2])
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     normed = nn.Sequential(nn.Linear(20, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="A budget rule needs one linear layer before and one after, which 0 has not"):
-        fpe.expand(normed, alpha=2, budget=DiscriminantRefit(x, y), example_inputs=x[:2])
+        fpe.expand(normed, fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y)), example_inputs=x[:2])
 
 
 class KeepsAll:
@@ -98,7 +98,7 @@ class KeepsAll:
 def test_a_rule_that_misses_the_budget_is_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match="The budget rule removes 0 weights of 0 where 16 have to go"):
-        fpe.expand(model, alpha=2, budget=KeepsAll(), example_inputs=torch.zeros(2, 20))
+        fpe.expand(model, fpe.Expansion(alpha=2, prune=KeepsAll()), example_inputs=torch.zeros(2, 20))
     assert model[0].weight.shape == (4, 20)
 
 

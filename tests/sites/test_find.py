@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fpe_lightning as fpe
 from fpe_lightning.expansion import expand
 from fpe_lightning.sites import Attribute, Site, find_sites
-from tests.support.nets import Net, proven, reasons
+from tests.support.nets import Net, mlp, proven, reasons
 
 
 def test_mlp_has_one_site_named_after_the_producing_module() -> None:
@@ -284,3 +285,25 @@ def test_wrong_inputs_are_named() -> None:
         find_sites(model, torch.randn(2, 5))
     with pytest.raises(ValueError, match=r"weight is not initialised yet: run one forward pass"):
         find_sites(nn.LazyLinear(3), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "expected"),
+    [
+        (mlp(4, 1, 3), torch.randn(2, 4), [("0", 1, 4)]),
+        (mlp(4, 5, 1, 6, 3), torch.randn(2, 4), [("0", 5, 4), ("2", 1, 5), ("4", 6, 1)]),
+        (mlp(1, 8, 1), torch.randn(2, 1), [("0", 8, 1)]),
+        (nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 4, 3)), torch.randn(2, 3, 9, 8), [("0", 1, 3)]),
+        (nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(49, 4)), torch.randn(2, 3, 9, 9), []),
+    ],
+    ids=["mlp", "between wide layers", "input and output", "convolution", "flattened"],
+)
+def test_a_width_of_one_unit_is_found_where_two_units_run(model: nn.Module, example: Tensor, expected: Any) -> None:
+    assert [(site.name, site.width, site.fan_in) for site in proven(model, example)] == expected
+
+
+def test_a_single_unit_is_no_site_where_it_is_an_output() -> None:
+    model = Net(lambda self, x: (self.b(h := self.a(x).tanh()), h), a=nn.Linear(4, 1), b=nn.Linear(1, 3))
+    assert fpe.find_sites(model, torch.randn(2, 4)) == []
+    model = Net(lambda self, x: self.b(self.a(x) * x[:, :1]), a=nn.Linear(4, 1), b=nn.Linear(1, 3))
+    assert [site.name for site in proven(model, torch.randn(2, 4))] == ["a"]

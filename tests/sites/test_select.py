@@ -1,56 +1,51 @@
-"""Which sites are meant, by how much, and what is said where that is not clear."""
+"""Which sites are meant, and the messages where that is not clear."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fpe_lightning.sites.select import check_alpha, select_sites, sites_of
+from fpe_lightning.sites.select import by_pattern, select_sites, sites_of
 from fpe_lightning.sites.site import Site
 
 FOUND = [Site(name, 8, 4, (), (), ()) for name in ("encoder.0", "encoder.2", "head.0")]
 
 
-def chosen(**arguments: Any) -> list[tuple[str, int]]:
-    return [(site.name, factor) for site, factor in select_sites(FOUND, **arguments)]
+def chosen(**arguments: Any) -> list[str]:
+    return [site.name for site in select_sites(FOUND, **arguments)]
 
 
-def test_names_globs_and_factors() -> None:
-    assert chosen(alpha=2) == [("encoder.0", 2), ("encoder.2", 2), ("head.0", 2)]
-    assert chosen(alpha=2, sites="encoder.*") == [("encoder.0", 2), ("encoder.2", 2)]
-    assert chosen(alpha=2, sites=["head.0", "encoder.2"]) == [("encoder.2", 2), ("head.0", 2)]
-    assert chosen(alpha={"encoder.2": 4, "*": 2}) == [("encoder.0", 2), ("encoder.2", 4), ("head.0", 2)]
-    assert chosen(alpha={"head.*": 3}) == [("head.0", 3)]
-    assert chosen(alpha={"encoder.0": 3, "encoder.*": 2}, sites="encoder.*") == [("encoder.0", 3), ("encoder.2", 2)]
+def valued(mapping: dict[str, int]) -> list[tuple[str, int]]:
+    return [(site.name, value) for site, value in by_pattern(FOUND, mapping)]
 
 
-@pytest.mark.parametrize("alpha", [1, 0, -2, 2.0, True, "2", None, 1.5])
-def test_alpha_is_an_integer_of_at_least_two(alpha: Any) -> None:
-    for given in (alpha, {"*": alpha}):
-        with pytest.raises(ValueError, match=f"integer of at least 2; found {alpha!r}"):
-            check_alpha(given)
+def test_names_and_globs() -> None:
+    assert chosen() == ["encoder.0", "encoder.2", "head.0"]
+    assert chosen(sites="encoder.*") == ["encoder.0", "encoder.2"]
+    assert chosen(sites=["head.0", "encoder.2"]) == ["encoder.2", "head.0"]
+    assert chosen(exclude="encoder.*") == ["head.0"]
+    assert chosen(sites="encoder.*", exclude=["*.0"]) == ["encoder.2"]
 
 
-def test_alpha_of_numpy_is_taken() -> None:
-    check_alpha(np.int64(2))  # type: ignore[arg-type]
+def test_the_first_pattern_that_matches_a_site_counts() -> None:
+    assert valued({"encoder.2": 4, "*": 2}) == [("encoder.0", 2), ("encoder.2", 4), ("head.0", 2)]
+    assert valued({"*": 2, "encoder.2": 4}) == [("encoder.0", 2), ("encoder.2", 2), ("head.0", 2)]
+    assert valued({"head.*": 3}) == [("head.0", 3)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": {}}, "`alpha` is an empty mapping"),
-        ({"alpha": 2, "sites": []}, "`sites` is empty"),
-        (
-            {"alpha": 2, "sites": "head.1"},
-            r"No site matches 'head.1'. Did you mean 'head.0'\? Sites .*: encoder.0, enc",
-        ),
-        ({"alpha": 2, "sites": ["head.0", "tail.*"]}, r"No site matches 'tail.\*'"),
-        ({"alpha": {"encoder.1": 2}}, r"No site matches 'encoder.1'. Did you mean 'encoder.[02]'"),
-        ({"alpha": {"head.*": 2}, "sites": "*"}, "no factor for the chosen site 'encoder.0'"),
+        ({"sites": []}, "`sites` is empty"),
+        ({"exclude": []}, "`exclude` is empty"),
+        ({"sites": 3}, "`sites` takes names or globs of sites, a string or a list of them; found 3"),
+        ({"sites": "head.1"}, r"No site matches 'head.1'. Did you mean 'head.0'\? Sites .*: encoder.0, enc"),
+        ({"sites": ["head.0", "tail.*"]}, r"No site matches 'tail.\*'"),
+        ({"exclude": "encoder.1"}, r"No site matches 'encoder.1'. Did you mean 'encoder.[02]'"),
+        ({"exclude": "*"}, "`exclude` leaves no site to split: encoder.0, encoder.2, head.0 are all excluded"),
     ],
 )
 def test_what_matches_nothing_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -58,11 +53,18 @@ def test_what_matches_nothing_is_named(arguments: dict[str, Any], message: str) 
         select_sites(FOUND, **arguments)
 
 
+def test_patterns_of_a_mapping_match_too() -> None:
+    with pytest.raises(ValueError, match=r"No site matches 'encoder.1'. Did you mean 'encoder.[02]'"):
+        valued({"encoder.1": 2})
+    with pytest.raises(ValueError, match="The mapping from sites to expansions is empty"):
+        valued({})
+
+
 def test_a_model_without_sites_says_why() -> None:
     with pytest.raises(ValueError, match=r"Linear has no hidden width that can be widened \(.*reaches an output"):
         sites_of(nn.Linear(4, 2), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="no hidden width"):
-        select_sites([], 2)
+        select_sites([])
 
 
 def test_example_inputs_may_stand_on_the_model() -> None:

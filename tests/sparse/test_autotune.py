@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fpe_lightning as fpe
+from fpe_lightning.partitions import Shared
 from fpe_lightning.sparse import (
     GroupedLinear,
     autotune,
@@ -27,6 +28,7 @@ from fpe_lightning.sparse.timing import measure
 from tests.support.stand_ins_of_kernels import kernels_on_cpu
 
 Clock = Callable[..., None]
+TWO_GROUPS = Shared(groups=2)
 SEMI_STRUCTURED = "fpe_lightning.sparse.semi_structured.layout"
 
 
@@ -52,9 +54,10 @@ def mlp() -> tuple[nn.Sequential, Tensor]:
     return nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 4)), torch.randn(16, 128)
 
 
-def split(layout: str = "auto", partition: str = "shared:2", **options: Any) -> tuple[nn.Sequential, Any]:
+def split(layout: str = "auto", partition: Any = TWO_GROUPS, seed: int = 0) -> tuple[nn.Sequential, Any]:
     model, x = mlp()
-    return model, fpe.expand(model, 2, partition, budget="columns", layout=layout, example_inputs=x, **options)
+    expansion = fpe.Expansion(alpha=2, partition=partition, prune="columns", layout=layout, seed=seed)
+    return model, fpe.expand(model, expansion, example_inputs=x)
 
 
 def test_the_fastest_is_taken_and_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +87,7 @@ def test_the_choice_is_remembered(clock: Clock) -> None:
     assert len(clock.calls) == 1
     assert isinstance(second[0], GroupedLinear)
     assert not torch.equal(second[0].fpe_blocks, first[0].fpe_blocks)
-    split("auto", "shared:4")
+    split("auto", Shared(groups=4))
     assert len(clock.calls) == 2
 
 
@@ -122,7 +125,9 @@ def test_nothing_is_timed_unless_asked_for(clock: Clock) -> None:
 def test_evaluation_mode_times_forward_passes(clock: Clock) -> None:
     clock(masked=2.0, grouped=1.0)
     model, x = mlp()
-    fpe.expand(model.eval(), 2, "shared", budget="columns", layout="auto", example_inputs=x)
+    fpe.expand(
+        model.eval(), fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="auto"), example_inputs=x
+    )
     assert clock.calls[0][2] is False
 
 
@@ -143,7 +148,9 @@ def test_semi_structured_is_a_candidate_where_there_are_kernels(
 
 def test_tune_changes_the_layout_of_a_trained_model_and_not_what_it_computes(clock: Clock) -> None:
     model, x = mlp()
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     optimizer = torch.optim.AdamW(model.parameters())
     model(x).sum().backward()
     optimizer.step()
@@ -216,7 +223,9 @@ def test_a_layer_of_unknown_inputs_stays_masked_with_a_line(caplog: pytest.LogCa
 
 def test_tune_takes_what_wins_in_the_precision_of_the_run(clock: Clock) -> None:
     model, x = mlp()
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", example_inputs=x)
+    fpe.expand(
+        model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"), example_inputs=x
+    )
     model.eval()
     clock(masked=1.0, grouped=2.0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -236,7 +245,11 @@ def test_with_the_clock_as_it_is_some_layout_is_chosen() -> None:
 def test_a_consumer_is_timed_on_its_input_after_the_split(clock: Clock) -> None:
     clock(masked=2.0, grouped=1.0)
     model, x = mlp()
-    fpe.expand(model, 2, "shared", budget="blocks", layout="auto", example_inputs=x)
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="shared", prune="columns", outgoing="partition", layout="auto"),
+        example_inputs=x,
+    )
     assert {call[1] for call in clock.calls} == {(16, 128)}  # 128 inputs, and 64 hidden neurons that became 128
     assert isinstance(model[2], GroupedLinear)
     picture = autotune._as_wide(nn.Conv2d(8, 4, 3), (2, 4, 16, 16))
@@ -247,7 +260,7 @@ def test_hooks_of_others_are_neither_run_nor_copied(clock: Clock) -> None:
     model, x = mlp()
     seen: list[nn.Module] = []
     model[0].register_forward_hook(lambda module, *_: seen.append(module))
-    fpe.expand(model, 2, "shared", budget="columns", layout="auto", example_inputs=x)
+    fpe.expand(model, fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="auto"), example_inputs=x)
     assert seen == []
     model(x)
     assert seen == [model[0]]

@@ -23,7 +23,9 @@ def worker(rank: int, port: int, folder: str) -> None:
             patch("fpe_lightning.sparse.autotune.measure", lambda layers, *_: {name: times[name] for name in layers}),
             patch.dict("os.environ", FPE_CACHE=f"{folder}/{rank}"),
         ):
-            fpe.expand(model, 2, "shared", budget="columns", layout="auto", example_inputs=x)
+            fpe.expand(
+                model, fpe.Expansion(alpha=2, partition="shared", prune="columns", layout="auto"), example_inputs=x
+            )
 
         def fails() -> int:
             raise ValueError(f"rank {rank} has no clock")

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from two_processes import joined, states_of_both
 
 import fpe_lightning as fpe
+from fpe_lightning.partitions import Shared
 
 
 def make() -> tuple[nn.Sequential, Tensor]:
@@ -27,7 +28,12 @@ def train(wrapped: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> No
 
 
 def split(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
-    fpe.expand(model, 2, "shared:2", budget="columns", layout="grouped", optimizer=optimizer, example_inputs=x)
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition=Shared(groups=2), prune="columns", layout="grouped"),
+        optimizer=optimizer,
+        example_inputs=x,
+    )
 
 
 def worker(rank: int, port: int, folder: str) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from two_processes import joined, states_of_both
 
 import fpe_lightning as fpe
+from fpe_lightning.partitions import Shared
 from fpe_lightning.sparse import structure_of
 
 X = torch.randn(8, 48, generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,9 @@ def make(budget: str, splits: int = 1) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3))
     for _ in range(splits):
-        fpe.expand(model, 2, "shared:2", budget=budget, layout="grouped", example_inputs=X)
+        fpe.expand(
+            model, fpe.Expansion(alpha=2, partition=Shared(groups=2), prune=budget, layout="grouped"), example_inputs=X
+        )
     return model
 
 
@@ -65,9 +68,9 @@ def test_a_sharded_model_trains_as_an_unsharded_one_and_is_not_split(budget: str
     assert fpe.count_nonzeros(sharded) == fpe.count_nonzeros(plain)
     assert [site.name for site in fpe.find_sites(sharded, X)] == ["0"]
     assert unchanged()
-    for options in ({}, {"partition": "shared:2", "layout": "grouped"}, {"partition": "by_shape"}):
+    for expansion in (fpe.Paper(), fpe.Blocks(groups=2), fpe.ByShape()):
         with pytest.raises(ValueError, match=r"is sharded, and FSDP2 would put it back after a split of 0; split"):
-            fpe.expand(sharded, 2, example_inputs=X, **options)
+            fpe.expand(sharded, expansion, example_inputs=X)
         assert unchanged()
         assert structure_of(sharded[0]) is not None
     with torch.no_grad():

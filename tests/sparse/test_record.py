@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import fpe_lightning as fpe
 from fpe_lightning.expansion import expand
 from fpe_lightning.sparse import Record, Split, parents_of, record_of
 from fpe_lightning.sparse.record import RECORD
@@ -50,7 +51,7 @@ def test_parents_over_three_splits() -> None:
     model = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 2))
     assert torch.equal(parents_of(model[0]), torch.arange(3))
     for alpha, total in ((2, 2), (3, 6), (2, 12)):
-        expand(model, alpha, example_inputs=torch.randn(1, 64), budget="incoming")
+        expand(model, fpe.Expansion(alpha=alpha, prune="incoming"), example_inputs=torch.randn(1, 64))
         assert torch.equal(parents_of(model[0]), torch.arange(3).repeat_interleave(total))
         assert torch.equal(parents_of(model[0], "bias"), torch.arange(3).repeat_interleave(total))
         assert torch.equal(parents_of(model[2], "weight", dim=1), torch.arange(3).repeat_interleave(total))

@@ -23,7 +23,11 @@ def model_of(seed: int = 0) -> nn.Sequential:
 
 def split_model(dtype: torch.dtype = torch.bfloat16) -> tuple[nn.Sequential, Tensor]:
     model, x = model_of(), torch.randn(5, 128)
-    fpe.expand(model, 2, "semi_structured", layout="semi_structured", budget="incoming", example_inputs=x)
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="semi_structured", prune="incoming", layout="semi_structured"),
+        example_inputs=x,
+    )
     return model.to(dtype), x.to(dtype)
 
 

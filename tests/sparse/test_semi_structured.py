@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fpe_lightning.partitions.builtin import semi_structured_partition
+from fpe_lightning.partitions import SemiStructured
 from fpe_lightning.sparse import check_masks, set_mask
 from fpe_lightning.sparse.masked import MaskedLinear, mask_of
 from fpe_lightning.sparse.semi_structured.format import not_semi_structured
@@ -28,7 +28,7 @@ def two_of_four(rows: int = 128, inputs: int = 64, seed: int = 0) -> Tensor:
     """A mask as a split makes it: adjacent children share 2 + 2 of each 4 inputs."""
     generator = torch.Generator().manual_seed(seed)
     weight, alive = torch.ones(rows // 2, inputs, 1), torch.ones(rows // 2, inputs, dtype=torch.bool)
-    child = semi_structured_partition(weight, alive, 2, generator)
+    child = SemiStructured()(weight, alive, 2, generator)
     return torch.stack([child == 0, child == 1], dim=1).view(rows, inputs)
 
 

@@ -31,7 +31,10 @@ def train(wrapped: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> No
 
 def split(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     fpe.expand(
-        model, 2, "semi_structured", layout="semi_structured", budget="incoming", optimizer=optimizer, example_inputs=x
+        model,
+        fpe.Expansion(alpha=2, partition="semi_structured", prune="incoming", layout="semi_structured"),
+        optimizer=optimizer,
+        example_inputs=x,
     )
 
 

@@ -23,7 +23,11 @@ def split_model(dtype: torch.dtype, width: int = 256) -> tuple[nn.Sequential, Te
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(512, width), nn.ReLU(), nn.Linear(width, 100)).to("cuda", dtype)
     x = torch.randn(2048, 512, device="cuda", dtype=dtype)
-    fpe.expand(model, 2, "semi_structured", layout="semi_structured", budget="incoming", example_inputs=x)
+    fpe.expand(
+        model,
+        fpe.Expansion(alpha=2, partition="semi_structured", prune="incoming", layout="semi_structured"),
+        example_inputs=x,
+    )
     return model, x
 
 

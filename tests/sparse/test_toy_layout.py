@@ -47,7 +47,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None
 
 
 def split(model: nn.Module, x: Tensor, layout: str = "toy", optimizer: torch.optim.Optimizer | None = None) -> None:
-    report = fpe.expand(model, 2, "random", layout=layout, optimizer=optimizer, example_inputs=x)
+    report = fpe.expand(model, fpe.Expansion(layout=layout), optimizer=optimizer, example_inputs=x)
     assert report.nonzeros_before == report.nonzeros_after == fpe.count_nonzeros(model)
 
 

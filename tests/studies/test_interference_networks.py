@@ -97,7 +97,7 @@ def test_measures_are_means_over_the_layers_that_are_split(kind: str) -> None:
     (row,) = run_block(setting, arms_named(["random"]), [0])
     network = begin(ARMS["dense"], setting, task, 0)
     seen = {f"{name}_before": value for name, value in by_hand(network, layers).items()}
-    fpe.expand(network, alpha=2, sites=layers, seed=0, example_inputs=task.train[0][:2])
+    fpe.expand(network, alpha=2, seed=0, sites=layers, example_inputs=task.train[0][:2])
     after = by_hand(network, layers)
     seen |= {f"{name}_after": value for name, value in after.items()}
     assert {name: row.measures[name] for name in seen} == pytest.approx(seen, abs=1e-6)

@@ -105,7 +105,7 @@ def test_a_split_run_equals_a_plain_loop(setting: Pictures) -> None:
     for epoch in range(3):
         if epoch == 1:
             assert setting.splits is not None
-            fpe.expand(network, sites=setting.splits, seed=seed, optimizer=optimizer, example_inputs=x[:2])
+            fpe.expand(network, seed=seed, sites=setting.splits, optimizer=optimizer, example_inputs=x[:2])
         order = torch.randperm(40, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
         for rows in order.split(16):
             optimizer.zero_grad()

@@ -81,7 +81,7 @@ class Constant(torch.nn.Module):
         self.logits = torch.tensor(logits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.logits.expand(len(x), -1)
+        return self.logits.expand(len(x), alpha=-1)
 
 
 def test_a_calibration_error_is_confidence_minus_accuracy() -> None:

@@ -38,7 +38,10 @@ def train_alone(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor,
 
 def split(network: MLP, optimizer: torch.optim.Optimizer, seed: int, state: str) -> None:
     fpe.expand(
-        network, alpha=2, seed=seed, optimizer=optimizer, optimizer_state=state, example_inputs=torch.zeros(2, 12)
+        network,
+        fpe.ByShape(alpha=2, optimizer_state=state, seed=seed),
+        optimizer=optimizer,
+        example_inputs=torch.zeros(2, 12),
     )
 
 
@@ -207,7 +210,9 @@ def test_what_cannot_stand_in_one_stack_is_refused() -> None:
         Stack([tanh := MLP(12, 4, 1, activation="tanh")], [adam(tanh)])
     with pytest.raises(ValueError, match="found a layer without bias"):
         Stack([bare := MLP(12, 4, 1, bias=False)], [adam(bare)])
-    fpe.expand(grouped := MLP(12, 4, 1), partition="shared", layout="grouped", example_inputs=torch.zeros(2, 12))
+    fpe.expand(
+        grouped := MLP(12, 4, 1), fpe.Expansion(partition="shared", layout="grouped"), example_inputs=torch.zeros(2, 12)
+    )
     with pytest.raises(ValueError, match="holds masked weights, found blocks"):
         Stack([grouped], [adam(grouped)])
     with pytest.raises(ValueError, match="Optimizer 1 of a stack differs"):

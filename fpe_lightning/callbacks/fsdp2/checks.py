@@ -1,4 +1,4 @@
-"""Which sharded models FSDP2 lets us change: what was tested goes through, everything else is refused by name."""
+"""Which sharded models can change under FSDP2: tested ones pass, all others are refused by name."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def check_sharding(model: nn.Module) -> None:
 
 
 def check_parameter(name: str, parameter: nn.Parameter, group: Any, optimizers: Sequence[Optimizer]) -> None:
-    """Refuse a sharded parameter that an exchange would lose something of.
+    """Refuse a sharded parameter that cannot be exchanged without a loss.
 
     Args:
         name: Its qualified name, for the messages.
         parameter: The parameter.
         group: The group of FSDP2 that manages it, or None.
-        optimizers: Whoever may hold it.
+        optimizers: The optimizers that may hold it.
 
     Raises:
         ValueError: Naming what was found and what to do.

@@ -1,4 +1,4 @@
-"""Hold parameters that FSDP2 shards whole for the time of a change, and shard them again afterwards.
+"""Hold sharded parameters whole for the time of a change, and shard them again afterwards.
 
 FSDP2 keeps its own reference to every sharded parameter, so that a parameter that is merely replaced in its module
 would silently come back. Torch has no public way to exchange one. The single private piece that is used here, the
@@ -42,12 +42,12 @@ class _Held:
 
     @property
     def now(self) -> nn.Parameter:
-        """What the module holds at present: the whole parameter, or whatever has taken its place."""
+        """The parameter that the module holds now: the whole one, or its replacement."""
         return self.module.get_parameter(self.key)
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing happened to it."""
+        """Whether it is unchanged."""
         return self.now is self.whole and self.whole._version == self.version
 
 
@@ -57,14 +57,14 @@ def whole_parameters(
 ) -> Iterator[list[nn.Parameter]]:
     """Hold some parameters of a model whole on every process, with their gradients and optimizer state.
 
-    Code inside may replace them by parameters of other shapes, as ``expand`` does. Afterwards what was replaced is
-    sharded anew, and what was not is the same object as before. If the code raises, all parameters and their
-    states are those of before. Every process has to do the same.
+    Code inside may replace them by parameters of other shapes, as ``expand`` does. Afterwards a replaced parameter is
+    sharded again, and any other is the same object as before. If the code raises, all parameters and their states are
+    as they were. Every process has to do the same.
 
     Args:
         model: A model whose parameters were sharded by ``torch.distributed.fsdp.fully_shard``.
         names: Qualified names of parameters; buffers among them are whole already and passed over.
-        optimizers: Whoever may hold them.
+        optimizers: The optimizers that may hold them.
 
     Yields:
         The whole parameters.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.callbacks.averages import copies_of
+from fpe_lightning.callbacks.averages import averages_of
 from fpe_lightning.callbacks.fsdp2.checks import check_sharding, check_version
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.checkpoints.expand_file import read_checkpoint, weights_in
@@ -80,7 +80,7 @@ class ExpandableModelParallelStrategy(ModelParallelStrategy):
         return super().load_checkpoint(path, **options)
 
 
-def check_fsdp2(trainer: pl.Trainer, pl_module: pl.LightningModule, layout: str) -> None:
+def check_fsdp2(trainer: pl.Trainer, pl_module: pl.LightningModule, layouts: Iterable[str]) -> None:
     """Refuse what was not tested under FSDP2, once the module is sharded; say nothing of any other strategy.
 
     Raises:
@@ -92,9 +92,10 @@ def check_fsdp2(trainer: pl.Trainer, pl_module: pl.LightningModule, layout: str)
         check_sharding(pl_module)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
-    if layout != "masked":
-        raise MisconfigurationException(f'`layout="{layout}"` was not tested under FSDP2; use `layout="masked"`.')
-    if copies_of(trainer, pl_module):
+    for layout in layouts:
+        if layout not in ("masked", "by_shape"):
+            raise MisconfigurationException(f'`layout="{layout}"` was not tested under FSDP2; use `layout="masked"`.')
+    if averages_of(trainer, pl_module):
         raise MisconfigurationException(
             "A callback holds an average of the weights, which cannot be split under FSDP2; leave it out, or use DDP."
         )

@@ -1,8 +1,8 @@
-"""The ledger of a trace: what the operators of a forward say about the entries of parameter axes."""
+"""The facts of a trace: what the operators of a forward say about the entries of parameter axes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -59,8 +59,8 @@ class Use:
     written: bool = False
 
 
-class Ledger:
-    """Everything that one or several traces of a model say; read by ``resolve``.
+class Facts:
+    """Everything that one or several traces of a model say; ``resolve`` reads it.
 
     Attributes:
         spans: Numbered parameter axes.
@@ -68,10 +68,11 @@ class Ledger:
             (``"sum"``, ``"product"`` of two activations, or ``""``).
         frozen: Entries that must not be widened, with the reason.
         bundles: Entries that can only be widened together, with the reason.
+        bends: Entries that enter an operator which is not linear in them.
         roles: Entries and what they do, in the order of the forward.
         groupings: Labels cut into groups by normalisation or grouped convolution; copies must stay in their group.
         uses: Sizes that modules met.
-        reads: Shape of what each module read, by qualified name.
+        input_shapes: Shape of the first argument of each module's first call, by qualified name.
     """
 
     def __init__(self) -> None:
@@ -79,10 +80,11 @@ class Ledger:
         self.ties: list[tuple[np.ndarray, str]] = []
         self.frozen: list[tuple[np.ndarray, str]] = []
         self.bundles: list[tuple[np.ndarray, str]] = []
+        self.bends: list[np.ndarray] = []
         self.roles: list[tuple[np.ndarray, Role]] = []
         self.groupings: list[np.ndarray] = []
         self.uses: list[Use] = []
-        self.reads: dict[str, tuple[int, ...]] = {}
+        self.input_shapes: dict[str, tuple[int, ...]] = {}
         self.size = UNLABELLED + 1
         self._axes: dict[tuple[str, int], Span] = {}
 
@@ -100,13 +102,13 @@ class Ledger:
             labels.append(along(torch.arange(span.start, span.start + length), dim, parameter.dim()))
         return labels
 
-    def absorb(self, other: Ledger) -> None:
+    def absorb(self, other: Facts) -> None:
         """Add what another trace of the same model says; both number the entries alike."""
         if not self.spans:
             self.spans, self.size, self._axes = other.spans, other.size, other._axes
-        for name in ("ties", "frozen", "bundles", "roles", "groupings", "uses"):
+        for name in ("ties", "frozen", "bundles", "bends", "roles", "groupings", "uses"):
             getattr(self, name).extend(getattr(other, name))
-        self.reads = {**other.reads, **self.reads}
+        self.input_shapes = {**other.input_shapes, **self.input_shapes}
 
     def span(self, parameter: str, dim: int) -> Span:
         """The span of one parameter axis."""
@@ -127,6 +129,10 @@ class Ledger:
     def bundle(self, label: Tensor, reason: str) -> None:
         """Say that the units of a label can only be widened all together."""
         self.bundles.append((_numbers(label), reason))
+
+    def bend(self, labels: Iterable[Tensor]) -> None:
+        """Record that the units of some labels enter an operator which is not linear in them."""
+        self.bends.extend(_numbers(label) for label in labels)
 
     def mark(self, label: Tensor, role: Role) -> None:
         """Record what the entries of a parameter's label do."""

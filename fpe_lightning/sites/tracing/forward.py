@@ -1,4 +1,4 @@
-"""Trace a model: run its forward in training and in evaluation mode and keep the ledger."""
+"""Trace a model: run its forward in training and in evaluation mode and collect the facts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fpe_lightning.sites.tracing import (  # noqa: F401  (importing the rules re
     rules_pointwise,
     rules_shape,
 )
-from fpe_lightning.sites.tracing.facts import Ledger
+from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.sandbox import ModuleStack, Tensors, borrowed, stand_in
 from fpe_lightning.sites.tracing.tracer import AxisTracer
 
@@ -84,25 +84,25 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
 
 def trace(
     model: nn.Module, inputs: Inputs, *, training: bool, tensors: Tensors, widening: Widening | None = None
-) -> Ledger:
-    """Run one forward of a model and write down what happens; the model is as before afterwards.
+) -> Facts:
+    """Run one forward of a model and collect the facts; the model is as before afterwards.
 
     Args:
         model: The model.
         inputs: Example inputs; in training they are repeated along the batch if the model needs more than one.
         training: Whether the modules are in training mode.
-        tensors: Who makes stand-ins for the model's tensors; one for all traces at the same widths. Real ones are for
+        tensors: Makes the stand-ins for the model's tensors; one for all traces at the same widths. Real ones are for
             models whose control flow reads values.
         widening: Other widths to run at.
 
     Returns:
-        The ledger of this forward.
+        The facts of this forward.
 
     Raises:
         Exception: Whatever the forward raises.
     """
     widening = widening or Widening()
-    ledger = Ledger()
+    facts = Facts()
     with borrowed(model):
         for module in model.modules():
             vars(module)["training"] = training
@@ -112,13 +112,13 @@ def trace(
             modules[module_name].__dict__[attribute] = value
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
         stack = ModuleStack(model)
-        tracer = AxisTracer(ledger, state, stack)  # outside of the fake mode, because labels are real
+        tracer = AxisTracer(facts, state, stack)  # outside of the fake mode, because labels are real
         with tensors.active():
             args, kwargs = tree_map_only(Tensor, lambda t: tensors.of(t).to(device), (inputs.args, inputs.kwargs))
             with stack.watching(), tracer:
                 output = model(*args, **kwargs)
         for tensor in tensors_in(output):
             for label in tracer.tags[tensor].labels if tensor in tracer.tags else ():
-                ledger.freeze(label, "it reaches an output of the model")
-    ledger.reads.update(stack.reads)
-    return ledger
+                facts.freeze(label, "it reaches an output of the model")
+    facts.input_shapes.update(stack.input_shapes)
+    return facts

@@ -44,6 +44,7 @@ def compress(label: Tensor) -> Tensor:
         >>> compress(torch.arange(1, 4).view(3, 1).expand(3, 5)).shape
         torch.Size([3, 1])
     """
+    # Expanded axes have stride 0 and need no look at their entries.
     for axis, stride in enumerate(label.stride()):
         if stride == 0:
             label = label.narrow(axis, 0, min(1, label.shape[axis]))

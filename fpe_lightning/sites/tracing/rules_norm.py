@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.labels import aligned, along, varying
+from fpe_lightning.sites.tracing.operators import rule
 from fpe_lightning.sites.tracing.rules_pointwise import pointwise
-from fpe_lightning.sites.tracing.tracer import Call, rule
 
 MEANS = "mean var std var_mean std_mean amax amin max min median aminmax"
 SUMS = "sum linalg_vector_norm norm prod logsumexp argmax argmin any all nansum"
@@ -26,6 +27,7 @@ POOLS = [
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d"),
     *("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
 ]
+LINEAR_POOLS = frozenset(name for name in POOLS if "max" not in name)
 BATCH_NORMS = [
     *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit_functional"),
@@ -41,15 +43,15 @@ def batch_norm(call: Call) -> None:
         if 1 in varying(label):
             kept.append(call.merge(label, [axis for axis in varying(label) if axis != 1]))
         else:
-            call.ledger.freeze(label, "batch norm averages over the axis")
+            call.facts.freeze(label, "batch norm averages over the axis")
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = call.arguments.get(name)
         call.value(tensor)
         for label in call.labels(tensor):
             for target in kept:
-                call.ledger.tie(target.reshape(-1), label.reshape(-1))
+                call.facts.tie(target.reshape(-1), label.reshape(-1))
             if not kept:
-                call.ledger.freeze(label, "it normalises an axis that no weight computes")
+                call.facts.freeze(label, "it normalises an axis that no weight computes")
     call.emit(kept, call.outputs[0])
 
 
@@ -66,7 +68,7 @@ def group_norm(call: Call) -> None:
     groups = int(call.arguments.get("group") or call.arguments["num_groups"])
     for label in call.labels(call.input):
         if varying(label) == (1,):
-            call.ledger.group(label, groups)
+            call.facts.group(label, groups)
     _normalise(call, {1}, lambda label: along(label, 1, call.input.dim()))
 
 
@@ -76,10 +78,10 @@ def _normalise(call: Call, axes: set[int], place: Any) -> None:
     for label in call.labels(call.input):
         over = set(varying(label)) & axes
         if over and set(varying(label)) - axes:
-            call.ledger.freeze(label, f"{call.name} normalises over part of the axis")
+            call.facts.freeze(label, f"{call.name} normalises over part of the axis")
             continue
         if over:
-            call.ledger.bundle(label, call.name)
+            call.facts.bundle(label, call.name)
         kept.append(label)
     for name in ("weight", "bias"):
         tensor = call.arguments.get(name)
@@ -87,9 +89,9 @@ def _normalise(call: Call, axes: set[int], place: Any) -> None:
         for label in map(place, call.labels(tensor)):
             targets = [target for target in kept if set(varying(target)) & set(varying(label))]
             for target in targets:
-                call.ledger.tie(target, label)
+                call.facts.tie(target, label)
             if not targets:
-                call.ledger.freeze(label, "it normalises an axis that no weight computes")
+                call.facts.freeze(label, "it normalises an axis that no weight computes")
     call.emit(kept, call.outputs[0])
 
 
@@ -108,9 +110,9 @@ def reduction(call: Call) -> None:
     for label in call.labels(call.input):
         if set(varying(label)) <= axes:
             if call.name in MEANS.split():
-                call.ledger.bundle(label, call.name)
+                call.facts.bundle(label, call.name)
             else:
-                call.ledger.freeze(label, f"{call.name} over the axis")
+                call.facts.freeze(label, f"{call.name} over the axis")
             continue
         merged = call.merge(label, set(varying(label)) & axes)
         if not call.arguments.get("keepdim"):
@@ -127,7 +129,7 @@ def softmax(call: Call) -> None:
     call.value(call.input)
     for label in call.labels(call.input):
         if varying(label) == (axis,):
-            call.ledger.freeze(label, f"{call.name.strip('_')} over the axis")
+            call.facts.freeze(label, f"{call.name.strip('_')} over the axis")
         else:
             labels.append(call.merge(label, {axis} & set(varying(label))))
     call.emit(labels)
@@ -145,7 +147,7 @@ def pool(call: Call) -> None:
     for label in call.labels(call.input):
         inside = {axis for axis in varying(label) if axis >= dim - spatial}
         if inside == set(varying(label)):
-            call.ledger.freeze(label, f"{call.name} slides over the axis")
+            call.facts.freeze(label, f"{call.name} slides over the axis")
         else:
             labels.append(call.merge(label, inside))
     call.emit(labels, filler=call.tag(call.input).filler)

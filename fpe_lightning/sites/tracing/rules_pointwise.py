@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.labels import aligned, varying
-from fpe_lightning.sites.tracing.tracer import FACTORIES, Call, rule
+from fpe_lightning.sites.tracing.operators import rule
 
+_FILLS = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided")
+_NOISE = ("bernoulli", "uniform", "normal", "exponential", "random")
+FACTORIES = frozenset(
+    (*_FILLS, *(f"new_{n}" for n in _FILLS), *(f"{n}_like" for n in _FILLS), *_NOISE, "scalar_tensor")
+)
+"""Operators that make constants or noise."""
 SUMS = frozenset({"add", "sub", "rsub", "addcmul", "addcdiv", "lerp", "__iadd__", "__isub__"})
 PRODUCTS = frozenset({"mul", "div", "__imul__"})
 POINTWISE = (
@@ -25,6 +32,7 @@ def pointwise(call: Call) -> None:
         call.emit((), filler=True)
         return
     call.value(*operands)
+    # Bring all labels to the axes of the output, as broadcasting does.
     shapes = [[1] * (dim - tensor.dim()) + list(tensor.shape) for tensor in operands]
     labels = [[aligned(label, dim) for label in call.labels(tensor)] for tensor in operands]
     covered: list[Tensor] = []
@@ -33,13 +41,15 @@ def pointwise(call: Call) -> None:
             for other in range(len(operands)):
                 if operands[other] is tensor or call.tag(operands[other]).filler:
                     continue
+                # The axes along which the label's units meet entries of the other operand one by one.
                 met = {axis for axis in varying(label) if shapes[other][axis] > 1}
                 matches = [match for match in labels[other] if met & set(varying(match))]
                 if met and not matches:
-                    call.ledger.freeze(label, "it meets an axis that no weight computes (an input or a constant)")
+                    call.facts.freeze(label, "it meets an axis that no weight computes (an input or a constant)")
                 how = _how(call, tensor, operands[other])
                 for match in matches:
-                    call.ledger.tie(label, match, how)
+                    call.facts.tie(label, match, how)
+                    # Tied labels say the same; the output keeps the one that distinguishes more.
                     smaller = set(varying(match)) < set(varying(label))
                     if smaller or (set(varying(match)) == set(varying(label)) and other > one):
                         covered.append(match)
@@ -83,9 +93,9 @@ def glu(call: Call) -> None:
     outputs = []
     for label in call.labels(tensor):
         if axis in varying(label):
-            call.ledger.bundle(label, "glu")
+            call.facts.bundle(label, "glu")
             first, second = label.chunk(2, axis)
-            call.ledger.tie(first, second, "product")
+            call.facts.tie(first, second, "product")
             label = first
         outputs.append(label)
     call.emit(outputs)

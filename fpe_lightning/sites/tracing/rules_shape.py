@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.facts import Use
 from fpe_lightning.sites.tracing.labels import aligned, compress, varying
-from fpe_lightning.sites.tracing.tracer import Call, rule
+from fpe_lightning.sites.tracing.operators import rule
 
 SAME = (
     "_to_copy to clone detach detach_copy alias contiguous lift_fresh lift_fresh_copy positive pin_memory "
@@ -22,6 +23,9 @@ REARRANGE = (
     "repeat_interleave"
 )
 CUTS = "slice select split split_with_sizes chunk unbind narrow tensor_split unsafe_split unsafe_chunk"
+OTHERS = "as_strided cat concat concatenate stack roll flip constant_pad_nd index_select gather index"
+MOVES = frozenset(" ".join([SAME, VIEWS, REARRANGE, CUTS, OTHERS]).split())
+"""Operators that only move entries."""
 
 
 @rule(*SAME.split())
@@ -50,11 +54,12 @@ def view(call: Call) -> None:
     labels = []
     for label in call.labels(call.input):
         if output.numel() != call.input.numel():  # a view as another type
-            call.ledger.freeze(label, f"unknown form of {call.name}")
+            call.facts.freeze(label, f"unknown form of {call.name}")
             continue
+        # Labels are entries too: the same view of them says where each unit goes.
         seen = compress(label.expand(call.shapes[0]).reshape(output.shape))
         if len(varying(seen)) > len(varying(label)):
-            call.ledger.bundle(label, "an axis is split by a view")
+            call.facts.bundle(label, "an axis is split by a view")
         labels.append(seen)
     tag = call.tag(call.input)
     call.emit(labels, parameter=tag.parameter, filler=tag.filler)
@@ -88,14 +93,14 @@ def _cut(call: Call, label: Tensor, whole: Tensor, pieces: list[Tensor]) -> None
     if axis not in varying(label) or (len(pieces) == 1 and pieces[0].shape == whole.shape):
         return
     if call.name in ("select", "unbind") and varying(label) == (axis,):
-        call.ledger.freeze(label, "a single entry is selected from it")
+        call.facts.freeze(label, "a single entry is selected from it")
         return
-    call.ledger.bundle(label, f"{call.name} cuts the axis")
+    call.facts.bundle(label, f"{call.name} cuts the axis")
     for bound in ("start", "end"):
         position = call.arguments.get(bound)
         if isinstance(position, int) and 0 < position < whole.shape[axis]:
             part = label.narrow(axis, 0, position)
-            call.ledger.uses.append(Use(call.tracer.module(), position, None, part, written=True))
+            call.facts.uses.append(Use(call.module, position, None, part, written=True))
 
 
 @rule("cat", "concat", "concatenate", "stack")
@@ -111,11 +116,11 @@ def concatenate(call: Call) -> None:
         return
     labels = [[la.unsqueeze(axis) if stack else la for la in call.labels(piece)] for piece in pieces]
     lengths = [1 if stack else piece.shape[axis] for piece in pieces]
-    beside = _beside(call, pieces, labels, axis)
-    call.emit(beside + _behind(call, labels, lengths, axis))
+    alongside = _alongside(call, pieces, labels, axis)
+    call.emit(alongside + _behind(call, labels, lengths, axis))
 
 
-def _beside(call: Call, pieces: list[Tensor], labels: list[list[Tensor]], axis: int) -> list[Tensor]:
+def _alongside(call: Call, pieces: list[Tensor], labels: list[list[Tensor]], axis: int) -> list[Tensor]:
     """Labels that do not run along the concatenated axis: the same axis in all pieces."""
     flat = [(index, label) for index, group in enumerate(labels) for label in group if axis not in varying(label)]
     for index, label in flat:
@@ -124,12 +129,12 @@ def _beside(call: Call, pieces: list[Tensor], labels: list[list[Tensor]], axis: 
                 continue
             matches = [match for match in labels[other] if set(varying(match)) & set(varying(label))]
             if not matches:
-                call.ledger.freeze(label, "it is concatenated with a tensor that no weight computes")
+                call.facts.freeze(label, "it is concatenated with a tensor that no weight computes")
             for match in matches:
                 if axis in varying(match):
                     call.freeze((label, match), "it is concatenated with a tensor of another layout")
                 else:
-                    call.ledger.tie(label, match)
+                    call.facts.tie(label, match)
     return [max((label for _, label in flat), key=Tensor.numel)] if flat else []
 
 
@@ -186,7 +191,7 @@ def _indexed(call: Call, label: Tensor) -> Tensor:
     axes = [axis for axis, entry in enumerate(indices) if entry is not None]
     boolean = any(indices[axis].dtype in (torch.bool, torch.uint8) for axis in axes)
     if boolean or set(varying(label)) & set(axes):
-        call.ledger.freeze(label, "indexing picks entries of the axis")
+        call.facts.freeze(label, "indexing picks entries of the axis")
         return torch.zeros(1, dtype=torch.long)
     width = max(indices[axis].dim() for axis in axes)
     rest = [label.shape[axis] for axis in range(label.dim()) if axis not in axes]
@@ -199,7 +204,7 @@ def _pass_unless(call: Call, axes: set[int], what: str) -> None:
     kept = []
     for label in call.labels(call.input):
         if set(varying(label)) & axes:
-            call.ledger.freeze(label, f"{call.name} {what}")
+            call.facts.freeze(label, f"{call.name} {what}")
         else:
             kept.append(aligned(label, call.input.dim()))
     call.emit(kept, filler=call.tag(call.input).filler)

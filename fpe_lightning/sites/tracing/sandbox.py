@@ -1,4 +1,4 @@
-"""Run a model's forward without leaving a trace on the model: borrowed state, own hooks, own random numbers."""
+"""Run a model's forward and leave the model as it was: borrowed state, own hooks, own random numbers."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def owners_of(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
 
 
 class ModuleStack:
-    """Knows which module's forward is running, and the shape of what each module read first.
+    """Knows which module's forward is running, and the shape of each module's first input.
 
     Attributes:
-        reads: Shape of the first argument of each module's first call, by qualified name.
+        input_shapes: Shape of the first argument of each module's first call, by qualified name.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.reads: dict[str, tuple[int, ...]] = {}
+        self.input_shapes: dict[str, tuple[int, ...]] = {}
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[str] = []
 
@@ -72,7 +72,7 @@ class ModuleStack:
         name = self._names.get(id(module), self())
         self._stack.append(name)
         if args and isinstance(args[0], Tensor):
-            self.reads.setdefault(name, tuple(args[0].shape))
+            self.input_shapes.setdefault(name, tuple(args[0].shape))
 
     def _leave(self) -> None:
         if self._stack:
@@ -83,12 +83,13 @@ class ModuleStack:
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Let the code inside change a model's attributes, and put everything back afterwards.
 
-    Forward hooks are off meanwhile: a hook that collects activations must not see those of a trial. Random number
-    generators, the training flags and the fast path of attention are as before afterwards, also after an exception.
+    Forward hooks are off inside: a hook that collects activations must not see those of a trial. Random number
+    generators, training flags and the fast path of attention are restored, also after an exception.
 
     Args:
-        model: The model to borrow. Tensors are not copied: whoever borrows must replace, not overwrite them.
+        model: The model to borrow. Tensors are not copied: replace them inside, do not overwrite them.
     """
+    # Attributes are saved by reference; containers by value, as a forward may append to them.
     saved = [(module, dict(vars(module))) for module in model.modules()]
     contents = [(value, value.copy()) for _, before in saved for value in before.values() if type(value) in CONTAINERS]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -118,8 +119,8 @@ def unless_it_raises(model: nn.Module, incoming: Mapping[str, Tensor]) -> Iterat
 
     Args:
         model: The model.
-        incoming: What is about to be loaded. Tensors of another shape than theirs are replaced and not overwritten, so
-            that only the others are copied meanwhile.
+        incoming: The tensors about to be loaded. Model tensors of another shape are replaced, not overwritten, so that
+            only the others are copied in the meantime.
     """
     modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
     contents = [
@@ -190,7 +191,7 @@ class Tensors:
 
     def _make(self, tensor: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
         data = tensor.detach()
-        sharded: Any = data if hasattr(data, "full_tensor") else None  # its module sees the whole
+        sharded: Any = data if hasattr(data, "full_tensor") else None  # the module's forward sees the whole tensor
         if self.mode is not None:
             shape = [len(sizes[axis]) if axis in sizes else size for axis, size in enumerate(data.shape)]
             plain = type(data) is Tensor and data.layout == torch.strided and data.is_contiguous()
@@ -211,7 +212,7 @@ def stand_in(model: nn.Module, tensors: Tensors, sizes: Mapping[str, Mapping[int
 
     Args:
         model: A model inside ``borrowed``.
-        tensors: Who makes the stand-ins.
+        tensors: Makes the stand-ins.
         sizes: For each parameter the widened axes, as ``Tensors.of`` takes them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From a ledger to candidate widths: entries become units, units that must be widened together become groups."""
+"""From facts to candidate widths: entries become units, units that must be widened together become groups."""
 
 from __future__ import annotations
 
@@ -6,19 +6,39 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from fpe_lightning.sites.tracing.facts import Ledger, Role, Span
+from fpe_lightning.sites.tracing.facts import Facts, Role, Span
 from fpe_lightning.sites.tracing.labels import UNLABELLED
 
 COMPUTES = Role.PRODUCER | Role.DEPTHWISE
 
 
 def components(size: int, pairs: np.ndarray) -> np.ndarray:
-    """The connected component of each of ``size`` nodes, for a ``(2, n)`` array of edges."""
-    graph = coo_matrix((np.ones(pairs.shape[1], dtype=bool), (pairs[0], pairs[1])), shape=(size, size))
-    return connected_components(graph, directed=False)[1]
+    """Find connected components by union-find, all edges at a time.
+
+    Args:
+        size: Number of nodes.
+        pairs: ``(2, n)`` int64 edges.
+
+    Returns:
+        ``(size,)`` int64, the component of each node; components are numbered by their smallest node.
+
+    Example:
+        >>> components(5, np.array([[3, 1], [1, 4]])).tolist()
+        [0, 1, 2, 1, 1]
+    """
+    root = np.arange(size)
+    first, second = pairs
+    while True:
+        first, second = root[first], root[second]
+        open_ = first != second
+        if not open_.any():
+            return np.unique(root, return_inverse=True)[1]
+        first, second = first[open_], second[open_]
+        # Larger roots point to smaller ones, so that there are no circles; edges that lost are tried again.
+        root[np.maximum(first, second)] = np.minimum(first, second)
+        while not np.array_equal(root, shorter := root[root]):
+            root = shorter
 
 
 def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -27,10 +47,10 @@ def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 @dataclass
 class Units:
-    """What a ledger amounts to.
+    """The units of a model and their groups.
 
     Attributes:
-        ledger: Where it comes from.
+        facts: What the traces say.
         unit: ``(numbers,)`` the unit of each numbered entry.
         roles: ``(numbers,)`` what each entry does, as the bits of ``Role``.
         first_use: ``(numbers,)`` position in the forward at which each entry got its first role.
@@ -38,9 +58,10 @@ class Units:
         group: ``(units,)`` units of one group can only be widened together.
         added: ``(groups,)`` whether producers of the group meet in a sum.
         gated: ``(groups,)`` whether units of the group meet in a product.
+        bent: ``(groups,)`` whether units of the group enter an operator that is not linear in them.
     """
 
-    ledger: Ledger
+    facts: Facts
     unit: np.ndarray
     roles: np.ndarray
     first_use: np.ndarray
@@ -48,6 +69,7 @@ class Units:
     group: np.ndarray
     added: np.ndarray
     gated: np.ndarray
+    bent: np.ndarray
 
     def of(self, span: Span) -> np.ndarray:
         """The units of the entries of one parameter axis."""
@@ -62,47 +84,55 @@ class Units:
         return Role(int(np.bitwise_or.reduce(self.roles[span.numbers])))
 
 
-def resolve(ledger: Ledger) -> Units:
+def resolve(facts: Facts) -> Units:
     """Find the units and their groups.
 
     Args:
-        ledger: A complete ledger.
+        facts: Everything that the traces say.
 
     Returns:
         Units, groups and refusals.
     """
-    pairs = {how: _joined(p for p, h in ledger.ties if h == how) for how in ("", "sum", "product")}
+    # 1. Entries that are tied are one unit. Ties to the unlabelled entry refuse, they do not join.
+    pairs = {how: _joined(p for p, h in facts.ties if h == how) for how in ("", "sum", "product")}
     real = {how: p[:, (p != UNLABELLED).all(0)] for how, p in pairs.items()}
-    unit = components(ledger.size, _joined(real.values()))
-    roles, first_use = _roles(ledger)
-    group = _groups(ledger, unit, roles)
-    reasons = _reasons(ledger, group[unit], roles, _joined(pairs.values()))
-    makes = np.zeros(ledger.size, dtype=bool)
+    unit = components(facts.size, _joined(real.values()))
+    # 2. Units of one computing axis or one bundle are one group; reasons count for whole groups.
+    roles, first_use = _roles(facts)
+    group = _groups(facts, unit, roles)
+    reasons = _reasons(facts, group[unit], roles, _joined(pairs.values()))
+    # 3. Producers of a group meet in a sum (a residual stream) or in a product (a gate) if they belong together by
+    #    such ties alone.
+    makes = np.zeros(facts.size, dtype=bool)
     makes[(roles & Role.PRODUCER) > 0] = True
     marks = {}
     for how in ("sum", "product"):
         others = [p for h, p in real.items() if h != how]
-        before = components(ledger.size, _joined(others))
+        before = components(facts.size, _joined(others))
         computed = np.zeros(before.max() + 1, dtype=bool)
         computed[before[makes]] = True
         a, b = real[how]
         meet = (before[a] != before[b]) & computed[before[a]] & computed[before[b]]
         marks[how] = np.zeros(group.max() + 1, dtype=bool)
         marks[how][group[unit[a[meet]]]] = True
-    return Units(ledger, unit, roles, first_use, reasons, group, marks["sum"], marks["product"])
+    # 4. A group is linear until one of its units enters an operator that is not.
+    bent = np.zeros(group.max() + 1, dtype=bool)
+    for numbers in facts.bends:
+        bent[group[unit[numbers[numbers != UNLABELLED]]]] = True
+    return Units(facts, unit, roles, first_use, reasons, group, marks["sum"], marks["product"], bent)
 
 
-def _roles(ledger: Ledger) -> tuple[np.ndarray, np.ndarray]:
-    roles = np.zeros(ledger.size, dtype=np.int64)
-    first_use = np.full(ledger.size, np.iinfo(np.int64).max)
-    for position, (numbers, role) in enumerate(ledger.roles):
+def _roles(facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+    roles = np.zeros(facts.size, dtype=np.int64)
+    first_use = np.full(facts.size, np.iinfo(np.int64).max)
+    for position, (numbers, role) in enumerate(facts.roles):
         roles[numbers] |= int(role)
         if role != Role.INPUT:
             first_use[numbers] = np.minimum(first_use[numbers], position)
     return roles, first_use
 
 
-def _reasons(ledger: Ledger, group: np.ndarray, roles: np.ndarray, pairs: np.ndarray) -> dict[int, str]:
+def _reasons(facts: Facts, group: np.ndarray, roles: np.ndarray, pairs: np.ndarray) -> dict[int, str]:
     """The first reason against each refused group, given the group of each number."""
     reasons: dict[int, str] = {}
 
@@ -110,10 +140,10 @@ def _reasons(ledger: Ledger, group: np.ndarray, roles: np.ndarray, pairs: np.nda
         for member in np.unique(group[numbers[numbers != UNLABELLED]]):
             reasons.setdefault(int(member), reason)
 
-    for numbers, reason in ledger.frozen:
+    for numbers, reason in facts.frozen:
         refuse(numbers, reason)
     refuse(pairs[:, (pairs == UNLABELLED).any(0)].reshape(-1), "it meets entries that no weight computes")
-    for numbers, reason in ledger.bundles:
+    for numbers, reason in facts.bundles:
         if (numbers == UNLABELLED).any():
             refuse(numbers, f"only part of the axis is computed by weights ({reason})")
     both = ((roles & Role.CONSUMER) > 0) & ((roles & (Role.PRODUCER | Role.VALUE | Role.DEPTHWISE)) > 0)
@@ -121,14 +151,14 @@ def _reasons(ledger: Ledger, group: np.ndarray, roles: np.ndarray, pairs: np.nda
     return reasons
 
 
-def _groups(ledger: Ledger, unit: np.ndarray, roles: np.ndarray) -> np.ndarray:
+def _groups(facts: Facts, unit: np.ndarray, roles: np.ndarray) -> np.ndarray:
     """Units of one computing axis, or of one bundle, belong together."""
     edges = []
-    for span in ledger.spans:
+    for span in facts.spans:
         if (roles[span.numbers] & COMPUTES).any():
             members = unit[span.numbers]
             edges.append(np.stack([np.full(len(members), members[0]), members]))
-    for numbers, _ in ledger.bundles:
+    for numbers, _ in facts.bundles:
         members = unit[numbers[numbers != UNLABELLED]]
         if len(members):
             edges.append(np.stack([np.full(len(members), members[0]), members]))

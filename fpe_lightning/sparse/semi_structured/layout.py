@@ -26,8 +26,8 @@ class SemiStructured(Layout):
         if alpha <= 2:
             return None
         return (
-            f"With alpha={alpha} children read 1 of {alpha} inputs: that is sparser than 2:4, and a 2:4 kernel would "
-            'multiply zeros. Use alpha=2, or layout="grouped" with partition="shared".'
+            f"keeps 2 of 4 inputs, but with alpha={alpha} a child reads 1 of {alpha}: use alpha=2, or "
+            'layout="grouped" with partition=fpe.partitions.Shared(groups=4).'
         )
 
     @override

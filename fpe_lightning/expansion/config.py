@@ -1,0 +1,290 @@
+"""How to expand: one typed object, documented here and taken everywhere.
+
+``expand``, ``ExpansionCallback``, ``expand_checkpoint``, the FPE networks and the studies take the same object:
+
+- :class:`Paper`: the paper's rule, which is also what the fields of :class:`Expansion` default to;
+- :class:`Blocks`: partitions that groups of neurons share, stored and computed at the size of the non-zeros;
+- :class:`SemiStructured`: the 2:4 pattern, for the kernels of GPUs;
+- :class:`~fpe_lightning.expansion.by_shape.ByShape`: blocks for large linear layers, the paper's rule elsewhere (the
+  default);
+- :class:`Expansion`: any combination of partition, pruning and layout.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from typing_extensions import Self, override
+
+from fpe_lightning.partitions import (
+    Clause,
+    FromData,
+    Overlapping,
+    Partition,
+    PartitionName,
+    Random,
+    Shared,
+    resolve_partition,
+)
+from fpe_lightning.partitions import SemiStructured as SemiStructuredPartition
+from fpe_lightning.pruning import Magnitude, Pruning, PruningName, resolve_pruning
+from fpe_lightning.sites import Site
+from fpe_lightning.sparse.layout import LAYOUTS
+
+Data = tuple[Tensor, Tensor]
+"""Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
+
+LayoutName = Literal["masked", "grouped", "semi_structured", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseExpansion(ABC):
+    """What all ways to expand have in common.
+
+    Args:
+        alpha: Children of each neuron, at least 2.
+        optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
+        seed: Every draw depends on it, on the site's name and its width, and on nothing else.
+    """
+
+    alpha: int = 2
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alpha, Integral) or isinstance(self.alpha, bool) or self.alpha < 2:
+            raise ValueError(
+                f"`alpha` is the number of children of each neuron, an integer of at least 2; found {self.alpha!r}."
+            )
+        if self.optimizer_state not in ("keep", "reset"):
+            raise ValueError(f"Unknown `optimizer_state` {self.optimizer_state!r}; known: keep, reset.")
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
+            raise ValueError(f"`seed` is an integer, found {self.seed!r}.")
+
+    @abstractmethod
+    def of_sites(self, model: nn.Module, sites: Sequence[Site], others: Sequence[Site] = ()) -> list[SiteExpansion]:
+        """How each of some sites of a model is expanded.
+
+        Args:
+            model: The model, all of whose weights are stored masked.
+            sites: The sites that this object is for.
+            others: Sites that are expanded at the same time in another way.
+        """
+
+    def fit(self, data: Data | None, clauses: Sequence[Sequence[int]] | None = None) -> Self:
+        """Return a copy whose partition and pruning rule have what they need of the data."""
+        return self
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a partition or a pruning rule has yet to see training samples."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion(BaseExpansion):
+    """How to expand a site. Every field means the same whatever the others are.
+
+    Args:
+        alpha: Children of each neuron, at least 2.
+        partition: Which child inherits which input: a short name, or an object of :mod:`fpe_lightning.partitions`.
+        prune: Which weights go, so that the number of non-zeros stays: ``"total"`` (the paper's rule), ``"incoming"``,
+            ``"outgoing"``, ``"global"`` (one order for the incoming weights of all sites), ``"columns"`` (whole inputs
+            of a block), or an object of :mod:`fpe_lightning.pruning`.
+        outgoing: ``"copy"`` gives every child a copy of its parent's outgoing weights. ``"partition"`` cuts the outputs
+            into ``alpha`` stretches and gives each child the copies of one stretch, so that nothing has to be pruned
+            for them.
+        layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
+            non-zeros, for partitions that neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), one that
+            ``fpe_lightning.sparse.register_layout`` added, or ``"auto"``: for each weight the fastest layout by the
+            clock. Times vary, so nothing is timed unless it is asked for; see :mod:`fpe_lightning.sparse.autotune`.
+        optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
+        seed: Every draw depends on it, on the site's name and its width, and on nothing else.
+
+    Raises:
+        ValueError: If a value is unknown, or two fields cannot go together.
+
+    Example:
+        >>> Expansion(partition="shared", prune="incoming").alpha
+        2
+        >>> Expansion(alpha=4, layout="semi_structured")
+        Traceback (most recent call last):
+        ...
+        ValueError: layout="semi_structured" keeps 2 of 4 inputs, but with alpha=4 a child reads 1 of 4: use ...
+    """
+
+    partition: PartitionName | Partition = "random"
+    prune: PruningName | Pruning = "total"
+    outgoing: Literal["copy", "partition"] = "copy"
+    layout: LayoutName | str = "masked"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        partition, _ = resolve_partition(self.partition), resolve_pruning(self.prune)
+        if self.outgoing not in ("copy", "partition"):
+            raise ValueError(f"Unknown `outgoing` {self.outgoing!r}; known: copy, partition.")
+        if self.layout != "auto" and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
+            raise ValueError(f'layout="{self.layout}" {reason}')
+        if isinstance(partition, SemiStructuredPartition) and self.alpha != 2:
+            raise ValueError(f'The partition "semi_structured" needs alpha=2, found alpha={self.alpha}.')
+        if isinstance(partition, Clause) and 0 < len(partition.clauses) < self.alpha:
+            raise ValueError(
+                f"{len(partition.clauses)} clauses cannot go to alpha={self.alpha} children; use a smaller alpha."
+            )
+        if self.layout == "grouped" and isinstance(partition, Random | Overlapping | SemiStructuredPartition):
+            raise ValueError(
+                f'layout="grouped" stores blocks of neurons that share a partition, and with {partition} each neuron '
+                'has its own: use partition=fpe.partitions.Shared(groups=4), or layout="masked".'
+            )
+
+    @override
+    def of_sites(self, model: nn.Module, sites: Sequence[Site], others: Sequence[Site] = ()) -> list[SiteExpansion]:
+        """Every site alike."""
+        return [SiteExpansion(site, self) for site in sites]
+
+    @override
+    def fit(self, data: Data | None, clauses: Sequence[Sequence[int]] | None = None) -> Self:
+        """Return a copy whose partition and pruning rule have what they need of the data.
+
+        Args:
+            data: Training samples and their class numbers, or None.
+            clauses: For the partition ``"clause"``: those of a datamodule, or None.
+
+        Raises:
+            ValueError: If samples are needed and there are none, or they do not fit.
+        """
+        changes: dict[str, Any] = {}
+        partition = resolve_partition(self.partition)
+        if isinstance(partition, Clause) and not partition.clauses and clauses is not None:
+            changes["partition"] = Clause(clauses)
+        for name, part in (("partition", partition), ("prune", resolve_pruning(self.prune))):
+            if isinstance(part, FromData) and not part.fitted:
+                if data is None:
+                    raise ValueError(
+                        f"`{name}={part}` needs training samples: pass `data=(x, y)`, or fit it with `.fit(x, y)`."
+                    )
+                changes[name] = part.fit(*data)
+        return replace(self, **changes) if changes else self
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a partition or a pruning rule has yet to see training samples."""
+        parts = (resolve_partition(self.partition), resolve_pruning(self.prune))
+        return any(isinstance(part, FromData) and not part.fitted for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(Expansion):
+    """The paper's rule: random partitions, one magnitude order over both layers of a site, masked weights.
+
+    Args:
+        alpha: Children of each neuron, at least 2.
+        partition: See :class:`Expansion`, as for all other fields.
+        prune: See :class:`Expansion`.
+        outgoing: See :class:`Expansion`.
+        layout: See :class:`Expansion`.
+        optimizer_state: See :class:`Expansion`.
+        seed: See :class:`Expansion`.
+
+    Example:
+        >>> Paper(alpha=4, prune="incoming", seed=1).partition
+        'random'
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Expansion):
+    """Dense blocks: groups of neurons share a partition, whole columns go, and the non-zeros alone are stored.
+
+    Args:
+        alpha: Children of each neuron, at least 2.
+        groups: Groups of neurons, each with a partition of its own; they have to divide the number of neurons.
+        prune: See :class:`Expansion`.
+        outgoing: See :class:`Expansion`.
+        layout: See :class:`Expansion`.
+        optimizer_state: See :class:`Expansion`.
+        seed: See :class:`Expansion`.
+
+    Example:
+        >>> Blocks(groups=4).partition
+        Shared(groups=4)
+    """
+
+    groups: int = 16
+    partition: PartitionName | Partition = field(default="shared", init=False)
+    prune: PruningName | Pruning = "columns"
+    layout: LayoutName | str = "grouped"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "partition", Shared(groups=self.groups))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemiStructured(Expansion):
+    """The 2:4 pattern: each neuron gets two children, and each reads 2 of every 4 inputs.
+
+    Args:
+        prune: See :class:`Expansion`.
+        outgoing: See :class:`Expansion`.
+        layout: See :class:`Expansion`.
+        optimizer_state: See :class:`Expansion`.
+        seed: See :class:`Expansion`.
+
+    Example:
+        >>> SemiStructured().partition, SemiStructured().alpha
+        ('semi_structured', 2)
+    """
+
+    alpha: int = field(default=2, init=False)
+    partition: PartitionName | Partition = field(default="semi_structured", init=False)
+    layout: LayoutName | str = "semi_structured"
+
+
+@dataclass(frozen=True)
+class SiteExpansion:
+    """One site, and how it is expanded.
+
+    Attributes:
+        site: The site.
+        expansion: How.
+        strict: Whether a layout that cannot hold the site's weights is an error. Otherwise they stay masked.
+    """
+
+    site: Site
+    expansion: Expansion
+    strict: bool = True
+
+    @property
+    def alpha(self) -> int:
+        """Children of each neuron."""
+        return int(self.expansion.alpha)
+
+    @property
+    def partition(self) -> Partition:
+        """Which child inherits which input."""
+        return resolve_partition(self.expansion.partition)
+
+    @property
+    def prune(self) -> Pruning:
+        """Which weights go."""
+        return resolve_pruning(self.expansion.prune)
+
+    @property
+    def together(self) -> bool:
+        """Whether one order of magnitudes prunes this site together with others of the model."""
+        return isinstance(self.prune, Magnitude) and self.prune.scope == "model"
+
+    @property
+    def layout(self) -> str:
+        """How the result is stored."""
+        return self.expansion.layout
+
+
+AnyExpansion = BaseExpansion | Mapping[str, BaseExpansion]
+"""One way to expand for all sites, or several by names or globs of sites; the first that matches counts."""

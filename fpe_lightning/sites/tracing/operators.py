@@ -1,0 +1,102 @@
+"""The registry of traced operators: which rule says how an operator moves labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fpe_lightning.registry import Registry
+from fpe_lightning.sites.tracing.call import Call
+
+Rule = Callable[[Call], None]
+RULES: Registry[Rule] = Registry("traced operator")
+OURS = ("aten", "prim", "prims", "torchvision")
+"""Namespaces whose operators go by their bare names."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of some operators.
+
+    Args:
+        names: Operators of ATen by their bare names (``"relu"``), all others with their namespace
+            (``"my_library::swish"``). Overloads and in-place forms share a name.
+
+    Raises:
+        ValueError: If a name is taken.
+
+    Example:
+        >>> @rule("my_library::swish")
+        ... def swish(call: Call) -> None:
+        ...     call.emit(call.labels(call.input))  # entries stay where they are
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES.register(name, function)
+        return function
+
+    return register
+
+
+def register_operator(name: str, like: str | Rule) -> None:
+    """Tell the tracer what an operator does, so that widths on both sides of it are found.
+
+    Args:
+        name: As for :func:`rule`.
+        like: An operator that treats entries in the same way and has arguments of the same names, such as
+            ``"pointwise"`` (entry by entry), ``"softmax"`` (takes ``dim``) or ``"linear"`` (takes ``weight`` and
+            ``bias``); or a rule, see :func:`rule`.
+
+    Raises:
+        ValueError: If the name is taken, or no operator of the other name is known.
+
+    Example:
+        >>> register_operator("my_library::scaled_tanh", like="pointwise")
+        >>> register_operator("my_library::scaled_tanh", like="pointwise")
+        Traceback (most recent call last):
+        ...
+        ValueError: The traced operator 'my_library::scaled_tanh' is registered already; choose another name.
+    """
+    if not isinstance(like, str):
+        RULES.register(name, like)
+        return
+    known = RULES.get(like)
+    # Some rules serve several operators and tell them apart by name.
+    RULES.register(name, lambda call: known(dataclasses.replace(call, name=like)))
+
+
+def name_of(operator: Any) -> str:
+    """The name that an operator is registered under.
+
+    Example:
+        >>> name_of(torch.ops.aten.relu_.default)
+        'relu'
+    """
+    namespace, name = operator._schema.name.split("::")
+    if operator._schema.is_mutable and name.endswith("_"):
+        name = name[:-1]
+    return name if namespace in OURS else f"{namespace}::{name}"
+
+
+def rule_of(operator: Any) -> Rule:
+    """The rule of an operator; one that refuses whatever enters an operator that nobody registered.
+
+    Example:
+        >>> rule_of(torch.ops.aten.tanh.default).__name__
+        'pointwise'
+    """
+    name = name_of(operator)
+    if name in RULES:
+        return RULES.get(name)
+    return RULES.get("pointwise" if torch.Tag.pointwise in operator.tags else "unknown")
+
+
+@rule("unknown")
+def unknown(call: Call) -> None:
+    """Refuse whatever enters an operator that no rule knows."""
+    for tensor in call.tensors:
+        call.freeze(call.labels(tensor), f"unknown operator {call.name}")
+    call.emit(())
