@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fpe_lightning.partitions.builtin import random_partition
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from fpe_lightning.interference import clause_collisions, clause_coverage
-from fpe_lightning.partitions.builtin import random_partition
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from fpe_lightning.partitions.builtin import resolve_partition
 from torch import Generator, Tensor, nn
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.networks.sparse_init import allocate, sparsify_
-from fpe_lightning.partitions.builtin import resolve_partition
 from fpe_lightning.sparse.masked import set_mask
 from studies.arms import Arm
 from studies.dropconnect import DropConnect, DropConnectMLP

@@ -64,7 +64,8 @@ class FoldedModule(PreparedModule):
 
     def with_wide_weight(self, product: Any, bias: Tensor | None, input: Tensor) -> Tensor:
         """Compute ``product(input, wide weight, bias)``, in the precision of autocast where it is on."""
-        weight, kind = self.get_parameter("weight"), input.device.type
+        weight: Tensor = getattr(self, "weight")  # noqa: B009 - a tensor of other code's, under functional_call
+        kind = input.device.type
         if torch.is_autocast_enabled(kind) and weight.is_floating_point():
             weight = weight.to(torch.get_autocast_dtype(kind))  # unfolded in the precision that is multiplied in
         return apply_unfolded(lambda wide: product(input, wide, bias), weight, self.fpe_plan.codes, self.fpe_plan.fold)

@@ -47,8 +47,8 @@ class Folded(Layout):
         fold = find_fold(mask, tuple(dict.fromkeys((rows or 1, 1))))
         if fold is None:
             return (
-                "two children of one neuron share an input, or children of one neuron are not adjacent; a folded weight "
-                "holds disjoint partitions"
+                "two children of one neuron share an input, or children of one neuron are not adjacent; a folded "
+                "weight holds disjoint partitions"
             )
         return {CODES: encode(mask, fold)}
 
