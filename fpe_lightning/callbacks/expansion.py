@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,15 +19,17 @@ from typing_extensions import override
 from fpe_lightning.callbacks.averages import averages_of, check_averages
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
-from fpe_lightning.callbacks.module_sites import sites_of_module
+from fpe_lightning.callbacks.module_sites import ModuleSites
+from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
 from fpe_lightning.checkpoints.restore import restore_structure_on_load
 from fpe_lightning.expansion import AnyExpansion, BaseExpansion, ExpansionReport, expand, resolve_expansion
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.sites.recorder import Call, CallRecorder
-from fpe_lightning.sites.select import by_pattern, select_sites
-from fpe_lightning.sites.site import Site
+from fpe_lightning.sites.candidates import Refusal
+from fpe_lightning.sites.found import Found, summary_of
+from fpe_lightning.sites.select import by_pattern, check_found, select_sites
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.model_masks import check_masks
 
 
@@ -40,20 +44,22 @@ class ExpansionCallback(pl.Callback):
 
     Args:
         expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
-            objects; see :class:`~fpe_lightning.expansion.config.Expansion`. None expands by shape.
+            objects. None expands by shape.
         alpha: Children of each neuron, where no ``expansion`` is given.
         seed: Every draw depends on it, where no ``expansion`` is given.
         epoch: One or several epochs, counted from 0, at whose first batch to split.
         step: One or several numbers of optimizer steps after which to split.
         fraction: One or several fractions of the run, in [0, 1), after which to split.
-        trigger: An object that decides by itself, such as
-            :class:`~fpe_lightning.callbacks.schedule.SaturationTrigger`.
+        trigger: An object that decides by itself, such as ``SaturationTrigger()``.
         sites: Names or globs of the sites to split, relative to the LightningModule; None for all.
         exclude: Names or globs of sites that are left as they are.
         max_splits: With a trigger, how often to split at most.
         example_inputs: The inputs of the LightningModule's ``forward``. Seldom needed: the callback uses the module's
             ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
             due before the very first batch happens one batch later where none of these suffices.
+        plain_file: Where to write the trained model at the end of ``fit`` as ordinary layers, which nothing of this
+            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it; see
+            :func:`~fpe_lightning.checkpoints.plain_layers.save_plain`. None for nowhere.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
@@ -78,35 +84,39 @@ class ExpansionCallback(pl.Callback):
         exclude: str | Sequence[str] | None = None,
         max_splits: int = 1,
         example_inputs: Any = None,
+        plain_file: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule(epoch, step, fraction, trigger, max_splits)
+        self.result = Result(plain_file)
         try:
             self.expansion = resolve_expansion(expansion, alpha, seed)
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(str(error)) from error
         self.sites, self.exclude = sites, exclude
-        self.example_inputs = example_inputs
+        self._widths = ModuleSites(example_inputs)
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
+        self.left_out: list[Refusal] = []
+        """The widths that the last split left as they are, with reasons."""
         kind, moments = self.schedule.kind, self.schedule.moments
-        # Made once: Lightning asks for it before every hook.
+        # Made once: Lightning asks for it before every hook. A function's address is another one in the next process.
+        expansion_key = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.expansion))
         self._state_key = self._generate_state_key(
-            expansion=repr(self.expansion), kind=kind, moments=moments, sites=sites, exclude=exclude
+            expansion=expansion_key, kind=kind, moments=moments, sites=sites, exclude=exclude
         )
         self._samples = TrainingSamples()
         self._reset()
-        self._recording = ExitStack()
         self._restoring: list[RemovableHandle] = []
         self._unchecked = False
         self._at_setup: dict[str, nn.Parameter] = {}
 
     def _reset(self) -> None:
         self.reports.clear()
+        self.left_out.clear()
         self._done = 0
         self._pending = False
-        self._calls: list[Call] = []
-        self._sanity_calls: list[Call] = []
+        self._widths.forget()
         self._samples.clear()
 
     @property
@@ -120,6 +130,7 @@ class ExpansionCallback(pl.Callback):
         if stage == "fit":
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
+            self.result.check()
             if trainer.current_epoch == trainer.global_step == 0:
                 self._reset()
             self._at_setup = dict(pl_module.named_parameters())
@@ -136,7 +147,7 @@ class ExpansionCallback(pl.Callback):
         self._clean_up()
 
     def _clean_up(self) -> None:
-        self._recording.close()
+        self._widths.stop()
         for handle in self._restoring:
             handle.remove()
         self._restoring = []
@@ -151,11 +162,12 @@ class ExpansionCallback(pl.Callback):
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._record(pl_module, self._sanity_calls)
+        if self.schedule.moments[:1] == [0]:  # a split before the first training step, which would say more
+            self._widths.start(pl_module)
 
     @override
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._recording.close()
+        self._widths.finish_sanity()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,23 +180,31 @@ class ExpansionCallback(pl.Callback):
         if self._done < self.schedule.count and any(each.needs_data for each in self.expansions()):
             self._samples.add(trainer, batch)
         for _ in range(self._pending or self.schedule.due(trainer, batch_idx, self._done)):
-            calls = self._calls or self._sanity_calls
-            sites = sites_of_module(pl_module, self.example_inputs, calls, batch)
-            if sites is None:
+            with _as_misconfiguration():
+                found = self._widths.known(pl_module, batch)
+            if found is None:
                 break
-            self._split(trainer, pl_module, sites)
+            self._split(trainer, pl_module, found)
             self._pending = False
-        if not self._calls and self._done < self.schedule.count:
-            self._record(pl_module, self._calls)
+        with _as_misconfiguration():
+            self._widths.start(pl_module, more=self._done < self.schedule.count)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._recording.close()
+        found = self._widths.finish(trainer, pl_module)
+        if found is not None and self._done < self.schedule.count:
+            with _as_misconfiguration():  # now, and not after epochs
+                check_found(pl_module, found)
+                by_pattern(select_sites(found.sites, self.sites, self.exclude), self._by_name())
         if self._unchecked:
             check_masks(pl_module)
             self._unchecked = False
+
+    def on_after_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ExpansionReport) -> None:
+        """Look at the widths again, whichever callback split some."""
+        self._widths.update(trainer, more=self._done < self.schedule.count)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -203,9 +223,20 @@ class ExpansionCallback(pl.Callback):
             )
 
     @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.result.tell(pl_module, checkpoint)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.result.write(trainer, pl_module)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         trigger = self.schedule.trigger
-        state: dict[str, Any] = {"done": self._done, "pending": self._pending, "calls": self._calls}
+        state: dict[str, Any] = {"done": self._done, "pending": self._pending}
+        state["widths"] = self._widths.state_dict()
         state |= self._samples.state_dict()
         if isinstance(trigger, StatefulTrigger):
             state["trigger"] = trigger.state_dict()
@@ -214,16 +245,11 @@ class ExpansionCallback(pl.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         trigger = self.schedule.trigger
-        self._done, self._pending, self._calls = state_dict["done"], state_dict["pending"], state_dict["calls"]
+        self._done, self._pending = state_dict["done"], state_dict["pending"]
+        self._widths.load_state_dict(state_dict.get("widths"))
         self._samples.load_state_dict(state_dict)
         if isinstance(trigger, StatefulTrigger):
             trigger.load_state_dict(state_dict["trigger"])
-
-    def _record(self, pl_module: pl.LightningModule, calls: list[Call]) -> None:
-        """Note calls until :attr:`_recording` is closed, where nothing else tells what networks take."""
-        if self.example_inputs is None and getattr(pl_module, "example_input_array", None) is None:
-            self._recording.close()
-            self._recording.callback(CallRecorder(pl_module, calls).stop)
 
     def expansions(self) -> list[BaseExpansion]:
         """The ways to expand: one, or those of a mapping."""
@@ -237,11 +263,14 @@ class ExpansionCallback(pl.Callback):
             return {name: each.fit(data, clauses) for name, each in self.expansion.items()}
         return self.expansion.fit(data, clauses)
 
-    def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: list[Site]) -> None:
-        try:
-            chosen = select_sites(found, self.sites, self.exclude)
-            if isinstance(self.expansion, Mapping):
-                chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
+    def _by_name(self) -> Mapping[str, BaseExpansion]:
+        return self.expansion if isinstance(self.expansion, Mapping) else {"*": self.expansion}
+
+    def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Found) -> None:
+        with _as_misconfiguration():
+            check_found(pl_module, found)
+            pairs, unsuited = choose_sites(pl_module, found.sites, self._by_name(), self.sites, self.exclude)
+            chosen = [site for site, _ in pairs]
             _notify(trainer, "on_before_expansion", pl_module, chosen)
             # Layouts are timed in the precision that steps are computed in.
             timed = any(getattr(each, "layout", None) == "auto" for each in self.expansions())
@@ -254,15 +283,29 @@ class ExpansionCallback(pl.Callback):
                     optimizer=trainer.optimizers,
                     averages=averages_of(trainer, pl_module),
                 )
-        except ValueError as error:
-            raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
         # Compiled code is specialised on shapes; without this it would give up after a few splits and run uncompiled.
         torch._dynamo.reset()
         self._done += 1
+        if self._done == self.schedule.count:
+            self._samples.clear()
         self._unchecked = True
         self.reports.append(report)
         rank_zero_info(f"Split before epoch {trainer.current_epoch}, step {trainer.global_step}:\n{report}")
+        self.left_out = [*unsuited, *found.refusals]
+        if self.left_out:
+            rank_zero_info(
+                f"Not split: {summary_of(self.left_out)}. `ExpansionCallback.left_out` lists names and reasons."
+            )
         _notify(trainer, "on_after_expansion", pl_module, report)
+
+
+@contextmanager
+def _as_misconfiguration() -> Iterator[None]:
+    """Say of refusals that they are about a split."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise MisconfigurationException(f"ExpansionCallback cannot split: {error}") from error
 
 
 def _notify(trainer: pl.Trainer, hook: str, pl_module: pl.LightningModule, argument: Any) -> None:

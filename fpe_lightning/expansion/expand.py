@@ -31,7 +31,9 @@ from fpe_lightning.expansion.prune import finalized_values, prune_together
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import split_site
 from fpe_lightning.sites import Site
-from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.find import check_plain
+from fpe_lightning.sites.select import Names, select_sites, sites_of, value_of
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
 from fpe_lightning.sparse.exchange import exchange_parameters
@@ -93,6 +95,7 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     expansion = resolve_expansion(expansion, alpha, seed)
+    check_plain(model)
     check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
     models = [model, *averages]
@@ -187,13 +190,13 @@ def choose_splits(
 ) -> list[SiteExpansion]:
     """The sites to split, each with its expansion, in the order in which the model uses them."""
     given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
-    names = None if given else cast("Names | None", sites)
-    chosen = select_sites(given or sites_of(model, example_inputs), names, exclude)
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
-    pairs = by_pattern(chosen, mapping)
-    if names is not None and len(pairs) < len(chosen):
-        left = next(site.name for site in chosen if all(site is not other for other, _ in pairs))
-        raise ValueError(f"`expansion` holds nothing for the chosen site {left!r}; add it to the mapping.")
+    if given:
+        named = ((site, value_of(site, mapping)) for site in select_sites(given, None, exclude))
+        pairs = [(site, each) for site, each in named if each is not None and each.alpha > 1]
+    else:
+        names = cast("Names | None", sites)
+        pairs, _ = choose_sites(model, sites_of(model, example_inputs), mapping, names, exclude)
     splits: dict[str, SiteExpansion] = {}
     for each in mapping.values():
         own = [site for site, found_for in pairs if found_for is each]
