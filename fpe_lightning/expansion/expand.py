@@ -35,7 +35,7 @@ from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
 from fpe_lightning.sparse.exchange import exchange_parameters
-from fpe_lightning.sparse.model_masks import count_nonzeros
+from fpe_lightning.sparse.model_masks import count_allowed, count_nonzeros
 
 
 def expand(
@@ -96,7 +96,7 @@ def expand(
     check_unwrapped(model)
     optimizers = as_optimizers(optimizer)
     models = [model, *averages]
-    before = count_nonzeros(model)
+    before = count_allowed(model)  # masked entries that are not zero become zero
     with ExitStack() as masked:
         for each in models:
             masked.enter_context(stored_masked(each, optimizers))
