@@ -1,1 +1,1 @@
-"""Every speed and memory claim, as a command that prints it."""
+"""Every claim of speed, memory and coverage, as a command that prints it."""

@@ -1,9 +1,10 @@
-"""Three networks of practice, small enough for a CPU, with the data that each is trained on."""
+"""Three networks, small enough for a CPU, with their training data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class FeedForward(nn.Module):
 
 
 class FeedForwardStack(nn.Module):
-    """Patches of a picture through feed-forward halves of ViT-S blocks (384 wide, 1536 hidden), read side by side."""
+    """Patches of a picture through feed-forward halves of ViT-S blocks (384 wide, 1536 hidden), then a linear head."""
 
     def __init__(self, depth: int = 2, width: int = 384, patch: int = 8) -> None:
         super().__init__()
@@ -44,21 +45,21 @@ class FeedForwardStack(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """A network and how it is trained.
+    """A network and its training.
 
     Attributes:
         make: Builds the dense network.
-        data: ``"embeddings"`` or ``"pictures"``, of the embedded default data.
-        sites: Which widths are split.
-        budget: The rule for layouts in blocks; single weights go by ``"total"``.
-        batch: Samples of a step.
+        data: ``"embeddings"`` or ``"pictures"`` of the embedded default data.
+        sites: Names or globs of the sites to split.
+        outgoing: The rule for outgoing weights of blocks; their incoming columns are pruned.
+        batch: Samples per step.
         rate: Learning rate of Adam.
     """
 
     make: Callable[[], nn.Module]
     data: str
     sites: str
-    budget: str
+    outgoing: Literal["copy", "partition"]
     batch: int
     rate: float
 
@@ -68,16 +69,16 @@ TASKS = {
         lambda: MLP(512, 64, CLASSES),
         "embeddings",
         "layers.0",
-        "columns",
+        "copy",
         256,
         3e-3,
     ),
-    "ffn": Task(FeedForwardStack, "pictures", "blocks.*", "blocks", 32, 1e-3),
+    "ffn": Task(FeedForwardStack, "pictures", "blocks.*", "partition", 32, 1e-3),
     "cnn": Task(
         lambda: SmallCNN(3, 32, CLASSES, (32, 64), 64),
         "pictures",
         "head.0",
-        "columns",
+        "copy",
         64,
         1e-3,
     ),
@@ -86,7 +87,7 @@ TASKS = {
 
 def load(task: Task) -> tuple[Split, Split]:
     """All samples of the training and of the test split."""
-    # Imported here: processes that train on what was loaded start faster without.
+    # Imported here: processes that get loaded data start faster without these modules.
     from fpe_lightning.data import EmbeddingDataModule, ImageDataModule
 
     data: EmbeddingDataModule | ImageDataModule

@@ -1,11 +1,12 @@
-"""A dense pair of layers, and every way to hold the wide sparse one that is split from it."""
+"""A dense pair of layers, and all compared forms of the wide sparse pair that it is split into."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fpe_lightning as fpe
+from fpe_lightning.partitions import Contiguous, Partition, Shared, SharedPartition
+from fpe_lightning.pruning import PruningName
 from fpe_lightning.sparse import dense_mask
 
 try:
@@ -27,16 +30,16 @@ except ImportError:
 
 @dataclass(frozen=True)
 class Case:
-    """One shape of a pair of layers, and how much slower than the dense parent the best layout may be at each alpha.
+    """One shape of a pair of layers, with the accepted slowdown against the dense parent.
 
     Attributes:
-        name: For the table.
-        inputs: Inputs of the pair.
-        hidden: Hidden neurons of the dense parent.
-        outputs: Outputs of the pair.
-        batch: Rows of the input.
-        targets: Highest ratio to the dense parent, by alpha.
-        train: Whether a run is a training step, or a forward pass alone.
+        name: Name in the table.
+        inputs: Number of inputs of the pair.
+        hidden: Number of hidden neurons of the dense parent.
+        outputs: Number of outputs of the pair.
+        batch: Number of rows of the input.
+        targets: Highest accepted ratio of times to the dense parent, by alpha.
+        train: Whether a run is a training step; otherwise it is a forward pass.
     """
 
     name: str
@@ -57,36 +60,33 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to split: the arguments of ``expand``."""
-
-    partition: str
-    budget: str
-    layout: str
-
-    def __str__(self) -> str:
-        """As it stands in tables."""
-        return f"{self.layout}, {self.partition}, {self.budget}"
+def _blocks(partition: Partition, prune: PruningName, **fields: Any) -> fpe.Expansion:
+    return fpe.Expansion(partition=partition, prune=prune, **{"layout": "grouped", **fields})
 
 
-WAYS = (
-    Way("random", "total", "masked"),
-    Way(Shared(groups=4), "total", "grouped"),
-    Way(Shared(groups=4), "columns", "grouped"),
-    Way(Shared(groups=16), "columns", "grouped"),
-    Way("shared", "columns", "grouped"),
-    Way("contiguous", "columns", "grouped"),
-    Way(Contiguous(groups=4), "columns", "grouped"),
-    Way(Shared(groups=4), "blocks", "grouped"),
-    Way(Shared(groups=16), "blocks", "grouped"),
-    Way("contiguous", "blocks", "grouped"),
-    Way(Contiguous(groups=4), "blocks", "grouped"),
-    Way(Shared(groups=4), "columns", "auto"),
-    Way(Shared(groups=4), "blocks", "auto"),
+EXPANSIONS = (
+    fpe.Paper(),
+    _blocks(Shared(groups=4), "total"),
+    *(_blocks(Shared(groups=groups), "columns") for groups in (4, 16, 1)),
+    *(_blocks(Contiguous(groups=groups), "columns") for groups in (1, 4)),
+    *(_blocks(Shared(groups=groups), "columns", outgoing="partition") for groups in (4, 16)),
+    *(_blocks(Contiguous(groups=groups), "columns", outgoing="partition") for groups in (1, 4)),
+    _blocks(Shared(groups=4), "columns", layout="auto"),
+    _blocks(Shared(groups=4), "columns", outgoing="partition", layout="auto"),
 )
-SEMI_STRUCTURED = Way("semi_structured", "total", "semi_structured")
-"""For GPUs that have the kernels, in half precision."""
+"""All compared expansions; :func:`split_pair` sets their alpha."""
+SEMI_STRUCTURED = fpe.Expansion(partition="semi_structured", layout="semi_structured")
+"""For GPUs with 2:4 kernels, in half precision."""
+HEADING = "layout, partition, pruning"
+
+
+def label(expansion: fpe.Expansion) -> str:
+    """The name of an expansion in tables, under :data:`HEADING`; "outgoing" marks partitioned outgoing weights."""
+    partition: object = expansion.partition
+    if isinstance(partition, SharedPartition):
+        partition = f"{type(partition).__name__.lower()} {partition.groups}"
+    outgoing = ", outgoing" if expansion.outgoing == "partition" else ""
+    return f"{expansion.layout}, {partition}, {expansion.prune}{outgoing}"
 
 
 def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
@@ -97,36 +97,37 @@ def dense_pair(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Seque
 
 
 def split_pair(
-    dense: nn.Sequential, alpha: int, way: Way, batch: int = 1, train: bool = True, mixed: bool = False
+    dense: nn.Sequential,
+    alpha: int,
+    expansion: fpe.Expansion,
+    batch: int = 1,
+    train: bool = True,
+    mixed: bool = False,
 ) -> nn.Sequential:
     """The wide sparse pair that a dense one is split into.
 
     Args:
-        dense: Stays as it is.
+        dense: The dense pair; it does not change.
         alpha: Children of each neuron.
-        way: How it is split.
-        batch: Rows of the input that ``"auto"`` is timed for.
-        train: Whether it is timed for training steps, or for forward passes.
-        mixed: Whether it is timed under bfloat16 autocast.
+        expansion: The expansion, apart from its alpha.
+        batch: Rows of the input that ``"auto"`` is timed with.
+        train: Whether ``"auto"`` times training steps; otherwise it times forward passes.
+        mixed: Whether ``"auto"`` is timed under bfloat16 autocast.
 
     Raises:
-        ValueError: If the rule leaves too little of some neuron.
+        ValueError: If the expansion does not fit alpha or the shape.
     """
     wide = copy.deepcopy(dense).train(train)
     weight = dense[0].get_parameter("weight")
     with warnings.catch_warnings(), torch.autocast(weight.device.type, torch.bfloat16, enabled=mixed):
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
         example = torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        fpe.expand(
-            wide,
-            fpe.Expansion(alpha=alpha, partition=way.partition, prune=way.budget, layout=way.layout),
-            example_inputs=example,
-        )
+        fpe.expand(wide, replace(expansion, alpha=alpha), example_inputs=example)
     return wide
 
 
 def pruned_pair(masked: nn.Sequential) -> nn.Sequential:
-    """The same structure held by ``torch.nn.utils.prune``, which multiplies by a float mask in every forward."""
+    """The same structure under ``torch.nn.utils.prune``, which multiplies by a float mask in every forward pass."""
     layers: list[nn.Module] = []
     for layer in masked:
         if isinstance(layer, nn.Linear):
@@ -154,7 +155,7 @@ class CSRLinear(nn.Module):
         self.bias, self.shape = nn.Parameter(layer.bias.detach().clone()), tuple(mask.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Written as ``weight @ x.T``, which is several times faster than ``F.linear`` with such a weight."""
+        """Compute ``weight @ x.T``, which is several times faster than ``F.linear`` with such a weight."""
         weight = torch.sparse_csr_tensor(
             self.get_buffer("rows"), self.get_buffer("columns"), self.values, self.shape, check_invariants=False
         )
@@ -167,7 +168,7 @@ def csr_pair(masked: nn.Sequential) -> nn.Sequential:
 
 
 def sparselab_pair(case: Case, alpha: int) -> nn.Sequential:
-    """As many non-zeros in sparselab's rows: incoming ones at random, outgoing ones dense."""
+    """The same number of non-zeros in sparselab's format: incoming weights at random, outgoing weights dense."""
     width = alpha * case.hidden
     return nn.Sequential(
         sparselab.SparseLinear(case.inputs, width, sparsity=1 - _density(case, alpha)),
@@ -177,7 +178,7 @@ def sparselab_pair(case: Case, alpha: int) -> nn.Sequential:
 
 
 def rigl_pair(case: Case, alpha: int) -> tuple[nn.Sequential, torch.optim.Optimizer]:
-    """As many non-zeros held by rigl-torch with a fixed topology, and the optimizer whose step it wraps."""
+    """The same number of non-zeros under rigl-torch with a fixed topology, and the optimizer whose step it wraps."""
     width = alpha * case.hidden
     pair = nn.Sequential(nn.Linear(case.inputs, width), nn.ReLU(), nn.Linear(width, case.outputs))
     optimizer = torch.optim.AdamW(pair.parameters())
@@ -186,7 +187,7 @@ def rigl_pair(case: Case, alpha: int) -> tuple[nn.Sequential, torch.optim.Optimi
 
 
 def _density(case: Case, alpha: int) -> float:
-    """Of the incoming weights, where all outgoing copies stay and incoming weights make room."""
+    """Density of the incoming weights if all outgoing copies stay and incoming weights are pruned."""
     copies = (alpha - 1) * (case.outputs + 1)
     return max(case.inputs - copies, case.inputs // 10) / (alpha * case.inputs)
 
@@ -199,7 +200,7 @@ def work(
     mixed: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Callable[[], object]:
-    """What is timed: a whole training step with AdamW, or a forward pass; ``mixed`` under bfloat16 autocast."""
+    """Return the timed function: a training step with AdamW, or a forward pass; ``mixed`` uses bfloat16 autocast."""
 
     def forward() -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):

@@ -1,4 +1,4 @@
-"""Time several ways of doing the same work so that they can be compared on a machine that is not quiet."""
+"""Time several implementations of the same work, so that they compare fairly on a busy machine."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""Time that passed, and CPU time used: the steadier one where others keep the machine busy, with one thread."""
+"""Wall time, and CPU time, which is steadier on a busy machine with one thread."""
 
 
 def interleaved(
     arms: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7, label: str = "", clock: str = "wall"
 ) -> dict[str, float]:
-    """The median time of each arm, in seconds, with the arms taking turns so that a disturbance hits all of them alike.
+    """The median time of each arm, in seconds; arms take turns, so that a disturbance affects all of them.
 
     Args:
-        arms: What to time, by name. Each is called twice before the clock runs.
-        seconds: About how long to go on.
-        at_least: Rounds to do whatever the time.
-        label: Stands before the progress bar.
-        clock: ``"wall"``, or ``"cpu"`` for the time that this process was given, where others keep the machine busy
-            (with one thread; with several their times add up).
+        arms: Functions to time, by name. Each is called twice before the clock starts.
+        seconds: Approximate total time.
+        at_least: Least number of rounds.
+        label: Label of the progress bar.
+        clock: ``"wall"``, or ``"cpu"`` for the CPU time of this process on a busy machine (the times of several threads
+            add up).
 
     Returns:
         The median of the rounds, by name.
@@ -53,7 +53,7 @@ def interleaved(
 
 
 def machine(device: torch.device) -> str:
-    """One line that says where the figures come from."""
+    """One line about the machine that produced the figures."""
     if device.type == "cuda":
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
         return f"{torch.cuda.get_device_name(device)} (compute capability {capability}), torch {torch.__version__}"

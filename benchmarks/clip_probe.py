@@ -1,9 +1,9 @@
 """Dense, wide-sparse and FPE probes on the embedded default data at equal non-zeros, over several seeds.
 
-``python -m benchmarks.clip_probe`` trains every arm by its shipped config, through the same code as
-``python train.py fit``, and prints one table of means and standard errors. The learning rate, the split and the budget
-stand in the configs: they were chosen on validation data, with one rate for all arms, the dense probe's best. Test
-accuracy is that of the epoch with the best validation accuracy.
+``python -m benchmarks.clip_probe`` trains every arm by its shipped config, with the same code as
+``python train.py fit``, and prints one table of means and standard errors. The configs set the learning rate, the
+moment of the split and the pruning rule. These were chosen on validation data, with one rate for all arms, the best of
+the dense probe. Test accuracy is measured at the epoch with the best validation accuracy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -24,6 +24,7 @@ from rich.table import Table
 from fpe_lightning import count_nonzeros
 from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor, RunSummary
 from fpe_lightning.cli import CLI
+from fpe_lightning.expansion import BaseExpansion
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ def run(arm: Arm, width: int, seed: int, folder: str, extra: Sequence[str] = ())
     """Train and test one probe.
 
     Args:
-        arm: What to train.
+        arm: The arm to train.
         width: Hidden width of the dense parent.
-        seed: Of weights, order, masks and partition.
-        folder: Where checkpoints go.
+        seed: Seed of weights, order, masks and partition.
+        folder: Directory of checkpoints.
         extra: More words of the command line.
 
     Returns:
@@ -66,8 +67,9 @@ def run(arm: Arm, width: int, seed: int, folder: str, extra: Sequence[str] = ())
     trainer = cli.trainer
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, SHOWN)]  # type: ignore[attr-defined]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ExpansionCallback):
-            callback.alpha = arm.alpha or callback.alpha
+        if isinstance(callback, ExpansionCallback) and arm.alpha:
+            assert isinstance(callback.expansion, BaseExpansion)
+            callback.expansion = replace(callback.expansion, alpha=arm.alpha)
         if isinstance(callback, Checkpoint):
             callback.dirpath = f"{folder}/{arm.config}-{arm.alpha}-{width}-{seed}"  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule)

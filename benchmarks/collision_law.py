@@ -1,8 +1,8 @@
-"""How often two clauses meet in one child, and how many clauses stay whole, measured on random partitions.
+"""Measure on random partitions how often two clauses meet in one child, and how many clauses stay whole.
 
-``python -m benchmarks.collision_law`` deals the inputs of many neurons by ``random_partition`` and counts. Two clauses
-of ``k`` literals should meet with probability ``alpha^-(2k-1)``; a balanced deal of few inputs keeps below that.
-Coverage is that of a layer: the share of clauses that some child holds whole.
+``python -m benchmarks.collision_law`` partitions the inputs of many neurons at random and counts. Two clauses of ``k``
+literals should meet with probability ``alpha^-(2k-1)``; a balanced partition of few inputs stays below that.
+Coverage is a figure of a layer: the share of clauses that are whole in some child.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fpe_lightning.interference import clause_collisions, clause_coverage
-from fpe_lightning.partitions.builtin import random_partition
+from fpe_lightning.partitions import Random
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Measured:
     """One cell.
 
     Attributes:
-        literals: Of a clause.
+        literals: Number of literals of a clause.
         alpha: Children of a neuron.
-        collisions: Share of pairs of clauses that meet in a child, over all neurons drawn.
-        coverage: Share of clauses that lie whole in a child, averaged over layers.
+        collisions: Share of pairs of clauses that meet in a child, over all drawn neurons.
+        coverage: Share of clauses that are whole in a child, averaged over layers.
     """
 
     literals: int
@@ -40,7 +40,7 @@ class Measured:
 
     @property
     def law(self) -> float:
-        """What independent draws would give for the collisions."""
+        """The rate of collisions under independent draws."""
         return float(self.alpha) ** -(2 * self.literals - 1)
 
 
@@ -48,28 +48,29 @@ def measure(literals: int, alpha: int, clauses: int, neurons: int, layers: int, 
     """Draw layers and count.
 
     Args:
-        literals: Of a clause.
+        literals: Number of literals of a clause.
         alpha: Children of a neuron.
         clauses: Number of disjoint clauses.
-        neurons: Of a layer.
-        layers: Number of layers drawn.
-        inputs: Number of inputs; those beyond the clauses only make room.
-        seed: Of the draws.
+        neurons: Number of neurons of a layer.
+        layers: Number of layers to draw.
+        inputs: Number of inputs; inputs beyond the clauses only fill the layer.
+        seed: Seed of the draws.
 
     Returns:
         The rates.
     """
+    # Disjoint clauses of adjacent inputs; the partition is random, so the places do not matter.
     groups = [list(range(c * literals, (c + 1) * literals)) for c in range(clauses)]
     alive = torch.ones(neurons, inputs, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    drawn = [random_partition(torch.ones(neurons, inputs, 1), alive, alpha, generator) for _ in range(layers)]
+    drawn = [Random()(torch.ones(neurons, inputs, 1), alive, alpha, generator) for _ in range(layers)]
     met = torch.stack([clause_collisions(layer, groups) for layer in drawn])
     covered = torch.stack([clause_coverage(layer, groups) for layer in drawn])
     return Measured(literals, alpha, float(met.mean()), float(covered.mean()))
 
 
 def figure(cells: Sequence[Measured]) -> Figure:
-    """Draw both rates against alpha; marks are measured, lines are the law."""
+    """Draw both rates against alpha; marks are measurements, lines are the law."""
     drawn = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = drawn.subplots(1, 2)
     for literals, marker, color in zip((2, 3, 4), "so^", ("#000000", "#0072B2", "#D55E00"), strict=True):
@@ -100,7 +101,7 @@ def main() -> None:
     grid = [(literals, alpha) for literals in (2, 3, 4) for alpha in (2, 3, 4, 6, 8)]
     cells = [
         measure(*cell, arguments.clauses, arguments.neurons, arguments.layers, arguments.inputs)
-        for cell in track(grid, "Dealing")
+        for cell in track(grid, "Drawing partitions")
     ]
     table = Table(title=f"{arguments.clauses} clauses, {arguments.neurons} neurons, {arguments.inputs} inputs")
     for column in ("literals k", "alpha", "collisions", "alpha^-(2k-1)", "ratio", "coverage"):

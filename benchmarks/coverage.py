@@ -1,9 +1,9 @@
-"""On how many public architectures does widening work? Find, prove, split, train and reload each of them.
+"""Find, prove, expand, train and reload the hidden widths of public architectures.
 
-Run ``python -m benchmarks.coverage`` (about an hour on two cores), or with ``--quick`` (under two minutes). Every
-classification and segmentation model of torchvision, a sample of timm over all its families, both towers of every
-open_clip config and six models of Hugging Face transformers run with random weights at the smallest input that they
-accept, each in a process of its own. Results are appended to a CSV file; a run that was interrupted goes on.
+Run ``python -m benchmarks.coverage`` (about an hour on two cores), or with ``--quick`` (under two minutes). The run
+covers every classification and segmentation model of torchvision, a sample of timm over all its families, both towers
+of every open_clip config and six models of Hugging Face transformers. Each has random weights and its smallest input,
+and runs in its own process. Results are appended to a CSV file; an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.coverage_checks import Row, measure, memory_limit
+from benchmarks.coverage_checks import measure, memory_limit
 from benchmarks.coverage_page import page
+from benchmarks.coverage_row import Row
 from benchmarks.coverage_table import print_report
 from benchmarks.coverage_zoo import QUICK, QUICK_TIMM, Entry, catalogue
 
 FIELDS = [field.name for field in dataclasses.fields(Row)]
 UNFINISHED = ("memory", "time", "crash")
 GIB_OF_MILLION = 0.024
-"""What a million parameters take at least: the model in single precision, and it and its copies in double."""
+"""Least memory per million parameters: the model in single precision, and the model and its copies in double."""
 
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Results so far by model; the last of a model counts."""
+    """Results so far by model; the last result of a model counts."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
@@ -51,7 +52,7 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
 
 
 def append_row(path: Path, row: Row) -> dict[str, str]:
-    """Add one result to the file, and return it as it will be read."""
+    """Append one result to the file, and return it as the file has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = {name: "" if value is None else str(value) for name, value in dataclasses.asdict(row).items()}
     new = not path.exists()
@@ -64,26 +65,26 @@ def append_row(path: Path, row: Row) -> dict[str, str]:
 
 
 def choose(entries: Sequence[Entry], patterns: Sequence[str] | None) -> list[Entry]:
-    """The entries whose names fit one of the globs."""
+    """The entries whose names match one of the globs."""
     return [entry for entry in entries if patterns is None or any(fnmatch(entry.name, p) for p in patterns)]
 
 
 def run_one(entry: Entry, memory: float, seconds: float, threads: int = 1) -> Row:
-    """Measure one model in a process of its own, which ends when it needs too much memory or time.
+    """Measure one model in its own process, which ends if it needs too much memory or time.
 
     Args:
         entry: The model.
-        memory: GiB.
-        seconds: Wall time.
-        threads: Cores that it may use.
+        memory: Limit in GiB.
+        seconds: Limit of wall time.
+        threads: Number of cores that it may use.
 
     Returns:
-        What the process reported last; the status says how it ended.
+        The last report of the process; the status tells how it ended.
     """
     if entry.skip is not None:
         return Row(entry.name, status="skipped", note=entry.skip)
-    # A server that has imported the libraries once forks a clean process for each model. Memory that glibc gives back
-    # between two tensors is cleared by the kernel each time, a quarter of all the work.
+    # A server imports the libraries once, and forks a clean process for each model. These settings keep glibc from
+    # returning memory between two tensors: the kernel would clear it each time, a quarter of all the work.
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**28))
     context = multiprocessing.get_context("forkserver")
@@ -96,9 +97,9 @@ def run_one(entry: Entry, memory: float, seconds: float, threads: int = 1) -> Ro
     try:
         while receiver.poll(max(0.0, end - time.monotonic())):
             row = receiver.recv()
-    except EOFError:  # the process is done, or dead
+    except EOFError:  # the process has ended
         process.join()
-        if process.exitcode == -signal.SIGKILL:  # by the kernel, as the machine had less memory than the jobs may have
+        if process.exitcode == -signal.SIGKILL:  # by the kernel: the machine has less memory than all jobs may use
             return dataclasses.replace(row, status="memory", note=f"{row.note} killed for lack of memory".strip())
         if process.exitcode:
             return dataclasses.replace(row, status="crash", note=f"{row.note} exit code {process.exitcode}".strip())
@@ -117,19 +118,20 @@ def _work(entry: Entry, memory: float, threads: int, sender: Connection) -> None
 
 
 def run_all(entries: Sequence[Entry], jobs: int, memory: float, seconds: float, console: Console) -> Iterator[Row]:
-    """Measure models under a progress bar, small ones first; rows come when they are there.
+    """Measure models under a progress bar, small ones first, and yield each row when it is ready.
 
     Args:
         entries: The models.
-        jobs: How many at a time. What does not fit in a job's memory follows, one at a time, with all jobs' cores and
-            memory.
-        memory: GiB of a job.
-        seconds: Wall time of a model.
-        console: Where the bar is drawn.
+        jobs: Number of models at a time. Models that exceed the memory of a job follow, one at a time, with the cores
+            and memory of all jobs.
+        memory: GiB per job.
+        seconds: Wall time per model.
+        console: Console of the progress bar.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("models", total=len(entries))
+        # Large models run alone, with the memory and the cores of all jobs.
         large = [entry for entry in entries if entry.size * GIB_OF_MILLION > memory]
         small = [entry for entry in entries if entry not in large]
         for row in _run(small, jobs, memory, seconds):
@@ -154,13 +156,13 @@ def _run(entries: Sequence[Entry], jobs: int, memory: float, seconds: float, thr
 
 
 def default_memory(jobs: int) -> float:
-    """Nine tenths of the memory that nobody uses now (Linux), shared by the jobs; GiB."""
+    """Nine tenths of the free memory (Linux), divided by the number of jobs; GiB."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) / 2**20 * 0.9 / jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, run what is missing, print the report."""
+    """Parse the command line, run missing models, print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a dozen small models, from scratch")
     parser.add_argument("--only", action="append", metavar="GLOB", help="models to run, such as 'timm/*'; repeatable")
@@ -168,23 +170,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", type=float, help="GiB for each job (default: 9/10 of what is free, shared)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each model (default: 300)")
     parser.add_argument("--output", type=Path, help="CSV file (default: results/coverage.csv)")
-    parser.add_argument("--again", action="append", metavar="GLOB", help="run these anew, though they have a result")
-    parser.add_argument("--retry", action="store_true", help="run anew what ended for lack of memory or time")
-    parser.add_argument("--report", action="store_true", help="run nothing, print what is there")
+    parser.add_argument("--again", action="append", metavar="GLOB", help="repeat these models, even with a result")
+    parser.add_argument("--retry", action="store_true", help="repeat models that ended for lack of memory or time")
+    parser.add_argument("--report", action="store_true", help="run nothing, print the results of the file")
     parser.add_argument("--page", type=Path, help="write totals and refusals as Markdown")
     options = parser.parse_args(arguments)
     path = options.output or Path("results", "coverage-quick.csv" if options.quick else "coverage.csv")
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a log has no width; names must not be cut
+        console = Console(width=160)  # a log has no width; names must stay whole
     if options.quick and not options.report:
         path.unlink(missing_ok=True)
+    # The list of models, then the part without a usable result.
     kinds = {name.partition("/")[0] for name in options.only or ["*"]}
-    sampled = not options.quick and any(fnmatch("timm", kind) for kind in kinds)  # the sample takes minutes to pick
+    sampled = not options.quick and any(fnmatch("timm", kind) for kind in kinds)  # picking the sample takes minutes
     entries = choose(catalogue(None if sampled else QUICK_TIMM), list(QUICK) if options.quick else None)
     entries = choose(entries, options.only)
     if not entries:
-        parser.error(f"no model is called like {options.only}; names are 'kind/model', such as 'torchvision/resnet18'")
+        parser.error(f"no model matches {options.only}; names are 'kind/model', such as 'torchvision/resnet18'")
     rows = read_rows(path)
     missing = [
         entry

@@ -1,4 +1,4 @@
-"""Build a model with random weights, at the smallest input that it accepts."""
+"""Build models with random weights and their smallest inputs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SIZES = (32, 56, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 336, 384, 448, 
 """Edges of square images, in pixels; 56 and 112 suit patches of 14."""
 
 CONTEXT = 8
-"""Tokens of a text."""
+"""Number of tokens of a text."""
 
 VOCABULARY = 512
-"""Most tokens that a text may be made of: the rows of an embedding are no width."""
+"""Largest vocabulary of a text: the rows of an embedding are no width."""
 
 MOST_BLOCKS = 4
-"""Most blocks of an open_clip tower: they are alike."""
+"""Most blocks of an open_clip tower: all its blocks have the same structure."""
 
 
 class Built(NamedTuple):
-    """A model and what its forward takes."""
+    """A model and its inputs."""
 
     model: nn.Module
     inputs: Any
@@ -47,21 +47,21 @@ def smallest(build: Callable[[int], nn.Module], *, fixed: bool) -> Built:
     """Find the smallest image that a model accepts, in training and in evaluation mode.
 
     Args:
-        build: Makes the model for images of a size.
-        fixed: Whether the model depends on the size; if not, it is built once.
+        build: Builds the model for images of a size.
+        fixed: Whether the model depends on the size; otherwise it is built once.
 
     Returns:
         The model and its input.
 
     Raises:
-        RuntimeError: If none of ``SIZES`` is accepted; with the last error.
+        RuntimeError: If the model accepts none of ``SIZES``; with the last error.
     """
     model, failure = None, "nothing was tried"
     for size in SIZES:
         try:
             model = build(size) if fixed or model is None else model
             _run(copy.deepcopy(model) if fixed else model, images(size))
-        except Exception as error:  # whatever a model raises at a size it was not written for
+        except Exception as error:  # models raise errors of all kinds at sizes that they do not support
             failure = f"{type(error).__name__}: {error}"
             if model is None and not fixed:
                 raise
@@ -86,14 +86,14 @@ def torchvision_model(name: str) -> Built:
     if name in torchvision.models.list_models(module=torchvision.models.segmentation):
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # theirs takes minutes, and the values do not matter
+        options["init_weights"] = False  # their own initialisation takes minutes, and the values do not matter
     if name.startswith("vit_"):
         return smallest(lambda size: torchvision.models.get_model(name, image_size=size, **options), fixed=True)
     return smallest(lambda size: torchvision.models.get_model(name, **options), fixed=False)
 
 
 def timm_model(name: str) -> Built:
-    """An architecture of timm; where the input size is part of it, it is built for a smaller one if it can be."""
+    """An architecture of timm; if the input size is part of it, a smaller one is built where possible."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -133,7 +133,7 @@ def open_clip_tower(config: Mapping[str, Any], side: str) -> Built:
         with patch("timm.create_model", partial(create, depth=MOST_BLOCKS, img_size=size)):
             return build(size)
 
-    try:  # vision transformers of timm take a depth and a size, and others do not
+    try:  # vision transformers of timm take a depth and a size, other models do not
         return smallest(short, fixed=True)
     except RuntimeError:
         return smallest(build, fixed=False)

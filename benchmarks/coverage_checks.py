@@ -1,4 +1,4 @@
-"""What ``benchmarks.coverage`` asks of one model."""
+"""The checks of ``benchmarks.coverage`` on one model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from benchmarks.coverage_counts import sites_that_exist
+from benchmarks.coverage_row import Row
 from benchmarks.coverage_zoo import Entry, parameters
 from fpe_lightning.checkpoints import load_expanded_state_dict
 from fpe_lightning.expansion import expand
@@ -29,61 +30,7 @@ from fpe_lightning.sparse.model_masks import check_masks
 from tests.support.proof import prove_sites
 
 RESERVE = 2.0
-"""GiB of the process beside the model: libraries, and the address space that their threads reserve."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is known of one model; a phase that was not reached leaves its fields empty.
-
-    Attributes:
-        name: ``"kind/model"``.
-        status: ``"ok"``, ``"partly"`` (all is right, but ``expand`` refuses some sites with a reason), ``"no site"``,
-            ``"failed"``, ``"memory"``, ``"time"``, ``"crash"`` or ``"skipped"``.
-        size: Edge of the image in pixels, or length of the text.
-        parameters: Millions.
-        exist: Hidden widths counted by hand; None outside the sample.
-        found: Sites that ``find_sites`` returns.
-        proven: Those whose duplication leaves the outputs equal.
-        single: Found sites whose units one weight computes.
-        single_proven: Those of them that are proven.
-        error: Largest relative output difference of the joint proof.
-        expanded: Sites that ``expand`` splits in two.
-        trained: Whether forward, backward and an optimizer step ran with finite numbers.
-        nonzeros_equal: Whether the number of non-zeros is the same before, after the split and after the step.
-        round_trip: Whether the state_dict is bit-identical in a fresh model, and so are its outputs.
-        seconds: Wall time of everything.
-        cpu: Processor seconds of everything, which other jobs on the machine do not lengthen.
-        find_seconds: Wall time of ``find_sites``.
-        prove_seconds: Wall time of the proof.
-        memory: Peak resident memory, MiB.
-        refusals: Reasons with the number of widths, most frequent first.
-        left_out: Reasons for which ``expand`` refuses sites, with their numbers.
-        note: What went wrong.
-    """
-
-    name: str
-    status: str = "failed"
-    size: int | None = None
-    parameters: float | None = None
-    exist: int | None = None
-    found: int | None = None
-    proven: int | None = None
-    single: int | None = None
-    single_proven: int | None = None
-    error: float | None = None
-    expanded: int | None = None
-    trained: bool | None = None
-    nonzeros_equal: bool | None = None
-    round_trip: bool | None = None
-    seconds: float | None = None
-    cpu: float | None = None
-    find_seconds: float | None = None
-    prove_seconds: float | None = None
-    memory: int | None = None
-    refusals: str = ""
-    left_out: str = ""
-    note: str = ""
+"""GiB of the process besides the model: libraries, and the address space that their threads reserve."""
 
 
 def measure(entry: Entry, report: Callable[[Row], None]) -> None:
@@ -91,7 +38,7 @@ def measure(entry: Entry, report: Callable[[Row], None]) -> None:
 
     Args:
         entry: The model.
-        report: Called with what is known after each phase, so that a process that dies has said how far it came.
+        report: Called with the results after each phase, so that those of a process that dies are known.
     """
     begun, cpu, row = time.perf_counter(), time.process_time(), Row(entry.name)
 
@@ -112,7 +59,7 @@ def measure(entry: Entry, report: Callable[[Row], None]) -> None:
         right = row.proven == row.found and row.trained and row.nonzeros_equal and row.round_trip
         complete = "ok" if row.expanded == row.found else "partly"
         tell(status="no site" if row.found == 0 else complete if right else "failed")
-    except Exception as error:  # one bad model must not end the run
+    except Exception as error:  # one failing model must not end the run
         tell(status="memory" if out_of_memory(error) else "failed", note=f"{row.note} {sentence(error)}".strip())
 
 
@@ -137,7 +84,7 @@ def _measure(entry: Entry, tell: Callable[..., None]) -> None:
     gc.collect()
     fresh = _blank(model)
     before = count_nonzeros(model)
-    tell(expanded=0, nonzeros_equal=False)  # what counts if this raises
+    tell(expanded=0, nonzeros_equal=False)  # the result if the next line raises
     expanded, left_out = split(model, sites)
     tell(expanded=len(expanded), nonzeros_equal=count_nonzeros(model) == before, left_out=counted(left_out))
     trained = train_step(model, inputs)
@@ -152,10 +99,10 @@ def single(sites: Iterable[Site]) -> list[Site]:
 
 
 def prove(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[list[Site], float | None, str]:
-    """Prove sites jointly and, where that fails or does not fit in memory, in halves.
+    """Prove sites jointly, and in halves if that fails or does not fit in memory.
 
     Returns:
-        The sites that are proven, the largest relative error among them, and what the first failure was.
+        The proven sites, the largest relative error among them, and the first failure.
     """
     note = ""
     try:
@@ -163,13 +110,14 @@ def prove(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[list[Si
         if proof.holds:
             return list(sites), proof.error, ""
         note = f"not proven: {sites[0].name}: error {proof.error:.1e}, power {proof.power:.1e}."
-    except Exception as error:  # whatever the widened forward raises, and no memory
+    except Exception as error:  # any error of the widened forward pass, or a lack of memory
         if len(sites) == 1 and out_of_memory(error):
             raise
         note = f"not proven: {sites[0].name}: {sentence(error)}."
     if len(sites) == 1:
         return [], None, note
     gc.collect()
+    # A failed joint proof does not tell which site is wrong, so the halves are proven alone.
     halves = [prove(model, half, inputs) for half in (sites[: len(sites) // 2], sites[len(sites) // 2 :])]
     errors = [error for _, error, _ in halves if error is not None]
     good = [site for proven, _, _ in halves for site in proven]
@@ -177,33 +125,33 @@ def prove(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[list[Si
 
 
 def split(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
-    """Expand all sites by two, without those that ``expand`` refuses for their few inputs.
+    """Expand all sites by two, except sites with too few inputs.
 
     Returns:
-        The sites that were split, and why the others were not.
+        The sites that were split, and the reasons for the others.
     """
     chosen, reasons = list(sites), []
-    few = [site for site in sites if site.fan_in < 2]  # refused at once, where all together would come to it late
+    few = [site for site in sites if site.fan_in < 2]  # refused alone: a joint expansion would refuse them late
     while chosen:
-        asked = [few.pop()] if few else chosen
+        tried = [few.pop()] if few else chosen
         try:
-            expand(model, fpe.Paper(alpha=2), sites=asked)
+            expand(model, fpe.Paper(alpha=2), sites=tried)
         except ValueError as error:
             named = re.search(r"asked for (\S+), whose|Splitting (\S+) by", str(error))
             if named is None:
                 raise
             bad = named[1] or named[2]
             chosen = [site for site in chosen if site.name != bad]
-            reason = re.sub(r"^Splitting .* have to go\. ", "copies need more room than there is: ", str(error))
+            reason = re.sub(r"^Splitting .* have to go\. ", "too few weights to prune for the copies: ", str(error))
             reasons.append(reason.replace(bad, "a site"))
         else:
-            if asked is chosen:
+            if tried is chosen:
                 break
     return chosen, reasons
 
 
 def counted(reasons: Iterable[str]) -> str:
-    """Reasons with how often each was given, the most frequent ones.
+    """The most frequent reasons, with their numbers.
 
     Example:
         >>> counted(["it has 3 inputs", "it has 2 inputs"])
@@ -214,13 +162,13 @@ def counted(reasons: Iterable[str]) -> str:
 
 
 def train_step(model: nn.Module, inputs: Any) -> bool:
-    """Forward, backward and one optimizer step in training mode; True if every number stays finite."""
+    """Run forward, backward and one optimizer step in training mode; return True if every number stays finite."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     loss = torch.stack([output.float().square().mean() for output in _outputs(model, inputs)]).sum()
     loss.backward()
     used = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # images of a few pixels and two examples make for steep losses
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # two tiny images give steep losses
     optimizer.step()
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in (loss, *used, *model.parameters()))
     optimizer.zero_grad()
@@ -228,13 +176,13 @@ def train_step(model: nn.Module, inputs: Any) -> bool:
 
 
 def same_after_loading(model: nn.Module, fresh: nn.Module, inputs: Any) -> bool:
-    """Load into a model of the widths before the split; compare tensors and outputs bit by bit."""
+    """Load into a model with the widths before the split, and compare tensors and outputs bit by bit."""
     state = model.state_dict()
     load_expanded_state_dict(fresh, state)
     loaded = fresh.state_dict()
     if list(state) != list(loaded) or not all(torch.equal(state[key], loaded[key]) for key in state):
         return False
-    with torch.no_grad():  # in training mode: statistics of one step are no normalisation, and outputs overflow
+    with torch.no_grad():  # in training mode: in eval mode, running statistics of one step let outputs overflow
         pairs = zip(_outputs(model.train(), inputs), _outputs(fresh.train(), inputs), strict=True)
         return all(torch.equal(one, other) for one, other in pairs)
 
@@ -247,7 +195,7 @@ def _outputs(model: nn.Module, inputs: Any) -> Iterator[Tensor]:
 
 
 def _blank(model: nn.Module) -> nn.Module:
-    """The same model with all parameters zero, so that nothing but loading can make it equal."""
+    """The same model with all parameters zero, so that only loading can make it equal."""
     fresh = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in fresh.parameters():
@@ -256,7 +204,7 @@ def _blank(model: nn.Module) -> nn.Module:
 
 
 def kind_of(reason: str) -> str:
-    """A refusal without the names and numbers of one model.
+    """A refusal without the names and numbers of its model.
 
     Example:
         >>> kind_of("tied weights: a.weight and b.weight are one tensor")
@@ -271,13 +219,13 @@ def sentence(error: Exception) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a guarded process asked for more than it may have."""
+    """Whether a process with a memory limit exceeded it."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 @contextmanager
 def memory_limit(gibibytes: float) -> Iterator[None]:
-    """Let this process have no more than so much memory of its own; asking for more raises (Linux)."""
+    """Limit the memory of this process; an allocation beyond the limit raises (Linux)."""
     old = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (int((gibibytes + RESERVE) * 2**30), old[1]))
     try:

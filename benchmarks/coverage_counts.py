@@ -1,8 +1,7 @@
-"""How many hidden widths a model has, counted by hand per family, so that ``find_sites`` does not judge itself.
+"""Hidden widths of models, counted by hand per family, as a reference for ``find_sites``.
 
-A hidden width is computed by one weight, or by several that are multiplied together, and is neither added to (a
-residual stream) nor an output. Each rule says what a person reads off the published architecture; no rule traces
-anything.
+One weight computes a hidden width, or several weights whose results are multiplied. A hidden width is neither a
+residual stream nor an output. Each rule counts by the published architecture; no rule traces a model.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from benchmarks.coverage_counts_timm import blocks, mlps, not_added_to, of_class
 def _resnet(model: nn.Module) -> int:
     """One width in a basic block and two in a bottleneck.
 
-    Where bottlenecks begin, the stem is not added to: the first block's shortcut is a convolution.
+    With bottlenecks, the stem is a width too: the first block's shortcut is a convolution, so nothing is added to it.
     """
     return blocks(model, "BasicBlock") + 2 * blocks(model, "Bottleneck") + (blocks(model, "Bottleneck") > 0)
 
 
 def _chain(model: nn.Module) -> int:
-    """Every layer of a plain chain but the last."""
+    """Every layer of a plain chain except the last."""
     return blocks(model, "Conv2d", "Linear") - 1
 
 
 def _densenet(model: nn.Module) -> int:
-    """The bottleneck and the new features of each layer, which are concatenated; each transition; the stem."""
+    """The bottleneck and the concatenated new features of each layer; each transition; the stem."""
     return 2 * blocks(model, "_DenseLayer", "DenseLayer") + blocks(model, "_Transition", "DenseTransition") + 1
 
 
 def _mobilenet_v3_large(model: nn.Module) -> int:
-    """The expansions but that of the first block, which has none; the squeezes; the last two layers."""
+    """The expansions of all blocks except the first; the squeezes; the last two layers."""
     return blocks(model, "InvertedResidual") - 1 + blocks(model, "SqueezeExcitation") + 2
 
 
 def _mobilenet_v3_small(model: nn.Module) -> int:
-    """As in the large one, and the stem and the first block's output, to which nothing is added."""
+    """The widths of the large model, the stem, and the first block's output: nothing is added to these two."""
     return _mobilenet_v3_large(model) + 2
 
 
@@ -50,12 +49,12 @@ def _open_clip_resnet(model: nn.Module) -> int:
 
 
 def _regnet(model: nn.Module) -> int:
-    """Two widths in a bottleneck and one in its squeeze; the stem: every first shortcut is a convolution."""
+    """Two widths in a bottleneck and one in its squeeze; the stem, because every first shortcut is a convolution."""
     return 2 * blocks(model, "ResBottleneckBlock") + blocks(model, "SqueezeExcitation") + 1
 
 
 def _efficientnet(model: nn.Module) -> int:
-    """Expansions, squeezes, outputs that nothing is added to, and the last convolution."""
+    """Expansions, squeezes, block outputs without a shortcut, and the last convolution."""
     plain, fused = of_class(model, "MBConv"), of_class(model, "FusedMBConv")
     expansions = sum(len(block.block) == 4 for block in plain) + sum(len(block.block) == 2 for block in fused)
     outputs = not_added_to(block.use_res_connect for block in of_class(model, "MBConv", "FusedMBConv"))
@@ -100,7 +99,7 @@ RULES: dict[str, Callable[[nn.Module], int]] = {
     "transformers/vit": lambda model: blocks(model, "ViTLayer"),
     "transformers/clip": lambda model: blocks(model, "CLIPEncoderLayer"),
 }
-"""The first glob that fits a model's name counts it."""
+"""Rules by globs of model names; the first match counts."""
 
 
 def sites_that_exist(name: str, model: nn.Module) -> int | None:
@@ -111,7 +110,7 @@ def sites_that_exist(name: str, model: nn.Module) -> int | None:
         model: The model.
 
     Returns:
-        The number, or None for families that are not in the sample.
+        The number, or None for families without a rule.
 
     Example:
         >>> sites_that_exist("torchvision/alexnet", nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))

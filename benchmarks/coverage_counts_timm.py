@@ -1,4 +1,4 @@
-"""Hidden widths of timm's architectures, counted by hand from their block definitions; see ``coverage_counts``."""
+"""Hidden widths of timm's architectures, counted by hand from their block definitions, as ``coverage_counts`` does."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import nn
 
 
 def blocks(model: nn.Module, *names: str) -> int:
-    """Number of modules of the classes of these names."""
+    """Number of modules whose class has one of these names."""
     return sum(type(module).__name__ in names for module in model.modules())
 
 
 def of_class(model: nn.Module, *names: str) -> list[Any]:
-    """The modules of the classes of these names, in order."""
+    """The modules whose class has one of these names, in order."""
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def not_added_to(skips: Iterable[bool]) -> int:
-    """How many outputs of a chain of layers are not part of a residual stream.
+    """Number of outputs in a chain of layers that are not part of a residual stream.
 
     Args:
-        skips: For each layer after the stem, whether its input is added to its output as it is.
+        skips: For each layer after the stem, whether its unchanged input is added to its output.
 
     Example:
         >>> not_added_to([False, True, False])  # stem alone, first and second layer together, third alone
@@ -43,9 +43,9 @@ def mlps(model: nn.Module) -> int:
 
 
 def resnet(model: Any) -> int:
-    """As in torchvision; one more in each squeeze-and-excitation, and two in a stem of three convolutions.
+    """The widths of torchvision's models; one more in each squeeze-and-excitation, and two in a deep stem.
 
-    A stem whose first block has a convolution for a shortcut is not added to.
+    The stem is a width too if the shortcut of the first block is a convolution.
     """
     stem = sum(isinstance(module, nn.Conv2d) for module in model.conv1.modules()) - 1
     free = model.layer1[0].downsample is not None
@@ -59,9 +59,9 @@ def densenet(model: Any) -> int:
 
 
 def inverted_residuals(model: Any) -> int:
-    """EfficientNet, MobileNet and their kin: expansions, squeezes, outputs that nothing is added to, and the head.
+    """EfficientNet, MobileNet and similar: expansions, squeezes, block outputs without a shortcut, and the head.
 
-    A depthwise separable block has no expansion: its depthwise kernels belong to the width that it reads.
+    A depthwise separable block has no expansion: its depthwise kernels belong to its input width.
     """
     inside = blocks(model, "InvertedResidual", "EdgeResidual", "UniversalInvertedResidual", "SqueezeExcite")
     outputs = not_added_to(block.has_skip for stage in model.blocks for block in stage)
@@ -69,7 +69,7 @@ def inverted_residuals(model: Any) -> int:
 
 
 def regnet(model: Any) -> int:
-    """Two widths in a bottleneck and one in its squeeze; the stem, where the first shortcut is a convolution."""
+    """Two widths in a bottleneck and one in its squeeze; the stem, if the first shortcut is a convolution."""
     first = of_class(model, "Bottleneck")[0]
     free = not isinstance(first.downsample, nn.Identity)
     return 2 * blocks(model, "Bottleneck") + blocks(model, "SEModule") + free
@@ -107,4 +107,4 @@ RULES: dict[str, Callable[[nn.Module], int]] = {
     "convnext_*": convnext,
     "convnextv2_*": convnext,
 }
-"""By globs of names; the first that fits counts."""
+"""Rules by globs of names; the first match counts."""

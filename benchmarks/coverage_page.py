@@ -1,4 +1,4 @@
-"""The rows of ``benchmarks.coverage`` as a page of Markdown: totals, refusals, and what was not run."""
+"""Write the rows of ``benchmarks.coverage`` as a page of Markdown: totals, refusals, and models not run."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ COLUMNS = {
 }
 INTRODUCTION = """# Coverage: public architectures
 
-Each model is built with random weights. The sites that `find_sites` returns are proven by duplication (float64, random
-parameters: doubling their units leaves the outputs equal to 1e-6, and a deliberate mistake does not), all at once, and
-by halves down to single sites where that fails. All sites are expanded by two, the model is trained one step, the
-non-zeros are counted before, after the split and after the step, and its state_dict is loaded into a copy of the old
-widths, which has to be bit-identical and to compute the same.
+Each model has random weights. Duplication proves the sites that `find_sites` returns: in float64 and with random
+parameters, doubling their units leaves the outputs equal to 1e-6, and a deliberate mistake does not. The proof takes
+all sites at once, and halves down to single sites if that fails. `expand` then splits all sites in two, the model takes
+one training step, and its state_dict loads into a copy with the old widths. The number of non-zeros has to be the same
+before, after the split and after the step. The copy has to be bit-identical and to compute the same.
 
-- *Widened* models have sites, all of which are proven, and pass the rest. *Complete* ones are those of them in which
-  `expand` splits every site; in the others it refuses some, for a reason that is listed below.
+- *Widened* models have sites, and pass all checks. In *complete* ones `expand` splits every site; in the others it
+  refuses some, for a reason in the list below.
 - *Widths by hand* are counted from the definitions of blocks (`benchmarks/coverage_counts*.py`), for some families;
   *found of these* are the sites that `find_sites` returns for the same models.
-- *Wrong* models have a site that is no site, other non-zeros than before, or a state_dict that comes back different.
-- torchvision: all classification and segmentation models. timm: of every family of n architectures 2 + n // 16, the
-  smallest of each stretch of its names, in alphabetical order. open_clip: both towers of every config, with 4 of their
-  equal blocks at most and a vocabulary of 512; towers that only read something else run once. transformers: small
-  configs. Images are the smallest that a model accepts, texts have 8 tokens.
-- A run goes on where it was interrupted, so that rows may come from several commits.
+- *Wrong* models have a false site, another number of non-zeros, or a state_dict that differs after loading.
+- torchvision: all classification and segmentation models. timm: 2 + n // 16 architectures of every family of n, the
+  smallest of each stretch of its names in alphabetical order. open_clip: both towers of every config, with at most 4 of
+  their equal blocks and a vocabulary of 512; towers that differ only in their inputs run once. transformers: small
+  configs. Images have the smallest size that a model accepts, texts have 8 tokens.
+- An interrupted run continues, so rows may come from several commits.
 """
 
 
@@ -54,7 +54,7 @@ def page(rows: Sequence[Row], missing: Sequence[str]) -> str:
 
     Args:
         rows: Results, as read from the CSV file.
-        missing: Names of models on the list that were not run.
+        missing: Names of models of the list that were not run.
 
     Returns:
         Markdown.
@@ -106,7 +106,7 @@ def _totals(rows: Sequence[Row], missing: Sequence[str]) -> str:
 def _counted(title: str, rows: Sequence[Row], field: str) -> str:
     found: Counter[str] = Counter()
     for reason, count in counts_of(rows, field).items():
-        found[re.split(r"(?<=\w)\. ", reason)[0]] += count  # the rest says what to do
+        found[re.split(r"(?<=\w)\. ", reason)[0]] += count  # the first sentence is the reason, the rest is advice
     return _listed(title, [f"{count:,} x {reason}" for reason, count in found.most_common(25)])
 
 

@@ -47,10 +47,9 @@ def number(text: str) -> int:
 def totals(rows: Sequence[Row]) -> dict[str, int]:
     """Add up the rows of one kind.
 
-    ``"widened"`` counts the models with a site whose sites are all proven, and which then train and reload as they have
-    to. ``"found there"`` counts the found sites of models that were also counted by hand. ``"wrong"`` counts models
-    where something that must never happen did: a site whose duplication changes the outputs, other numbers of
-    non-zeros, or a state_dict that comes back different.
+    ``"widened"`` counts the models with sites that pass all checks. ``"found there"`` counts the found sites of models
+    that were also counted by hand. ``"wrong"`` counts models with an error that must never happen: a site whose
+    duplication changes the outputs, another number of non-zeros, or a state_dict that differs after loading.
 
     Example:
         >>> row = {"name": "a/b", "status": "ok", "exist": "2", "found": "2", "proven": "2", "expanded": "1"}
@@ -93,12 +92,12 @@ def print_report(rows: Sequence[Row], wanted: int, console: Console) -> None:
 
     Args:
         rows: Results, as read from the CSV file.
-        wanted: Number of models on the list; fewer rows are a run that was interrupted.
-        console: Where to.
+        wanted: Number of models of the list; an interrupted run has fewer rows.
+        console: Console of the output.
     """
     table = Table(
         title=f"{len(rows)} of {wanted} models",
-        caption="M: million parameters; step: trained one step; nnz: as many non-zeros; reload: bit-identical",
+        caption="M: million parameters; step: trained one step; nnz: same non-zeros; reload: bit-identical",
         box=box.SIMPLE_HEAD,
     )
     for head in COLUMNS:
@@ -141,7 +140,7 @@ def counts_of(rows: Sequence[Row], field: str) -> Counter[str]:
 
 
 def differs(row: Row) -> bool:
-    """Whether a model was counted by hand, and otherwise."""
+    """Whether the count by hand of a model differs from the found sites."""
     return bool(row["exist"] and row["found"]) and row["exist"] != row["found"]
 
 

@@ -1,4 +1,4 @@
-"""The models that ``benchmarks.coverage`` runs, and the fixed rule that picks them; nothing is built or downloaded."""
+"""The list of models of ``benchmarks.coverage``, picked by a fixed rule without building or downloading any."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ QUICK = (
 QUICK_TIMM = [name.removeprefix("timm/") for name in QUICK if name.startswith("timm/")]
 
 PASSED_OVER = re.compile(r"test_|large|huge|giant|gigantic|enormous|xxl|so400m|(^|_)\d+b(_|$)")
-"""timm's names of test dummies, and of big variants of code that the same family has smaller."""
+"""timm's names of test dummies, and of big variants with smaller siblings in the same family."""
 
 NO_STRUCTURE = (
     *("image_size", "context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs"),
     *("timm_model_pretrained", "timm_drop", "timm_drop_path", "eos_id"),
 )
-"""Fields of a tower that say what it reads and how it is trained, and not what it is."""
+"""Fields of a tower about its inputs and its training, which do not change its structure."""
 
 MOST_BLOCKS = builders.MOST_BLOCKS
 
@@ -55,9 +55,9 @@ class Entry:
 
     Attributes:
         name: Unique, ``"kind/model"``.
-        build: Makes the model and its smallest example inputs.
-        skip: Why it cannot run here; None if it can.
-        size: A guess at the number of parameters, in millions, that only orders the run.
+        build: Builds the model and its smallest example inputs.
+        skip: The reason to skip it here; None if it can run.
+        size: An estimate of the number of parameters, in millions, that only orders the run.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """The library, with torchvision's segmentation models apart."""
+        """The library; torchvision's segmentation models are a kind of their own."""
         return self.name.partition("/")[0]
 
 
 def candidates(names: Sequence[str]) -> list[str]:
-    """The names of a family without test dummies and big variants (``PASSED_OVER``), unless it has nothing else.
+    """The names of a family without test dummies and big variants (``PASSED_OVER``), unless it has no others.
 
     Example:
         >>> candidates(["a_tiny", "a_huge"]), candidates(["b_huge"])
@@ -85,15 +85,15 @@ def pick(families: Mapping[str, Sequence[str]], sizes: Mapping[str, int]) -> lis
     """Pick architectures from every family.
 
     The rule: a family of ``n`` names gives ``2 + n // 16`` of them (all, if it has fewer). Its names without
-    ``PASSED_OVER``, in alphabetical order, are cut into so many stretches of equal length to within one, and of each
-    the smallest by parameters is taken. The first of each family come first, then the second of each.
+    ``PASSED_OVER``, in alphabetical order, are divided into that many stretches of equal length (within one). The
+    smallest of each stretch by parameters is picked. The first picks of all families come first, then the second.
 
     Args:
         families: Names by family.
         sizes: Parameters of each candidate.
 
     Returns:
-        Names; the same for the same families, in whatever order they come.
+        Names; the same for any order of the families.
 
     Example:
         >>> pick({"b": ["b_small", "b_huge"], "a": ["a3", "a1", "a2", "a4"]}, {"a1": 9, "a2": 8, "a3": 2, "a4": 5})
@@ -137,7 +137,7 @@ def timm_families() -> dict[str, list[str]]:
 
 
 def timm_sizes(path: Path = Path("results")) -> dict[str, int]:
-    """Parameters of every candidate; counted once for a version of timm (some minutes), and kept in a file.
+    """Parameters of every candidate, counted once per version of timm (some minutes) and stored in a file.
 
     Args:
         path: Folder of the file.
@@ -161,7 +161,7 @@ def timm_sizes(path: Path = Path("results")) -> dict[str, int]:
 
 
 def timm_entries(names: Iterable[str] | None = None) -> Iterator[Entry]:
-    """The sample of timm architectures, small ones first, or others by name."""
+    """The sample of timm architectures, small ones first, or the given names."""
     if installed("timm"):
         sizes = timm_sizes() if names is None else {}
         names = pick(timm_families(), sizes) if names is None else names
@@ -170,9 +170,9 @@ def timm_entries(names: Iterable[str] | None = None) -> Iterator[Entry]:
 
 
 def open_clip_entries() -> Iterator[Entry]:
-    """Both towers of every open_clip config, small ones first; towers that are alike but for what they read run once.
+    """Both towers of every open_clip config, small ones first; towers that differ only in their inputs run once.
 
-    Blocks of a tower are alike, so towers are built with ``MOST_BLOCKS`` of them at most.
+    Blocks of a tower have the same structure, so towers have at most ``MOST_BLOCKS`` of them.
     """
     import open_clip
 
@@ -185,6 +185,7 @@ def open_clip_entries() -> Iterator[Entry]:
                 tower["layers"] = min(tower["layers"], MOST_BLOCKS)
             if "timm_model_name" in tower:
                 tower["timm_model_name"] = re.sub(r"_\d{3}$", "", tower["timm_model_name"])
+            # Towers with the same fields have the same structure.
             same = json.dumps([side, config["embed_dim"], config.get("quick_gelu"), tower], sort_keys=True)
             if same not in towers:
                 hub = tower.get("hf_model_name")
@@ -212,7 +213,7 @@ def transformers_entries() -> Iterator[Entry]:
 
 
 def catalogue(timm_names: Iterable[str] | None = None) -> list[Entry]:
-    """All models, in the order in which they run; with names, those of timm instead of the sample."""
+    """All models, in the order of the run; with ``timm_names``, these replace the sample of timm."""
     everything: Iterable[Entry] = (
         *transformers_entries(),
         *torchvision_entries(),

@@ -1,13 +1,13 @@
-"""Whole networks trained for a fixed number of steps: the dense parent against FPE in each layout.
+"""Train whole networks for a fixed number of steps: the dense parent against its expansion in each layout.
 
 python -m benchmarks.end_to_end                            all three networks, on the CPU
 python -m benchmarks.end_to_end --task probe --steps 300   one of them
 python -m benchmarks.end_to_end --device cuda --precision bf16
 
-A probe on CLIP embeddings, the feed-forward halves of two ViT-S blocks, and a small CNN whose head is split, after a
-fifth of the steps; the number of non-zeros is the same throughout. Accuracy (after the last step) and peak memory are
-of runs in processes of their own; times are medians of steps of all networks in turn, after the split. Where there are
-no 2:4 kernels, "semi_structured" multiplies densely, and its row says what the structure costs in accuracy alone.
+The networks are a probe on CLIP embeddings, the feed-forward halves of two ViT-S blocks, and a small CNN whose head is
+split. The split comes after a fifth of the steps; the number of non-zeros is constant. Accuracy (after the last step)
+and peak memory come from runs in separate processes. Times are medians of steps of all networks in turn, after the
+split. Without 2:4 kernels, "semi_structured" multiplies densely, so its row only shows the accuracy of the structure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,20 +30,15 @@ from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
 from benchmarks._networks import TASKS, Split, Task, load
-from benchmarks._pairs import Way
+from benchmarks._pairs import HEADING, SEMI_STRUCTURED, label
 from benchmarks._timing import CLOCKS, interleaved, machine
 from benchmarks.memory import MEGA, in_process, reset_peak, resident
 
 
-def ways_of(task: Task) -> list[Way]:
-    """The ways to split that are compared."""
-    return [
-        Way("random", "total", "masked"),
-        Way(Shared(groups=4), task.budget, "masked"),
-        Way(Shared(groups=4), task.budget, "grouped"),
-        Way(Shared(groups=4), task.budget, "auto"),
-        Way("semi_structured", "total", "semi_structured"),
-    ]
+def expansions_of(task: Task) -> list[fpe.Expansion]:
+    """The compared expansions of a network."""
+    blocks = [fpe.Blocks(groups=4, outgoing=task.outgoing, layout=layout) for layout in ("masked", "grouped", "auto")]
+    return [fpe.Paper(), *blocks, SEMI_STRUCTURED]
 
 
 def main() -> None:
@@ -69,13 +65,14 @@ def compare(name: str, options: argparse.Namespace) -> Table:
     """Train and time one network in every layout."""
     task = TASKS[name]
     data = load(task)
-    ways = [None, *(way for way in ways_of(task) if options.alpha == 2 or way.layout != "semi_structured")]
+    ways = [None, *(way for way in expansions_of(task) if options.alpha == 2 or way.layout != "semi_structured")]
     results, notes = {}, []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "data.pt")
         torch.save(data, file)
         for way in track(ways, f"{name}: training", transient=True):
             results[way] = in_process(partial(run, name, way, file, options))
+    # Times come from all networks in one process, in turns, after their splits.
     arms = {}
     for way in ways:
         network = task.make().to(options.device)
@@ -84,32 +81,37 @@ def compare(name: str, options: argparse.Namespace) -> Table:
             held = sorted({type(module).__name__ for module in network.modules() if hasattr(module, "fpe_blocks")})
             if way.layout == "auto":
                 notes.append(f"auto took {', '.join(held) or 'masked layers'}")
-        arms[str(way or "dense parent")] = stepper(network, task, data[0], options)
+        arms[name_of(way)] = stepper(network, task, data[0], options)
     times = interleaved(arms, options.seconds, label=f"{name}: timing", clock=options.clock)
     title = f"{name}, alpha {options.alpha}, {options.steps} steps of {task.batch}, {options.precision}"
     table = Table(title=title, caption="\n".join(notes), caption_justify="left")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     for column in ("ms a step", "of the dense parent", "peak MiB", "of the dense parent", "accuracy"):
         table.add_column(column, justify="right")
     dense_time, dense_peak = times["dense parent"], results[None][1]
     for way in ways:
-        label = str(way or "dense parent")
+        name = name_of(way)
         accuracy, peak = results[way]
-        cells = (1e3 * times[label], times[label] / dense_time, peak / MEGA, peak / dense_peak, 100 * accuracy)
-        table.add_row(label, *(form.format(cell) for form, cell in zip(FORMS, cells, strict=True)))
+        cells = (1e3 * times[name], times[name] / dense_time, peak / MEGA, peak / dense_peak, 100 * accuracy)
+        table.add_row(name, *(form.format(cell) for form, cell in zip(FORMS, cells, strict=True)))
     return table
+
+
+def name_of(way: fpe.Expansion | None) -> str:
+    """The name of an arm in tables."""
+    return "dense parent" if way is None else label(way)
 
 
 FORMS = ("{:.1f}", "{:.2f}x", "{:.0f}", "{:.2f}x", "{:.1f} %")
 
 
-def run(name: str, way: Way | None, file: Path, options: argparse.Namespace) -> tuple[float, ...]:
-    """Test accuracy and peak memory of one run, in bytes beyond what the process had before it."""
+def run(name: str, way: fpe.Expansion | None, file: Path, options: argparse.Namespace) -> tuple[float, ...]:
+    """Test accuracy of one run, and its peak memory in bytes above the memory of the process before it."""
     warnings.simplefilter("ignore", fpe.ExpansionWarning)
     torch.manual_seed(options.seed)
     task, device = TASKS[name], torch.device(options.device)
-    train, test = torch.load(file)  # not mapped: pages that are read while training would count as memory
-    _train_steps(nn.Linear(8, 8), torch.randn(8, 8), torch.zeros(8, dtype=torch.int64))  # libraries are loaded now
+    train, test = torch.load(file)  # not mapped: pages that training reads would count as memory
+    _train_steps(nn.Linear(8, 8), torch.randn(8, 8), torch.zeros(8, dtype=torch.int64))  # load all libraries first
     before = 0 if device.type == "cuda" else resident("VmRSS")
     network = task.make().to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=task.rate)
@@ -129,15 +131,18 @@ def run(name: str, way: Way | None, file: Path, options: argparse.Namespace) -> 
 
 
 def split(
-    network: nn.Module, task: Task, way: Way, options: argparse.Namespace, x: Tensor, optimizer: torch.optim.Adam | None
+    network: nn.Module,
+    task: Task,
+    way: fpe.Expansion,
+    options: argparse.Namespace,
+    x: Tensor,
+    optimizer: torch.optim.Adam | None,
 ) -> None:
     """Split a network as asked."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=options.precision == "bf16" and way.layout == "auto"):
         fpe.expand(
             network,
-            fpe.Expansion(
-                alpha=options.alpha, partition=way.partition, prune=way.budget, layout=way.layout, seed=options.seed
-            ),
+            replace(way, alpha=options.alpha, seed=options.seed),
             sites=task.sites,
             optimizer=optimizer,
             example_inputs=x,
@@ -156,7 +161,7 @@ def train_step(
 
 
 def stepper(network: nn.Module, task: Task, train: Split, options: argparse.Namespace) -> Callable[[], object]:
-    """A step on always the same batch, to be timed."""
+    """The timed function: a step, always on the same batch."""
     x, y = train[0][: task.batch].to(options.device), train[1][: task.batch].to(options.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=task.rate)
     return partial(train_step, network, optimizer, x, y, options)
@@ -164,7 +169,7 @@ def stepper(network: nn.Module, task: Task, train: Split, options: argparse.Name
 
 @torch.no_grad()
 def accuracy_of(network: nn.Module, test: Split, device: torch.device, options: argparse.Namespace) -> float:
-    """The share of test samples whose class is the likeliest."""
+    """The share of correctly classified test samples."""
     right = 0
     with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
         for x, y in zip(test[0].split(256), test[1].split(256), strict=True):

@@ -1,4 +1,4 @@
-"""How long the wide sparse pair of layers takes, against the dense parent of the same number of non-zeros.
+"""Time the wide sparse pair of layers against its dense parent with the same number of non-zeros.
 
 python -m benchmarks.layouts                       all shapes, on the CPU
 python -m benchmarks.layouts --case FFN --alpha 2  some
@@ -6,7 +6,7 @@ python -m benchmarks.layouts --dtype bf16-mixed    fp32 weights under bfloat16 a
 python -m benchmarks.layouts --device cuda         on a GPU, at 2048, 8192 and 32768 tokens
 
 Every table is one run: its arms take turns, and each figure is the median of its rounds. Rows that start with "grouped"
-hold the budget in fact; the others show what pretending costs. `pip install fpe_lightning[bench]` adds rows for
+store and compute only the non-zeros; the others also store zeros. `pip install fpe_lightning[bench]` adds rows for
 rigl-torch and sparselab.
 """
 
@@ -23,12 +23,14 @@ from rich.table import Table
 
 from benchmarks._pairs import (
     CASES,
+    EXPANSIONS,
+    HEADING,
     SEMI_STRUCTURED,
-    WAYS,
     Case,
     RigLScheduler,
     csr_pair,
     dense_pair,
+    label,
     pruned_pair,
     rigl_pair,
     sparselab,
@@ -100,11 +102,11 @@ def measure(
             notes.append(f"{name}: took blocks for {' and '.join(grouped)}" if grouped else f"{name}: took masked")
         stored[name] = sum(parameter.numel() for parameter in pair.parameters())
 
-    # A CPU would multiply the 2:4 form densely: a row that says nothing.
-    for way in (*WAYS, SEMI_STRUCTURED) if device.type == "cuda" else WAYS:
-        add(str(way), lambda way=way: split_pair(dense, alpha, way, case.batch, case.train, mixed))  # type: ignore[misc]
+    # A CPU multiplies the 2:4 form densely, so its row would have no meaning.
+    for way in (*EXPANSIONS, SEMI_STRUCTURED) if device.type == "cuda" else EXPANSIONS:
+        add(label(way), lambda way=way: split_pair(dense, alpha, way, case.batch, case.train, mixed))  # type: ignore[misc]
     if others:
-        masked = split_pair(dense, alpha, WAYS[0])
+        masked = split_pair(dense, alpha, EXPANSIONS[0])
         add("torch.nn.utils.prune", lambda: pruned_pair(masked))
         add("torch.sparse CSR", lambda: csr_pair(masked))
         if device.type == "cpu" and dtype == torch.float32:
@@ -124,7 +126,7 @@ def _table(case: Case, alpha: int, times: dict[str, float], stored: dict[str, in
     aim = "" if target is None else f", target {target:g}x"
     caption = "\n".join(notes) or None
     table = Table(title=f"{case.name}: {shape}, alpha {alpha}{aim}", caption=caption, caption_justify="left")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     for column in (f"ms a {what}", "of the dense parent", "stored weights", "on target"):
         table.add_column(column, justify="right")
     base, base_stored = times["dense parent"], stored["dense parent"]

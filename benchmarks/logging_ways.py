@@ -1,4 +1,4 @@
-"""One probe, four ways of logging what it learns; they differ in nothing else."""
+"""One probe with four ways to log its metrics, and no other difference."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def means(sums: Sums) -> tuple[Tensor, Tensor]:
 
 
 class Bare(L.LightningModule):
-    """Logs nothing: what remains is the cost of Lightning's loop itself."""
+    """Logs nothing, so its time is the cost of Lightning's loop."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Bare(L.LightningModule):
         return self.step(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Look at a batch."""
+        """Validate on a batch."""
         self.step(batch, "val")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -81,7 +81,7 @@ class LogOncePerEpoch(Bare):
         return loss
 
     def log_means(self, split: Literal["train", "val"]) -> None:
-        """Log what was kept, and forget it."""
+        """Log the means of the epoch, and reset."""
         loss, accuracy = means(self.sums[split])
         self.sums[split].clear()
         self.log_dict({f"{split}/loss": loss, f"{split}/accuracy": accuracy})
@@ -107,7 +107,7 @@ class LogEveryStep(Bare):
 
 
 class LogMetricObjects(Bare):
-    """Updates torchmetrics objects for every batch and hands them to ``self.log``."""
+    """Updates torchmetrics objects for every batch and passes them to ``self.log``."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)

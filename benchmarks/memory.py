@@ -1,15 +1,15 @@
-"""How much memory the wide sparse pair of layers takes in training, against the dense parent of the same non-zeros.
+"""Measure the training memory of the wide sparse pair of layers against its dense parent with the same non-zeros.
 
 python -m benchmarks.memory                 alpha 2, 4 and 8; then the split itself
 python -m benchmarks.memory --inputs 4096   a larger pair
 
-Each row is a process of its own. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers;
-"resident" is how far the process grew from before it built the pair to the peak of three training steps (Linux). The
-last table is the split of the pair with its optimizer: how long it takes, and its peak in units of the dense pair.
+Each row is a separate process. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers.
+"resident" is the growth of the process from before it built the pair to the peak of three training steps (Linux). The
+last table is the split of the pair with its optimizer: its time, and its peak memory in units of the dense pair.
 
-glibc keeps freed memory for later once something larger was freed before, and leaves holes in it: what a process is
-resident in then says more about the order of allocations than about layouts. All rows are measured with tensors above
-1 MiB handed back when they are freed; `--mmap-threshold 0` measures what glibc does by itself.
+By default, glibc keeps freed memory and fragments it, so that resident memory depends more on the order of allocations
+than on layouts. All rows therefore return tensors above 1 MiB to the system when they are freed;
+`--mmap-threshold 0` measures glibc's default.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,17 @@ from rich.table import Table
 from torch import nn
 
 import fpe_lightning as fpe
-from benchmarks._pairs import Case, Way, dense_pair, split_pair
+from benchmarks._pairs import HEADING, Case, dense_pair, label, split_pair
+from fpe_lightning.partitions import Contiguous
 
-WAYS = (
-    Way("random", "total", "masked"),
-    Way(Shared(groups=4), "total", "grouped"),
-    Way(Shared(groups=4), "columns", "grouped"),
-    Way(Contiguous(groups=4), "columns", "grouped"),
-    Way(Shared(groups=8), "blocks", "grouped"),
+EXPANSIONS = (
+    fpe.Paper(),
+    fpe.Blocks(groups=4, prune="total"),
+    fpe.Blocks(groups=4),
+    fpe.Expansion(partition=Contiguous(groups=4), prune="columns", layout="grouped"),
+    fpe.Blocks(groups=8, outgoing="partition"),
 )
-BATCH = 32  # small, so that weights and what belongs to them are what is measured
+BATCH = 32  # small, so that weights, gradients and optimizer state are most of the memory
 MEGA = 2**20
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--mmap-threshold", type=int, default=2**20, help="bytes; 0 leaves it to glibc")
     options = parser.parse_args()
     if options.mmap_threshold:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(options.mmap_threshold)  # read by the processes that are measured
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(options.mmap_threshold)  # the measured processes read it
     case = Case("", options.inputs, options.inputs, options.outputs, BATCH, {})
     console = Console()
     console.print(_training(case, options.alphas))
@@ -65,35 +67,35 @@ def main() -> None:
 def _training(case: Case, alphas: list[int]) -> Table:
     size = f"d=h={case.inputs}, C={case.outputs}"
     table = Table(title=f"training: {size}, AdamW, fp32, of the dense parent")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     for column in ("alpha", "counted", "resident"):
         table.add_column(column, justify="right")
     counted, resident = in_process(partial(train, case, None, 1))
     table.add_row("dense parent", "1", f"{counted / MEGA:.0f} MiB", f"{resident / MEGA:.0f} MiB")
-    for way, alpha in track([(way, alpha) for alpha in alphas for way in WAYS], "training", transient=True):
+    for way, alpha in track([(way, alpha) for alpha in alphas for way in EXPANSIONS], "training", transient=True):
         ours = in_process(partial(train, case, way, alpha))
-        table.add_row(str(way), str(alpha), f"{ours[0] / counted:.3f}x", f"{ours[1] / resident:.3f}x")
+        table.add_row(label(way), str(alpha), f"{ours[0] / counted:.3f}x", f"{ours[1] / resident:.3f}x")
     return table
 
 
 def _splitting(case: Case) -> Table:
     table = Table(title=f"the split itself: d=h={case.inputs}, C={case.outputs}, alpha 4, AdamW state included")
-    table.add_column("layout, partition, budget")
+    table.add_column(HEADING)
     table.add_column("seconds", justify="right")
     table.add_column("of the CPU", justify="right")
     table.add_column("peak, of the pair with its gradients and state", justify="right")
-    for way in track(WAYS, "splitting", transient=True):
+    for way in track(EXPANSIONS, "splitting", transient=True):
         seconds, busy, peak = in_process(partial(split, case, way, 4))
-        table.add_row(str(way), f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.2f}x")
+        table.add_row(label(way), f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.2f}x")
     return table
 
 
-def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
-    """Bytes counted, and bytes that this process grew by, in three training steps."""
+def train(case: Case, way: fpe.Expansion | None, alpha: int) -> tuple[float, float]:
+    """Counted bytes, and growth of this process in bytes, over three training steps."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pt")
-        in_process(partial(_save, case, way, alpha, file))  # so that the split leaves no trace in this process
-        for form in (None, Way("shared", "columns", "grouped")):  # libraries are loaded before the count begins
+        in_process(partial(_save, case, way, alpha, file))  # in another process, so that the split does not count
+        for form in (None, fpe.Blocks(groups=1)):  # load all libraries before the measurement
             small = dense_pair(Case("", 64, 8, 4, BATCH, {}), torch.device("cpu"), torch.float32)
             fpe.load_expanded_state_dict(small, (small if form is None else split_pair(small, 2, form)).state_dict())
             _steps(small, torch.optim.AdamW(small.parameters()), 64, 4)
@@ -106,26 +108,22 @@ def train(case: Case, way: Way | None, alpha: int) -> tuple[float, float]:
         return _counted(pair, optimizer), resident("VmHWM") - before
 
 
-def split(case: Case, way: Way, alpha: int) -> tuple[float, ...]:
-    """Seconds that a split takes, by the wall and of the CPU, and its peak in units of what the dense pair took."""
+def split(case: Case, way: fpe.Expansion, alpha: int) -> tuple[float, ...]:
+    """Wall and CPU seconds of a split, and its peak memory in units of the dense pair in training."""
     pair = dense_pair(case, torch.device("cpu"), torch.float32)
     optimizer = torch.optim.AdamW(pair.parameters())
     _steps(pair, optimizer, case.inputs, case.outputs)
     example, size, before = torch.zeros(1, case.inputs), _counted(pair, optimizer), resident("VmRSS")
+    # Tracing is not part of the measured split.
     sites = fpe.find_sites(pair, example)
     reset_peak()
     start, busy = time.perf_counter(), time.process_time()
-    fpe.expand(
-        pair,
-        fpe.Expansion(alpha=alpha, partition=way.partition, prune=way.budget, layout=way.layout),
-        sites=sites,
-        optimizer=optimizer,
-    )
+    fpe.expand(pair, replace(way, alpha=alpha), sites=sites, optimizer=optimizer)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     return seconds, busy, (size + resident("VmHWM") - before) / size
 
 
-def _save(case: Case, way: Way | None, alpha: int, file: Path) -> tuple[float, float]:
+def _save(case: Case, way: fpe.Expansion | None, alpha: int, file: Path) -> tuple[float, float]:
     pair = dense_pair(case, torch.device("cpu"), torch.float32)
     torch.save((pair if way is None else split_pair(pair, alpha, way)).state_dict(), file)
     return 0.0, 0.0
@@ -146,18 +144,18 @@ def _counted(pair: nn.Module, optimizer: torch.optim.Optimizer) -> float:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: ``"VmRSS"`` now, ``"VmHWM"`` at their peak (Linux)."""
+    """Resident bytes of this process: ``"VmRSS"`` at present, ``"VmHWM"`` at the peak (Linux)."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
 def reset_peak() -> None:
-    """Let the peak begin anew (Linux)."""
+    """Reset the peak of the resident memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def in_process(function: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
-    """What a function returns in a fresh process."""
+    """Call a function in a fresh process, and return its result."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(function, sender))
@@ -166,7 +164,7 @@ def in_process(function: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
     try:
         return receiver.recv()
     except EOFError:
-        raise RuntimeError("the process that was to be measured failed; its error stands above") from None
+        raise RuntimeError("the measured process failed; its error is printed above") from None
     finally:
         process.join()
 

@@ -1,10 +1,10 @@
-"""What Lightning costs on cached embeddings: epochs under a Trainer against a plain loop over the same batches.
+"""Measure the overhead of Lightning on cached embeddings: a Trainer against a plain loop over the same batches.
 
-Run ``python -m benchmarks.probe_throughput``. Both train one model each in the same process, turn by turn: one plain
+Run ``python -m benchmarks.probe_throughput``. Both train one model each in the same process and take turns: one plain
 epoch, one Lightning epoch, and so on, each with training, validation, loss and accuracy. Lightning's time runs from the
-end of the plain epoch to the beginning of the next one, so it includes logs, checkpoints and the progress bar.
-Lightning's own loop costs some tenths of a millisecond a batch and some milliseconds an epoch, whatever a batch holds:
-the larger the batch, the nearer the two.
+end of one plain epoch to the start of the next, so it includes logs, checkpoints and the progress bar. Lightning's own
+loop costs some tenths of a millisecond per batch and some milliseconds per epoch, for any size of the batch. So the
+ratio of the two times falls with the size of the batch.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from fpe_lightning.modules import Classifier
 
 TRAIN, VAL = 12_032, 3_008
 BLOCK = 5
-"""Epochs whose times are added up before they are compared: what happens each fifth epoch counts too."""
+"""Number of epochs whose times are added before a comparison: work of every fifth epoch counts too."""
 Comforts = Literal["none", "ours", "all"]
-"""``"ours"``: TensorBoard and this project's callbacks; ``"all"``: what ``configs/clip_probe.yaml`` has, which adds
-Lightning's checkpoints of the best and the last epoch and its rich progress bar; ``"none"``: none of them."""
+"""``"ours"``: TensorBoard and this project's callbacks; ``"all"``: also Lightning's checkpoints of the best and the
+last epoch and its rich progress bar, as in ``configs/clip_probe.yaml``; ``"none"``: none of them."""
 
 
 def synthetic(rows: int) -> Batch:
@@ -92,7 +92,7 @@ class PlainLoop:
 
 
 class TurnByTurn(L.Callback):
-    """Runs a plain epoch before each Lightning epoch and measures both; has to be the first callback."""
+    """Runs a plain epoch before each Lightning epoch and measures both; it must be the first callback."""
 
     def __init__(self, plain: PlainLoop, clock: Callable[[], float]) -> None:
         self.plain, self.clock, self.began = plain, clock, 0.0
@@ -110,7 +110,7 @@ class TurnByTurn(L.Callback):
 
 
 def our_callbacks(epochs: int) -> list[L.Callback]:
-    """Return the project's callbacks, with a split that is due in the last epoch only, which is not counted."""
+    """Return the project's callbacks, with a split in the last epoch, which does not count."""
     return [
         ExpansionCallback(fpe.Paper(alpha=4), epoch=epochs - 1),
         InterferenceMonitor(every_n_epochs=BLOCK, sites="network.layers.0"),
@@ -120,7 +120,7 @@ def our_callbacks(epochs: int) -> list[L.Callback]:
 
 
 def around(comforts: Comforts, folder: str, epochs: int) -> dict[str, Any]:
-    """Return what a Trainer is given for some degree of comfort: loggers, callbacks and switches."""
+    """Return the Trainer's arguments for a degree of comfort: loggers, callbacks and switches."""
     extra: list[L.Callback] = [] if comforts == "none" else our_callbacks(epochs)
     if comforts == "all":
         extra += [
@@ -152,10 +152,10 @@ def measure(
     Args:
         make_module: Called with the width.
         width: Hidden neurons.
-        batch_size: Training rows of a batch.
-        epochs: Lightning epochs; the first and the last are not counted.
-        comforts: What is on besides the loop; see ``Comforts``.
-        clock: Seconds; ``time.process_time`` is steadier on a busy machine, but does not see what waits for the disk.
+        batch_size: Training rows per batch.
+        epochs: Number of Lightning epochs; the first and the last do not count.
+        comforts: ``"none"``, ``"ours"`` or ``"all"``.
+        clock: Returns seconds; ``time.process_time`` is steadier on a busy machine, but excludes time for the disk.
 
     Returns:
         Milliseconds of a plain epoch, milliseconds of a Lightning epoch, and the ratio; medians over blocks of epochs.
@@ -166,6 +166,7 @@ def measure(
         settings["callbacks"].insert(0, turns)
         trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, **settings)
         trainer.fit(make_module(width), *make_loaders(batch_size))
+    # Compare sums over whole blocks, without the first and the last epoch.
     blocks = [
         (sum(turns.plain_seconds[first : first + BLOCK]), sum(turns.seconds[first : first + BLOCK]))
         for first in range(1, epochs - BLOCK, BLOCK)

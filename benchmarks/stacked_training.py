@@ -1,8 +1,8 @@
-"""How much faster networks train together than one by one: the Boolean task, with a split in the middle.
+"""Time networks that train together as a stack against one by one: the Boolean task, with a split in the middle.
 
-Run ``python -m benchmarks.stacked_training``. Two ways of one by one stand beside the stack: a plain torch loop, and a
-Lightning Trainer with the project's module and callback, all comforts off. Every turn trains the same parents and
-children all three ways, one after the other; the table shows medians over turns, and medians of each turn's ratios.
+Run ``python -m benchmarks.stacked_training``. It compares the stack with a plain torch loop, and with a Lightning
+Trainer with the project's module and callback and without comforts. Every turn trains the same parents and children in
+all three ways, one after the other. The table shows medians over turns, and medians of each turn's ratios.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Data = tuple[Tensor, Tensor]
 
 
 def parents(count: int, hidden: int) -> list[MLP]:
-    """Return networks as every way trains them."""
+    """Return the dense networks, the same for every way."""
     torch.manual_seed(0)
     return [MLP(24, hidden, 1) for _ in range(count)]
 
@@ -52,7 +52,7 @@ def stacked(data: Data, networks: int, hidden: int, epochs: int) -> None:
 
 
 def plain(data: Data, networks: int, hidden: int, epochs: int) -> None:
-    """Train, split and train on one network after the other in a plain loop, with torch's fastest Adam."""
+    """Train, split and train further one network after the other in a plain loop, with torch's fastest Adam."""
     inputs, targets = data[0][0], data[1][0, 0]
     sites = fpe.find_sites(MLP(24, hidden, 1), inputs[:2])
     for seed, model in enumerate(parents(networks, hidden)):
@@ -66,7 +66,7 @@ def plain(data: Data, networks: int, hidden: int, epochs: int) -> None:
 
 
 def lightning(data: Data, networks: int, hidden: int, epochs: int) -> None:
-    """Do the same with a Trainer for each network, and the split by its callback."""
+    """Do the same with a Trainer and an expansion callback for each network."""
     loader = BatchLoader(data[0][0], data[1][0, 0], batch_size=len(data[0][0]))
     for seed, model in enumerate(parents(networks, hidden)):
         trainer = L.Trainer(
@@ -82,7 +82,7 @@ def lightning(data: Data, networks: int, hidden: int, epochs: int) -> None:
 
 
 def seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Return how long one call takes."""
+    """Return the time of one call."""
     began = clock()
     run()
     return clock() - began
@@ -124,6 +124,7 @@ def main() -> None:
             for run, count in ways.values():
                 took = seconds(partial(run, data, count, arguments.hidden, arguments.epochs), clock)
                 turns[-1].append(1e6 * took / count / arguments.epochs)
+        # The first turn warms up; ratios are taken within a turn, as the machine's speed varies between turns.
         counted = turns[1:]
         cells = [statistics.median(turn[way] for turn in counted) for way in range(len(ways))]
         ratios = [statistics.median(turn[way] / turn[0] for turn in counted) for way in (1, 2)]

@@ -1,6 +1,6 @@
-"""Your own callbacks, beside those that ship with the library.
+"""Your own callbacks, next to the callbacks of the library.
 
-Name them in a config as ``callbacks.MyCallback``; ``class_path: callbacks.ChildrenReport`` shows the worked example.
+Name them in a config as ``callbacks.MyCallback``; ``class_path: callbacks.ChildrenReport`` is a worked example.
 """
 
 from callbacks.children_report import ChildrenReport as ChildrenReport

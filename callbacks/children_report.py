@@ -1,6 +1,6 @@
-"""A worked example of a callback of your own: say after each epoch how far the children of a neuron have drifted apart.
+"""A worked example of your own callback: log after each epoch how much the children of a neuron differ.
 
-Any callback that defines ``on_after_expansion(trainer, pl_module, report)`` is called after each split.
+``ExpansionCallback`` calls ``on_after_expansion(trainer, pl_module, report)`` of any callback after each split.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class ChildrenReport(pl.Callback):
     """Logs ``children/<site>/outgoing_spread`` after each epoch that follows a split.
 
     The children of a neuron start with equal outgoing weights. The spread is the standard deviation of these weights
-    among siblings, averaged over parents and outputs: 0 at the split, larger the more siblings have specialised.
+    among siblings, averaged over parents and outputs. It is 0 at the split and grows as siblings specialise.
 
     Args:
-        consumers: For each site whose spread is logged, the name of the layer that reads it.
+        consumers: The name of the layer that reads each logged site, by the site's name.
 
     Example:
         >>> trainer = pl.Trainer(
@@ -55,7 +55,7 @@ def outgoing_spread(weight: Tensor, parents: Tensor) -> Tensor:
 
     Args:
         weight: ``(outputs, children)``.
-        parents: ``(children,)`` int64, the neuron that each child descends from.
+        parents: ``(children,)`` int64, the parent of each child.
 
     Example:
         >>> outgoing_spread(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.tensor([0, 0, 1, 1]))

@@ -1,4 +1,4 @@
-"""Where files that can be made again are kept."""
+"""The directory of files that the package can compute again."""
 
 from __future__ import annotations
 

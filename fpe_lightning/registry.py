@@ -51,8 +51,9 @@ class Registry(Generic[T]):
             ValueError: If there is none, with the nearest name that is known.
         """
         if name not in self._found:
-            nearest = difflib.get_close_matches(str(name), self._found, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            by_lower_case = {known.lower(): known for known in self._found}
+            nearest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+            hint = f" Did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
             raise ValueError(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._found))}.")
         return self._found[name]
 

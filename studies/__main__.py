@@ -1,37 +1,28 @@
-"""``python -m studies STUDY --config FILE``: run a grid, or what is left of it, and report."""
+"""``python -m studies STUDY --config FILE``: run a grid, or the rest of it, and report."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
-from typing_extensions import override
 
-from fpe_lightning.cli import unknown_key
 from studies.errors import StudyError, exit_code
+from studies.parser import Parser, check_keys, sentence_of
 from studies.ray_runner import check_ray
+from studies.registry import STUDIES, study_named
 from studies.report import write_report
 from studies.results import Results
 from studies.runner import run_study
+from studies.runs import Runs
 from studies.setting import Setting
 from studies.statistics import in_words
-from studies.study import STUDIES, Study, on_grid, seconds_of
-
-
-class Parser(ArgumentParser):
-    """A parser that answers bad input with one sentence."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise StudyError(unknown_key(message, (action.dest for action in self._actions)) or " ".join(message.split()))
+from studies.study import Study, on_grid, seconds_of
 
 
 def main(words: Sequence[str] | None = None, console: Console | None = None) -> int:
@@ -54,31 +45,32 @@ def main(words: Sequence[str] | None = None, console: Console | None = None) -> 
 
 def _run(words: list[str], console: Console) -> None:
     name = words[0] if words and not words[0].startswith("-") else ""
-    known = ", ".join(STUDIES)
     if not name and {"-h", "--help"} & set(words):
-        console.print(f"Usage: python -m studies STUDY --config FILE\nStudies: {known}; add --help.")
+        console.print(f"Usage: python -m studies STUDY --config FILE\nStudies: {', '.join(STUDIES)}; add --help.")
         return
-    if name not in STUDIES:
-        nearest = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise StudyError(f"Unknown study {name!r}.{hint} Known: {known}.")
+    kind: Any = study_named(name)
     parser = Parser(prog=f"python -m studies {name}", parser_mode="omegaconf+", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    kind: Any = STUDIES[name]
-    parser.add_argument("--settings", type=dict[str, kind], help="What networks train on and how, by name.")
+    parser.add_argument("--settings", type=dict[str, kind], help="Data, sizes and training of the networks, by name.")
     parser.add_argument(
         "--grid", type=list[dict[str, list[Any]]], default=[], help="Lists of values; each setting takes all of them."
     )
     parser.add_class_arguments(Study, skip={"settings"})
-    parser.add_argument("--output", type=str, default=f"results/{name}", help="Folder of results, table and figure.")
+    parser.add_argument(
+        "--output", type=str, default=f"results/{name.rpartition('.')[2]}", help="Folder of results, table and figure."
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Processes, of Ray too where it is local.")
     parser.add_argument(
         "--ray", type=str, default=None, help="Run on Ray: `local`, or the address of a cluster (`auto`, `host:6379`)."
     )
     parser.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate, and run nothing.")
-    options: Any = parser.parse_args(words[1:])
-    given = {key: STUDIES[name](**dict(values.items())) for key, values in (options.settings or {}).items()}
-    settings = on_grid(given, options.grid)
+    check_keys(words[1:])
+    parsed = parser.parse_args(words[1:])
+    try:
+        options: Any = parser.instantiate(parsed)
+    except ValueError as error:
+        raise StudyError(sentence_of(str(error))) from error
+    settings = on_grid(options.settings or {}, options.grid)
     for label, setting in settings.items():
         _check_types(label, setting)
     study = Study(settings, options.arms, options.seeds, options.first_seed, options.block)
@@ -87,8 +79,8 @@ def _run(words: list[str], console: Console) -> None:
         raise StudyError(f"`--jobs` has to be at least 1, found {options.jobs}.")
     if options.ray not in (None, "local") and options.jobs > 1:
         raise StudyError(
-            f"A Ray cluster has workers of its own: drop `--jobs {options.jobs}`, or give `--ray local` to begin so "
-            "many here."
+            f"A Ray cluster has workers of its own: drop `--jobs {options.jobs}`, or give `--ray local` to start as "
+            "many on this machine."
         )
     torch.set_num_threads(1)  # products this small gain nothing from threads; processes do
     folder = Path(options.output)
@@ -98,9 +90,10 @@ def _run(words: list[str], console: Console) -> None:
     if options.ray is not None:
         check_ray(options.ray)
     study.prepare()
-    results = Results(folder, name, asdict(study), study.measures())
+    results = Results(folder, name, study.config(), study.measures())
     rows = run_study(study, results, options.jobs, console, options.ray)
-    written = write_report(rows, folder, f"Study {name}", STUDIES[name].findings(rows))
+    runs = Runs(rows, study.arms, study.settings)
+    written = write_report(runs, folder, f"Study {name}", kind.findings(runs))
     failed = sum(row.status == "failed" for row in rows)
     console.print(written[0].read_text(), markup=False, soft_wrap=True)
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)

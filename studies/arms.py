@@ -1,133 +1,237 @@
-"""What is compared: networks of equally many non-zeros that differ in structure alone, and a few that spend more."""
+"""Arms of a study: networks of equally many non-zeros that differ in structure alone, and a few that spend more."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from studies.errors import StudyError
+from torch import nn
+from typing_extensions import override
+
+import fpe_lightning as fpe
+from fpe_lightning.expansion.config import BaseExpansion
+from fpe_lightning.partitions import Partition
+from studies.from_scratch import drop_connect, larger_network, place_, wide_sparse
+
+if TYPE_CHECKING:
+    from studies.setting import Setting
+    from studies.task import Task
+
+BASELINES = ("dense", "wide_sparse")
+"""Labels of the arms that every other arm is compared with."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to spend the non-zeros.
 
+    A study gives each arm a label, the name of its rows. A subclass says how the network begins.
+
     Attributes:
-        kind: ``"dense"``, ``"split"`` (a dense network whose neurons are split), ``"wide"`` (wide and sparse from
-            scratch), ``"drop"`` (wide and dense, and DropConnect keeps as many incoming weights as the budget in each
-            step), or ``"larger"`` (dense, with more parameters).
-        partition: For ``"split"``: a partition of ``expand``, or one of those of
-            :mod:`studies.splitting`.
-        budget: For ``"split"``: as for ``expand``.
-        split: For ``"split"``: the epoch of the split; None is the setting's.
-        alpha: For ``"split"``: children of each neuron; None is the setting's.
-        groups: For ``"split"`` with the partition ``"shared"`` or ``"contiguous"``: how many groups of neurons draw one
-            each; None for one partition that serves all.
-        again: For ``"split"``: the epoch at which every child is split once more, in two, at random or by what its
-            inputs have to do with each other as before, with a refit of the classifier
-            (:class:`~fpe_lightning.pruning.discriminant.DiscriminantRefit`); None for never.
-        redraw: For ``"split"``: draw the incoming weights of the children anew under their masks.
-        optimizer_state: For ``"split"``: as for ``expand``.
-        allocation: For ``"wide"``: as for ``WideSparseMLP``.
-        placed: For ``"wide"``: a partition of the study, made for the untrained network, by which neurons choose
-            their inputs; None for random masks.
-        factor: For ``"larger"``: parameters, as a multiple of those of the dense network.
-        members: Networks whose mean is one run.
+        legend: How figures call this kind of arm.
+        marker: Its mark in figures, so that they read in grey.
     """
 
-    kind: str
-    partition: str = "random"
-    budget: str = "total"
-    split: int | None = None
-    alpha: int | None = None
-    groups: int | None = None
-    again: int | None = None
-    redraw: bool = False
-    optimizer_state: str = "follow"
-    allocation: str = "hidden"
-    placed: str | None = None
-    factor: float = 1.0
-    members: int = 1
+    legend: ClassVar[str] = ""
+    marker: ClassVar[str] = "o"
 
     @property
     def marked(self) -> bool:
         """Whether it spends more non-zeros than the others."""
-        return self.members > 1 or self.kind in ("larger", "drop")
+        return False
+
+    @property
+    def networks(self) -> int:
+        """Number of networks whose mean is one run."""
+        return 1
+
+    def starts(self, split: int, epochs: int) -> int:
+        """The epoch from which a run no longer shares the training of the dense network of its seed.
+
+        Args:
+            split: The setting's epoch of the split.
+            epochs: The setting's epochs.
+        """
+        return 0
+
+    def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        """The network at epoch 0; layers draw their weights from the global source of random numbers.
+
+        Args:
+            setting: Sizes.
+            task: Number of inputs and outputs, and samples.
+            seed: Of masks.
+
+        Raises:
+            ValueError: If the number of non-zeros cannot be met.
+        """
+        return setting.build(task, setting.widths())
 
 
-ARMS: dict[str, Arm] = {
-    "dense": Arm("dense"),
-    "random": Arm("split"),
-    "shared": Arm("split", "shared"),
-    "feature": Arm("split", "feature"),
-    "clause": Arm("split", "clause"),
-    "overlapping": Arm("split", "overlapping"),
-    "coactivation": Arm("split", "coactivation"),
-    "interaction": Arm("split", "interaction"),
-    "wide_sparse": Arm("wide"),
-    "wide_sparse_even": Arm("wide", allocation="even"),
-    "wide_placed": Arm("wide", placed="interaction"),
-    "constant_fan_in": Arm("wide", allocation="fan_in"),
-    "dropconnect": Arm("drop"),
-    "dense_larger": Arm("larger", factor=1.2),
-    "ensemble": Arm("split", members=3),
-}
-"""Arms by name. Those that need the clauses ("clause") know more than a network can."""
+@dataclass(frozen=True)
+class Dense(Arm):
+    """The dense network."""
 
-SUFFIXES: dict[str, dict[str, Any]] = {
-    "incoming": {"budget": "incoming"},
-    "outgoing": {"budget": "outgoing"},
-    "global": {"budget": "global"},
-    "columns": {"budget": "columns"},
-    "blocks": {"budget": "blocks"},
-    "redraw": {"redraw": True},
-    "reset": {"optimizer_state": "reset"},
-}
-"""Endings that change an arm which splits; those of :data:`NUMBERED` do too."""
+    legend: ClassVar[str] = "dense"
+    marker: ClassVar[str] = "s"
 
-NUMBERED: dict[str, str] = {"at_": "split", "x": "alpha", "of_": "groups", "then_": "again"}
-"""Endings with a number: ``_at_<epoch>``, ``_x<children>``, ``_of_<groups of neurons>`` and ``_then_<epoch>``, for a
-second split.
-"""
-
-BASELINES = ("dense", "wide_sparse")
-"""The arms that every other one is compared with."""
+    @override
+    def starts(self, split: int, epochs: int) -> int:
+        return epochs
 
 
-def arm_named(name: str) -> Arm:
-    """Look an arm up: a name of :data:`ARMS`, followed for a split by any of ``_incoming``, ``_reset``, ``_at_2``, ...
+@dataclass(frozen=True)
+class Larger(Arm):
+    """A dense network with more parameters.
+
+    Attributes:
+        factor: Parameters, as a multiple of those of the dense network.
+    """
+
+    legend: ClassVar[str] = "dense, larger"
+    marker: ClassVar[str] = "D"
+    factor: float = 1.2
+
+    @property
+    @override
+    def marked(self) -> bool:
+        return True
+
+    @override
+    def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        return larger_network(setting, task, self.factor)
+
+
+@dataclass(frozen=True)
+class WideSparse(Arm):
+    """A network as wide as after a split, sparse from scratch.
+
+    Attributes:
+        allocation: How many non-zeros each layer gets: see ``WideSparseMLP``.
+        placed: Neurons choose their inputs by this partition, fitted to the untrained network; None draws them at
+            random.
+    """
+
+    legend: ClassVar[str] = "wide and sparse from scratch"
+    marker: ClassVar[str] = "^"
+    allocation: Literal["hidden", "even", "fan_in"] = "hidden"
+    placed: str | Partition | None = None
+
+    @override
+    def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        network = wide_sparse(setting, task, self.allocation, seed)
+        if self.placed is not None:
+            place_(network, self.placed, setting.alpha, task, seed)
+        return network
+
+
+@dataclass(frozen=True)
+class DropConnect(Arm):
+    """A wide dense network that keeps, in each step, as many incoming weights as the others have."""
+
+    legend: ClassVar[str] = "DropConnect"
+    marker: ClassVar[str] = "v"
+
+    @property
+    @override
+    def marked(self) -> bool:
+        return True
+
+    @override
+    def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        return drop_connect(setting, task, seed)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A second split.
+
+    Attributes:
+        at: The epoch at which every child is split once more.
+        expansion: How; None stands for ``fpe.Paper()``. Its ``seed`` is that of the run.
+    """
+
+    at: int
+    expansion: fpe.Expansion | BaseExpansion | None = None
+
+    @property
+    def rule(self) -> BaseExpansion:
+        """The expansion."""
+        return self.expansion or fpe.Paper()
+
+
+@dataclass(frozen=True)
+class Split(Arm):
+    """A dense network whose neurons are split while it trains.
+
+    Attributes:
+        expansion: How; None stands for ``fpe.Paper()``. A run fills in two of its fields: ``alpha`` of the arm or the
+            setting, and the ``seed``.
+        at: The epoch of the split; None takes that of the setting.
+        alpha: Children of each neuron; None takes those of the setting.
+        then: A second split; None for one split.
+        redraw: Whether the incoming weights of the children are drawn again under their masks.
+        members: Networks whose mean is one run, each with masks of its own.
 
     Raises:
-        StudyError: If it does not exist.
-
-    Example:
-        >>> arm_named("random_incoming_at_2").split, arm_named("random").budget
-        (2, 'total')
+        ValueError: If the expansion has an ``alpha`` or a ``seed`` of its own, which a run would overwrite.
     """
-    base, changes = name, dict[str, Any]()
-    plain, numbered = "|".join(SUFFIXES), "|".join(NUMBERED)
-    while base not in ARMS and (found := re.fullmatch(rf"(.+)_(?:({plain})|({numbered})(\d+))", base)):
-        base, suffix, kind, number = found.groups()
-        changes |= SUFFIXES[suffix] if suffix else {NUMBERED[kind]: int(number)}
-    if base not in ARMS:
-        nearest = difflib.get_close_matches(base, ARMS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        endings = ", ".join(f"_{suffix}" for suffix in [*SUFFIXES, *(f"{kind}<n>" for kind in NUMBERED)])
-        raise StudyError(
-            f"Unknown arm {name!r}.{hint} Known: {', '.join(ARMS)}; those that split may end in {endings}."
-        )
-    if changes and ARMS[base].kind != "split":
-        raise StudyError(f"Arm {name!r} cannot be: {base!r} does not split; drop what follows it.")
-    return replace(ARMS[base], **changes)
 
+    legend: ClassVar[str] = "split (FPE)"
+    marker: ClassVar[str] = "o"
+    # A default of one class would lend its values to another class that a config names.
+    expansion: fpe.Expansion | BaseExpansion | None = None
+    at: int | None = None
+    alpha: int | None = None
+    then: Again | None = None
+    redraw: bool = False
+    members: int = 1
 
-def arms_named(names: list[str]) -> dict[str, Arm]:
-    """Look arms up, each by :func:`arm_named`.
+    def __post_init__(self) -> None:
+        default = type(self.rule)()
+        for name in ("alpha", "seed"):
+            if (found := getattr(self.rule, name)) != getattr(default, name):
+                instead = "`alpha` of the arm" if name == "alpha" else "`first_seed` of the study"
+                raise ValueError(f"The expansion of an arm leaves `{name}` to the run, found {found}; give {instead}.")
 
-    Example:
-        >>> arms_named(["dense"])["dense"].kind
-        'dense'
-    """
-    return {name: arm_named(name) for name in names}
+    @property
+    def rule(self) -> BaseExpansion:
+        """The expansion, whose ``alpha`` and ``seed`` a run fills in."""
+        return self.expansion or fpe.Paper()
+
+    @property
+    def rules(self) -> list[BaseExpansion]:
+        """The expansions of both splits."""
+        return [self.rule] if self.then is None else [self.rule, self.then.rule]
+
+    @property
+    @override
+    def marked(self) -> bool:
+        return self.members > 1
+
+    @property
+    @override
+    def networks(self) -> int:
+        return self.members
+
+    @override
+    def starts(self, split: int, epochs: int) -> int:
+        return split if self.at is None else self.at
+
+    def expansion_of(self, alpha: int, seed: int) -> BaseExpansion:
+        """The expansion of one run.
+
+        Args:
+            alpha: Children of each neuron, where the arm does not say it.
+            seed: Of the run.
+
+        Raises:
+            ValueError: If the expansion cannot give a neuron so many children.
+        """
+        alpha = self.alpha or alpha
+        if alpha == self.rule.alpha:
+            return replace(self.rule, seed=seed)
+        if not next(each.init for each in fields(self.rule) if each.name == "alpha"):
+            name = type(self.rule).__name__
+            raise ValueError(f"{name} always has alpha={self.rule.alpha}, found {alpha}; give the arm an `alpha`.")
+        return replace(self.rule, alpha=alpha, seed=seed)

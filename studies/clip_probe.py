@@ -21,7 +21,7 @@ class Probe(Setting):
         dataset: See :class:`~fpe_lightning.data.embeddings.EmbeddingDataModule`, as for all that follow.
         encoder: Name of the encoder; embeddings are read from the cache, or encoded once.
         pretrained: Weights of the encoder, where its name does not imply them.
-        data_dir: Where the pictures lie.
+        data_dir: Folder of the pictures.
         download: Whether missing pictures may be downloaded.
         train_size: Train on that many rows; None trains on all.
     """

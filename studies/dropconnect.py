@@ -1,4 +1,4 @@
-"""DropConnect at the budget of a split: a wide network that keeps, in every step, as many weights as the budget has."""
+"""DropConnect: a wide network that keeps, in every step, as many weights as a split network has."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fpe_lightning.networks.sparse_init import scaled_uniform_
 class DropConnectMLP(MLP):
     """A wide dense network whose incoming weights are dropped at random in every step of training.
 
-    Calling it gives the mean network, with all weights: what is tested spends more non-zeros than the budget, what any
-    step trains does not (on average).
+    Calling it gives the mean network, with all weights. So the tested network has more non-zeros than a split one; the
+    network of any training step has as many on average.
 
     Args:
         in_features: Size of the input.
         hidden: Hidden widths.
         out_features: Size of the output.
         keep: Probability that a weight of a hidden layer stays, in (0, 1].
-        seed: Of what is dropped.
+        seed: Of the choice of dropped weights.
 
     Raises:
         ValueError: If ``keep`` is not in (0, 1].
@@ -43,26 +43,26 @@ class DropConnectMLP(MLP):
             scaled_uniform_(layer, keep)
 
     def draw(self) -> list[Tensor]:
-        """What the weights of each hidden layer are multiplied by in one step: 0, or ``1 / keep``."""
+        """The factors of the weights of each hidden layer in one step: 0, or ``1 / keep``."""
         return [_drawn(layer.weight, self.keep, self._generator) for layer in self.linear_layers()[:-1]]
 
 
-class DropConnect(nn.Module):
+class DropConnectNetwork(nn.Module):
     """Any network, chosen layers of which drop weights at random in every training step.
 
     In evaluation mode it is the mean network, as above.
 
     Args:
-        network: Wide and dense; the chosen layers are drawn anew, to suit what stays.
+        network: Wide and dense; the weights of the chosen layers are drawn again, at a scale that suits ``keep``.
         layers: Names of its linear layers and convolutions that drop weights.
         keep: Probability that one of their weights stays, in (0, 1].
-        seed: Of what is dropped.
+        seed: Of the choice of dropped weights.
 
     Raises:
         ValueError: If ``keep`` is not in (0, 1].
 
     Example:
-        >>> network = DropConnect(nn.Sequential(nn.Linear(8, 4)), ["0"], keep=0.5)
+        >>> network = DropConnectNetwork(nn.Sequential(nn.Linear(8, 4)), ["0"], keep=0.5)
         >>> x = torch.ones(1, 8)
         >>> torch.equal(network(x), network(x)), torch.equal(network.eval()(x), network(x))
         (False, True)

@@ -1,4 +1,4 @@
-"""What a study says when it cannot run, and how its commands say it."""
+"""The error of a study that cannot run, and how a command reports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def exit_code(command: Callable[[], object], console: Console) -> int:
     """Run a command; bad input is answered with its sentence.
 
     Args:
-        command: What to run.
+        command: The command.
         console: Where to print.
 
     Returns:

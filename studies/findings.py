@@ -1,4 +1,4 @@
-"""What a study found beside accuracies, ready for its report."""
+"""The findings of a study besides accuracies, ready for its report."""
 
 from __future__ import annotations
 

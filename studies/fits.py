@@ -38,12 +38,12 @@ def fit(x: Sequence[float], y: Sequence[float], clusters: Sequence[object], seed
     """Fit a line, with a bootstrap interval of R^2 over clusters of points.
 
     Whole clusters are drawn with replacement, as points of one cluster are not independent. The interval is that of the
-    correlation (percentiles), squared: it begins at zero where the correlation may have either sign.
+    correlation (percentiles), squared: it begins at zero where that of the correlation holds zero.
 
     Args:
-        x: What explains.
-        y: What is explained, as many.
-        clusters: What each point belongs to.
+        x: The explaining numbers.
+        y: The explained numbers, as many.
+        clusters: The cluster of each point.
         seed: Of the bootstrap.
 
     Returns:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.networks.sparse_init import allocate, sparsify_
-from fpe_lightning.partitions.builtin import resolve_partition
+from fpe_lightning.partitions import Partition
 from fpe_lightning.sparse.masked import set_mask
-from studies.arms import Arm
-from studies.dropconnect import DropConnect, DropConnectMLP
-from studies.setting import Setting
-from studies.splitting import alive_of, partition_of
-from studies.task import Task
+from studies.dropconnect import DropConnectMLP, DropConnectNetwork
+from studies.partitions import fitted
+from studies.splitting import alive_of
+
+if TYPE_CHECKING:
+    from studies.arms import Arm
+    from studies.setting import Setting
+    from studies.task import Task
 
 
 def begin(arm: Arm, setting: Setting, task: Task, seed: int) -> nn.Module:
     """Draw a network; arms of one seed and shape begin with the same weights.
 
     Args:
-        arm: One that is no split; ``"dense"`` gives the parent of splits.
+        arm: An arm; one that splits begins as the dense network.
         setting: Sizes.
         task: Number of inputs and outputs, and the samples by which inputs may be placed.
         seed: Of weights and masks.
@@ -31,24 +35,21 @@ def begin(arm: Arm, setting: Setting, task: Task, seed: int) -> nn.Module:
         A network of as many non-zeros as the dense one, unless the arm is marked.
 
     Raises:
-        ValueError: If the budget cannot be met.
+        ValueError: If the number of non-zeros cannot be met.
 
     Example:
+        >>> from studies.arms import WideSparse
+        >>> from studies.setting import Setting
+        >>> from studies.task import Task
         >>> x, y = torch.randn(8, 20), torch.arange(8) % 3
         >>> task = Task((x, y), (x, y), (x, y), classes=3)
-        >>> begin(Arm("wide"), Setting(hidden=4), task, 0).layers[0].out_features
+        >>> begin(WideSparse(), Setting(hidden=4), task, 0).layers[0].out_features
         8
     """
-    widths = setting.widths()
-    if arm.kind == "larger":
-        widths = larger(widths, arm.factor, lambda wider: parameters(outline(setting, task, wider)))
-    # Layers draw their weights from the global source; it is put back as it was.
+    # Layers draw their weights from the global source of random numbers, which is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _wide(arm, setting, task, seed) if arm.kind in ("wide", "drop") else setting.build(task, widths)
-    if arm.placed is not None:
-        assert isinstance(network, MLP)
-        _place_(network, arm.placed, setting.alpha, task, seed)
+        network = arm.build(setting, task, seed)
     if setting.zero_biases:
         for layer in list(layers_of(network).values())[:-1]:
             if layer.bias is not None:
@@ -77,27 +78,62 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _wide(arm: Arm, setting: Setting, task: Task, seed: int) -> nn.Module:
-    """A network as wide as after a split.
+def wide_sparse(setting: Setting, task: Task, allocation: str, seed: int) -> nn.Module:
+    """A network as wide as after a split, with the non-zeros of the dense one.
 
-    Where the zeros are: in all layers alike (``"even"``), or in those that a split widens, but for the classifier.
+    Args:
+        setting: Sizes.
+        task: Number of inputs and outputs.
+        allocation: ``"even"`` has zeros in all layers alike; other ones in the layers that a split widens, but for the
+            classifier.
+        seed: Of the masks.
+
+    Raises:
+        ValueError: If the number of non-zeros cannot be met.
     """
-    narrow = outline(setting, task, setting.widths())
+    network = setting.build(task, [setting.alpha * width for width in setting.widths()])
+    layers, sparse, counts = _allocated(network, setting, task, allocation)
+    sparsify_([layers[name] for name in sparse], counts, allocation, seed)
+    return network
+
+
+def drop_connect(setting: Setting, task: Task, seed: int) -> nn.Module:
+    """A wide dense network that keeps as many weights in each step as :func:`wide_sparse` has.
+
+    Args:
+        setting: Sizes.
+        task: Number of inputs and outputs.
+        seed: Of the weights that are dropped.
+
+    Raises:
+        ValueError: If the number of non-zeros cannot be met.
+    """
+    sparse = wide_sparse(setting, task, "hidden", seed)
+    layers, (*widened, _), counts = _allocated(sparse, setting, task, "hidden")
+    keep = sum(counts[:-1]) / sum(layers[name].weight.numel() for name in widened)
     widths = [setting.alpha * width for width in setting.widths()]
-    network = setting.build(task, widths)
-    layers, before = layers_of(network), layers_of(narrow)
-    last = list(layers)[-1]
-    grown = [name for name in layers if layers[name].weight.shape != before[name].weight.shape and name != last]
-    chosen = list(layers) if arm.allocation == "even" else [*grown, last]
-    sizes = [layers[name].weight.numel() for name in chosen]
-    counts = allocate(sizes, parameters(network) - parameters(narrow), arm.allocation)
-    sparsify_([layers[name] for name in chosen], counts, arm.allocation, seed)
-    if arm.kind == "wide":
-        return network
-    keep = sum(counts[:-1]) / sum(sizes[:-1])
-    if isinstance(network, MLP):
+    if isinstance(sparse, MLP):
         return DropConnectMLP(task.inputs, widths, task.outputs, keep, seed)
-    return DropConnect(setting.build(task, widths), grown, keep, seed)
+    return DropConnectNetwork(setting.build(task, widths), widened, keep, seed)
+
+
+def _allocated(
+    network: nn.Module, setting: Setting, task: Task, allocation: str
+) -> tuple[dict[str, nn.Linear | nn.Conv2d], list[str], list[int]]:
+    """The layers of a wide network, the names of those that may be sparse, and the non-zeros of each of these."""
+    narrow = outline(setting, task, setting.widths())
+    layers, before = layers_of(network), layers_of(narrow)
+    *others, last = layers
+    widened = [name for name in others if layers[name].weight.shape != before[name].weight.shape]
+    sparse = list(layers) if allocation == "even" else [*widened, last]
+    sizes = [layers[name].weight.numel() for name in sparse]
+    return layers, sparse, allocate(sizes, parameters(network) - parameters(narrow), allocation)
+
+
+def larger_network(setting: Setting, task: Task, factor: float) -> nn.Module:
+    """The smallest dense network that has at least ``factor`` times the parameters."""
+    widths = larger(setting.widths(), factor, lambda wider: parameters(outline(setting, task, wider)))
+    return setting.build(task, widths)
 
 
 def larger(widths: list[int], factor: float, parameters: Callable[[list[int]], int]) -> list[int]:
@@ -121,18 +157,27 @@ def larger(widths: list[int], factor: float, parameters: Callable[[list[int]], i
 
 
 @torch.no_grad()
-def _place_(network: MLP, partition: str, alpha: int, task: Task, seed: int) -> None:
-    """Let the neurons of the first layer choose their inputs by a partition, and draw which of them at random.
+def place_(network: nn.Module, partition: str | Partition, alpha: int, task: Task, seed: int) -> None:
+    """Let the neurons of the first layer choose their inputs by a partition, and draw at random among these.
 
-    Row ``r`` draws from the inputs of child ``r % alpha``, so that the mask knows what a split with this partition
-    would know; counts and initial weights are those of the random mask.
+    Row ``r`` draws from the inputs of child ``r % alpha``: the mask uses the same knowledge as a split with this
+    partition. Counts and the scale of initial weights are those of the random mask.
+
+    Args:
+        network: A wide sparse MLP.
+        partition: Fitted to the network where it needs samples.
+        alpha: Number of children.
+        task: The samples.
+        seed: Of the mask and the weights.
     """
+    assert isinstance(network, MLP)
     layer = network.linear_layers()[0]
     mask = alive_of(layer)
-    rule = resolve_partition(partition_of(partition, task, network, task.train[0]))
+    rule = fitted(partition, task, network)
     generator = Generator().manual_seed(seed)
     child = rule(torch.zeros(1, task.inputs, 1), torch.ones(1, task.inputs, dtype=torch.bool), alpha, generator)[0]
     allowed = child == (torch.arange(len(mask)) % alpha).unsqueeze(1)
+    # Allowed inputs get keys in [1, 2), others in [0, 1): the largest keys are taken.
     keys: Tensor = torch.rand(mask.shape, generator=generator) + allowed
     chosen = torch.zeros(mask.numel(), dtype=torch.bool)
     chosen[keys.flatten().topk(int(mask.sum())).indices] = True

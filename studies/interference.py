@@ -23,13 +23,13 @@ from fpe_lightning.interference import (
 from studies.arms import Arm
 from studies.boolean import Regime
 from studies.clip_probe import Probe
-from studies.dropconnect import DropConnect
+from studies.dropconnect import DropConnectNetwork
 from studies.findings import Findings
 from studies.from_scratch import layers_of
 from studies.interference_report import findings
 from studies.pictures import CNN, ViT
 from studies.pixels import Pixels
-from studies.results import Row
+from studies.runs import Runs
 from studies.setting import Moment, Setting
 from studies.splitting import alive_of
 from studies.task import Task
@@ -42,14 +42,14 @@ KINDS: dict[str, type[Setting]] = {
     "pixels": Pixels,
     "transformer": ViT,
 }
-"""The studies whose networks are split: their settings know the data, and what is built and split."""
+"""The studies whose networks are split: their settings know the data, the networks and the sites."""
 WEIGHTS = {
     "capacity": feature_capacity,
     "cosine": mean_cosine_similarity,
     "absolute_cosine": mean_absolute_cosine_similarity,
 }
 """Measures of a weight ``(neurons, inputs)``, or ``(neurons, inputs, *kernel)`` of a convolution, whose inputs are
-channels, as those are what a split shares out. Means over inputs, or over pairs of neurons.
+channels, as a split shares out channels. Means over inputs, or over pairs of neurons.
 """
 CLAUSES = {"collisions": clause_collisions, "coverage": clause_coverage}
 """Measures of the structure, where the clauses are known; both are 1 for a dense layer."""
@@ -59,15 +59,15 @@ CLAUSES = {"collisions": clause_collisions, "coverage": clause_coverage}
 class Interference(Setting):
     """One setting of the study ``interference``: the data and networks of another study, with their weights measured.
 
-    What is measured are the layers that compute the neurons to split: all hidden layers of an MLP, the hidden layer of
-    the head of a CNN and the convolutions that are split beside it, and the first layers of all feed-forward networks
-    of a transformer. Each layer is measured on its own, and the measures are averaged over layers.
+    It measures the layers that compute the neurons to split: all hidden layers of an MLP, the hidden layer of the head
+    of a CNN and the convolutions that are split too, and the first layers of all feed-forward networks of a
+    transformer. Each layer is measured on its own, and the measures are averaged over layers.
 
     Sizes and training are this setting's, their defaults too, so that one grid serves several studies.
 
     Attributes:
         of: The study whose data and networks these are: a key of :data:`KINDS`.
-        data: What only that study's settings say, such as ``clauses``, ``train_size`` or ``channels``.
+        data: The attributes that only that study's settings have, such as ``clauses``, ``train_size`` or ``channels``.
         when: The split, as a share of the epochs, so that one grid serves studies of unequal length; None takes
             ``split``.
     """
@@ -99,12 +99,10 @@ class Interference(Setting):
         """The data that the other study has for a seed."""
         return self.studied.task(seed)
 
+    @property
     @override
-    def starts(self, arm: Arm) -> int:
-        """The epoch from which an arm trains on its own; see :class:`Setting`."""
-        if self.when is not None and arm.kind == "split" and arm.split is None:
-            return round(self.when * self.epochs)
-        return super().starts(arm)
+    def split_epoch(self) -> int:
+        return self.split if self.when is None else round(self.when * self.epochs)
 
     @override
     def check(self) -> None:
@@ -154,7 +152,7 @@ class Interference(Setting):
         found = {f"{name}_{moment}": averaged(measure, layers) for name, measure in WEIGHTS.items()}
         if moment == "after" and task.groups is not None:
             first = layers[0]
-            # The children of a neuron stand side by side.
+            # The children of a neuron are adjacent rows.
             parents = torch.arange(len(first.weight)) // (len(first.weight) // self.widths()[0])
             found |= {
                 f"{name}_after": float(measure(alive_of(first), task.groups, parents))
@@ -164,9 +162,9 @@ class Interference(Setting):
 
     @override
     @classmethod
-    def findings(cls, rows: Sequence[Row]) -> Findings:
+    def findings(cls, runs: Runs) -> Findings:
         """Fold changes and their fits against the gain."""
-        return findings(rows)
+        return findings(runs)
 
 
 def split_layers(network: nn.Module, splits: Sequence[str] | None) -> list[nn.Linear | nn.Conv2d]:
@@ -183,7 +181,7 @@ def split_layers(network: nn.Module, splits: Sequence[str] | None) -> list[nn.Li
         >>> [layer.out_features for layer in split_layers(SmallViT(hidden=[8, 4]), ["blocks.*.ffn.0"])]
         [8, 4]
     """
-    bare = network.network if isinstance(network, DropConnect) else network
+    bare = network.network if isinstance(network, DropConnectNetwork) else network
     *hidden, _ = layers_of(bare).items()
     return [layer for name, layer in hidden if splits is None or any(fnmatchcase(name, glob) for glob in splits)]
 

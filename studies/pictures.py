@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+import fpe_lightning as fpe
 from fpe_lightning.data.arrays import moments
 from fpe_lightning.data.images import read_pixels
 from fpe_lightning.data.sources import LabelledImages, load_images
 from fpe_lightning.data.split import stratified_choice
 from fpe_lightning.networks import SmallCNN, SmallViT
-from studies.arms import Arm
+from studies.arms import Arm, Split, WideSparse
+from studies.partitions import reads_rows
 from studies.setting import Setting
-from studies.splitting import FROM_ROWS
 from studies.task import Task
 
 
 @dataclass(frozen=True)
 class Pictures(Setting):
-    """What the studies ``cnn`` and ``transformer`` share; a seed draws initial weights, order of samples and masks.
+    """Settings of the studies ``cnn`` and ``transformer``; a seed draws initial weights, order of samples and masks.
 
     Attributes:
         dataset: See :class:`~fpe_lightning.data.images.ImageDataModule`, as for the two that follow.
-        data_dir: Where the pictures lie.
+        data_dir: Folder of the pictures.
         download: Whether missing pictures may be downloaded.
         classes: First class number and the one after the last; None takes all. Letters ``a`` to ``z`` are 64 to 89 of
             the glyphs.
@@ -57,12 +58,14 @@ class Pictures(Setting):
 
     @override
     def check_arm(self, arm: Arm) -> None:
-        for partition in (arm.partition, arm.placed):
-            if partition in (*FROM_ROWS, "clause"):
-                raise ValueError(
-                    f"it asks for the partition {partition!r}, which needs inputs that each mean something, and these "
-                    "networks read pictures; leave it out."
-                )
+        expansions = arm.rules if isinstance(arm, Split) else []
+        partitions = [each.partition for each in expansions if isinstance(each, fpe.Expansion)]
+        partitions += [arm.placed] if isinstance(arm, WideSparse) and arm.placed is not None else []
+        for partition in filter(reads_rows, partitions):
+            raise ValueError(
+                f"it asks for the partition {partition!r}, which needs inputs that each mean something, and these "
+                "networks read pictures; leave it out."
+            )
 
     @override
     def task(self, seed: int) -> Task:
@@ -81,7 +84,7 @@ def pictures(
 
     Args:
         dataset: See :class:`Pictures`, as for all that follow.
-        data_dir: Where the pictures lie.
+        data_dir: Folder of the pictures.
         download: Whether missing pictures may be downloaded.
         classes: First class number and the one after the last.
         train_size: Train on that many pictures.
@@ -149,8 +152,8 @@ class CNN(Pictures):
 
     Attributes:
         channels: Output channels of the convolutions.
-        convolutions: Whether convolutions are split beside the head. The first one is not, as it reads too few channels
-            to share out.
+        convolutions: Whether convolutions are split besides the head. The first one is not, as it reads too few
+            channels to share out.
     """
 
     lr: float = 3e-3

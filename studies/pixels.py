@@ -23,7 +23,7 @@ class Pixels(Setting):
     Attributes:
         dataset: ``"digits"`` (1,797 pictures of 8 x 8 pixels that come with scikit-learn), or a name known to
             :class:`~fpe_lightning.data.images.ImageDataModule`, as for all that follow.
-        data_dir: Where the pictures lie.
+        data_dir: Folder of the pictures.
         download: Whether missing pictures may be downloaded.
         train_size: Train on that many pictures; None trains on all.
     """

@@ -18,9 +18,9 @@ from studies.study import Block
 from studies.workers import Finished, Tell, rows_of
 
 RETRIES = 3
-"""How often a block begins anew after its worker died."""
+"""How often a block starts again after its worker died."""
 STARTS = 3
-"""How often a Ray of this machine is tried: it gives its helpers 15 s, too few for a first start on a busy machine."""
+"""How often a start of Ray on this machine is tried: it waits 15 s for its processes, too short on a busy machine."""
 
 
 def check_ray(address: str) -> None:
@@ -42,21 +42,21 @@ def check_ray(address: str) -> None:
 
 
 def on_ray(blocks: Sequence[Block], tell: Tell, address: str, jobs: int) -> Finished:
-    """Run blocks on Ray, one to a CPU; a block whose worker dies begins anew on another.
+    """Run blocks on Ray, one to a CPU; a block whose worker dies starts again on another.
 
     Workers of a cluster need this package in the same version, and data at the same paths. A Ray that this process
-    has begun already is used as it is.
+    has started already is used as it is.
 
     Args:
-        blocks: What to run.
-        tell: What is told of the progress.
-        address: ``"local"`` begins a Ray on this machine and ends it afterwards; else that of a cluster, such as
+        blocks: The blocks.
+        tell: Takes the progress.
+        address: ``"local"`` starts a Ray on this machine and stops it afterwards; else that of a cluster, such as
             ``"auto"`` (the one that runs on this machine) or ``"10.0.0.1:6379"``.
         jobs: Workers of a local one; a cluster has its own.
 
     Raises:
         StudyError: If Ray is not installed or cannot be had, a worker has another version of this package, or a block
-            has lost all its workers, after what the others had finished.
+            has lost all its workers; the rows of the other blocks come first.
     """
     check_ray(address)
     ray: Any = importlib.import_module("ray")

@@ -1,10 +1,9 @@
-"""What a study leaves to read: a table, figures, and one page that holds all of it."""
+"""The report of a study: a table, figures, and one page that holds all of it."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -15,7 +14,7 @@ from studies.figures import arms_figure
 from studies.figures_of_grids import curves_figure, epochs_figure
 from studies.findings import Findings
 from studies.overview import overview
-from studies.results import Row
+from studies.runs import Runs
 from studies.statistics import in_words
 from studies.tables import MARK, NOTE, as_html, as_markdown, tables
 
@@ -35,34 +34,34 @@ pre { background: #f4f4f4; overflow-x: auto; padding: 1em; }
 <p>$note</p>
 $figures
 $tables
-<h2>What it was made with</h2>
+<h2>Config</h2>
 <pre>$config</pre>
 </html>
 """)
 
 
-def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findings | None = None) -> list[Path]:
+def write_report(runs: Runs, folder: Path, title: str, findings: Findings | None = None) -> list[Path]:
     """Write ``table.md``, figures as PNG and SVG, and ``report.html`` into a study's folder.
 
     The page holds its figures, so that it can be read anywhere, without a network.
 
     Args:
-        rows: Runs of one study.
-        folder: Where its results are.
+        runs: Runs of one study.
+        folder: The folder of its results.
         title: Of the study.
-        findings: What it measured beside accuracy; stands after the accuracies.
+        findings: Its measures besides accuracy; they follow the accuracies.
 
     Returns:
-        The paths of what was written, the table first.
+        The paths of the written files, the table first.
     """
-    found, findings = tables(rows), findings or Findings()
+    found, findings = tables(runs), findings or Findings()
     marked = any("*" in line[0] for table in found for line in table.lines)
-    took = f"{len(rows)} runs took {in_words(sum(row.seconds for row in rows))} of CPU time."
+    took = f"{len(runs.rows)} runs took {in_words(sum(row.seconds for row in runs.rows))} of CPU time."
     note = " ".join([NOTE, *([MARK] if marked else []), took, *findings.notes])
-    found = [*overview(rows), *found, *findings.tables]
+    found = [*overview(runs), *found, *findings.tables]
     table, page, about = folder / "table.md", folder / "report.html", folder / "study.yaml"
     table.write_text(f"# {title}\n\n{note}\n\n{as_markdown(found)}")
-    drawn = {"figure": arms_figure(rows), "curves": curves_figure(rows), "epochs": epochs_figure(rows)}
+    drawn = {"figure": arms_figure(runs), "curves": curves_figure(runs), "epochs": epochs_figure(runs)}
     drawn |= findings.figures
     means = "means over seeds with 95 % intervals"
     captions = {"figure": "mean and 95 % interval over seeds", "curves": means, "epochs": means}
@@ -87,7 +86,7 @@ def write_report(rows: Sequence[Row], folder: Path, title: str, findings: Findin
 
 def _saved(figure: Figure, path: Path) -> list[Path]:
     png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
-    # A fixed salt and no date make the same file from the same rows.
+    # With a fixed salt and no date the same rows make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "fpe_lightning"}):
         figure.savefig(png, dpi=110)
         figure.savefig(svg, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The folder of a study: one CSV row a run, appended under a lock, and what it was made with."""
+"""The folder of a study: one CSV row a run, appended under a lock, and the config of the study."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Row:
     """One run.
 
     Attributes:
-        arm: Name of the arm.
+        arm: Label of the arm.
         seed: Seed of clauses or data, initial weights and masks.
         status: ``"done"`` or ``"failed"``.
         why: Of a failed run.
@@ -36,7 +36,7 @@ class Row:
         version: Of this package, where the run was made.
         torch: Version of torch, there.
         config: The resolved setting and arm, as JSON.
-        measures: Whatever else its setting measures, by name; a column each.
+        measures: Further measures of its setting, by name; a column each.
     """
 
     arm: str
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def cell(self) -> tuple[str, str, int]:
-        """What the row is of: setting, arm and seed."""
+        """Setting, arm and seed."""
         return self.setting, self.arm, self.seed
 
 
@@ -71,7 +71,7 @@ class Results:
         folder: Made where it is missing.
         study: Name of the study.
         config: The resolved config, of plain values; a folder of another config is refused.
-        measures: Names of what rows may hold besides accuracy.
+        measures: Names of the measures that rows may hold besides accuracy.
 
     Raises:
         StudyError: If the folder holds another study, config or version.
@@ -100,7 +100,7 @@ class Results:
             if not about.exists():
                 if any(path.name != ".lock" for path in folder.iterdir()):
                     raise StudyError(f"`{folder}` holds files that are no study's; give another `--output`.")
-                # A kill in the middle leaves no half a file.
+                # A file is renamed when it is complete, so that a kill leaves no half of one.
                 (folder / "study.part").write_text(
                     yaml.safe_dump({**made_with, "torch": str(torch.__version__)}, sort_keys=False)
                 )
@@ -163,8 +163,24 @@ class Results:
                 os.fsync(file.fileno())
 
 
+def described(value: object) -> Any:
+    """An object as plain values, as a config spells it.
+
+    Example:
+        >>> import fpe_lightning as fpe
+        >>> described(fpe.partitions.Shared(groups=4))
+        {'class_path': 'Shared', 'init_args': {'groups': 4}}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        arguments = {each.name: described(getattr(value, each.name)) for each in fields(value) if each.init}
+        return {"class_path": type(value).__name__, "init_args": arguments}
+    if isinstance(value, (list, tuple)):
+        return [described(each) for each in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
 def _about(path: Path) -> dict[str, Any]:
-    """What a folder was made with."""
+    """Study, version and config that a folder was made with."""
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):

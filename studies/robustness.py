@@ -1,4 +1,4 @@
-"""Probes on what they were not trained for: corrupted pictures, wrong labels, few samples; and how sure they are."""
+"""Probes on corrupted pictures, with wrong labels and few samples; and the calibration of their confidence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fpe_lightning.data.split import stratified_choice
 from fpe_lightning.paths import default_cache_dir
 from studies.clip_probe import Probe
 from studies.findings import Findings
-from studies.results import Row
 from studies.robustness_report import CLEAN, ERROR, findings
+from studies.runs import Runs
 from studies.setting import Moment
 from studies.task import Part, Task
 
@@ -62,7 +62,7 @@ class Robustness(Probe):
                 raise ValueError(f"`{name}` has to be at least 1, found {size}.")
 
     def corruptions(self) -> tuple[Corruption, ...]:
-        """What is done to test pictures, weakest first."""
+        """The corruptions of test pictures, weakest first."""
         return (
             *(Corruption("noise", level) for level in self.noise),
             *(Corruption("blur", level) for level in self.blur),
@@ -71,7 +71,7 @@ class Robustness(Probe):
 
     @override
     def task(self, seed: int) -> Task:
-        """The embeddings; fewer of them and with wrong labels where asked, other ones for each seed."""
+        """The embeddings; each seed draws its own choice of samples and wrong labels."""
         where = self.dataset, self.encoder, self.pretrained, self.data_dir, self.download
         whole = replace(self, train_size=None, label_noise=0.0)
         task = super(Robustness, whole).task(seed)
@@ -99,9 +99,9 @@ class Robustness(Probe):
 
     @override
     @classmethod
-    def findings(cls, rows: Sequence[Row]) -> Findings:
+    def findings(cls, runs: Runs) -> Findings:
         """Accuracy and calibration under every corruption, and against wrong labels and numbers of samples."""
-        return findings(rows)
+        return findings(runs)
 
 
 def mislabelled(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Run what is left of a study, with a progress bar."""
+"""Run the rest of a study, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def run_study(
     """Run the cells that the folder lacks, and return the rows of the whole grid in its order.
 
     Args:
-        study: What to run.
-        results: Where finished rows are and new ones go, block by block; this process alone writes them.
+        study: The study.
+        results: The folder of finished rows, which takes new ones block by block; this process alone writes them.
         jobs: Processes. The results do not depend on it.
-        console: Where the progress bar is drawn.
+        console: The console of the progress bar.
         ray: Run on Ray: see :func:`~studies.ray_runner.on_ray`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How the networks of a setting train: the same for every arm."""
+"""A setting of a study: the data, the sizes of the networks, and their training, which is the same for every arm."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 from torch import nn
 
 from fpe_lightning.networks import MLP
-from studies.arms import Arm
+from studies.arms import Arm, Dense, Split
 from studies.findings import Findings
-from studies.results import Row
+from studies.runs import Runs
 from studies.task import Task
 
 Moment = Literal["before", "after", "end"]
@@ -20,19 +20,19 @@ Moment = Literal["before", "after", "end"]
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes and training of the networks; a study adds where its data come from, and what is built if it is no MLP.
+    """Sizes and training of the networks; a study adds the source of its data, and the network if it is no MLP.
 
     Attributes:
         hidden: Neurons of the dense network; a list has an entry for each hidden layer.
         alpha: Children of each neuron, and how much wider a wide network is.
         lr: Adam's learning rate until ``switch``.
         lr_after: Learning rate from ``switch`` on; None keeps ``lr``.
-        switch: Epoch at which every arm begins with the new rate and a fresh Adam state; None for never.
+        switch: Epoch at which every arm goes over to the new rate with a fresh Adam state; None for never.
         split: Epoch at which neurons are split, where an arm does not say otherwise.
         epochs: Epochs altogether, the same for every arm.
         batch_size: Samples of a step; None takes all.
-        zero_biases: Whether the biases of hidden layers begin at zero. Drawn as large as weights they may leave sparse
-            neurons silent for good, where inputs are small, as embeddings of length one are.
+        zero_biases: Whether the biases of hidden layers begin at zero. Biases as large as weights may leave sparse
+            neurons silent for good where inputs are small, such as embeddings of length one.
         rates: Learning rates in place of ``lr``, by arm, for the whole of its training; a split arm with one trains a
             dense parent of its own at that rate.
     """
@@ -47,6 +47,11 @@ class Setting:
     batch_size: int | None = None
     zero_biases: bool = False
     rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def split_epoch(self) -> int:
+        """Epoch at which neurons are split, where an arm does not say otherwise."""
+        return self.split
 
     @property
     def splits(self) -> list[str] | None:
@@ -72,22 +77,22 @@ class Setting:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of all that :meth:`observe` may find, in the order of the columns."""
+        """Names of all measures of :meth:`observe`, in the order of the columns."""
         return ()
 
     def observe(self, moment: Moment, networks: Sequence[nn.Module], task: Task) -> dict[str, float]:
-        """Measure networks, beside their accuracy at the end.
+        """Measure networks, besides their accuracy at the end.
 
         Args:
-            moment: The first two are seen by networks that are split alone.
+            moment: Only networks that are split see the first two.
             networks: One, or at the end the members of an ensemble.
             task: The data.
         """
         return {}
 
     @classmethod
-    def findings(cls, rows: Sequence[Row]) -> Findings:
-        """What a report says of the measures."""
+    def findings(cls, runs: Runs) -> Findings:
+        """The part of a report that is about the measures."""
         return Findings()
 
     def check(self) -> None:
@@ -122,14 +127,10 @@ class Setting:
         """
 
     def starts(self, arm: Arm) -> int:
-        """The epoch from which an arm trains on its own: that of its split; 0 for one that has no dense parent."""
-        if arm.kind == "dense":
-            return self.epochs
-        if arm.kind != "split":
-            return 0
-        return self.split if arm.split is None else arm.split
+        """The epoch from which an arm trains on its own."""
+        return arm.starts(self.split_epoch, self.epochs)
 
-    def work(self, arms: list[Arm]) -> int:
-        """Epochs times networks that one seed takes."""
-        shared = max((self.starts(arm) for arm in arms if arm.kind in ("dense", "split")), default=0)
-        return shared + sum(arm.members * (self.epochs - self.starts(arm)) for arm in arms)
+    def work(self, arms: Sequence[Arm]) -> int:
+        """Epochs times networks that one seed takes: the dense network up to the last split, then each arm."""
+        shared = max((self.starts(arm) for arm in arms if isinstance(arm, (Dense, Split))), default=0)
+        return shared + sum(arm.networks * (self.epochs - self.starts(arm)) for arm in arms)

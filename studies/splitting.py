@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from fpe_lightning.partitions.builtin import Partition
 from torch import Generator, Tensor, nn
 
 import fpe_lightning as fpe
-from fpe_lightning.expansion.split_site import ExpansionWarning
-from fpe_lightning.partitions.interaction import affinity_partition, input_affinity
-from fpe_lightning.pruning.discriminant import DiscriminantRefit
+from fpe_lightning.expansion.config import BaseExpansion
 from fpe_lightning.sparse.masked import mask_of
-from studies.arms import Arm
-from studies.task import Task
+from studies.partitions import fitted, reads_rows
 
-SAMPLES = 4096
-"""At most as many training samples tell which inputs belong together."""
-FROM_ROWS = ("interaction", "coactivation")
-"""Partitions that are worked out from the rows of numbers that the first layer reads."""
-
-
-def partition_of(name: str, task: Task, network: nn.Module, inputs: Tensor) -> str | Partition:
-    """A partition that is worked out from data where its name says so, else the name.
-
-    Args:
-        name: ``"interaction"`` or ``"coactivation"`` (see :mod:`fpe_lightning.partitions.interaction`), or what
-            ``expand`` takes.
-        task: The data.
-        network: Its residuals weigh the products of inputs for ``"interaction"``; ones do for ``"coactivation"``,
-            which looks at no targets.
-        inputs: ``(n, inputs)`` that the layer in question sees of the training samples.
-    """
-    if name in FROM_ROWS:
-        every = -(-len(inputs) // SAMPLES)
-        weights = task.residuals(network) if name == "interaction" else torch.ones(len(inputs), 1)
-        affinity = input_affinity(inputs[::every], weights[::every])
-        return affinity_partition(affinity, restarts=8 if inputs.shape[1] <= 64 else 1)
-    return name
+if TYPE_CHECKING:
+    from studies.arms import Split
+    from studies.task import Task
 
 
 def split(
-    arm: Arm,
+    arm: Split,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     task: Task,
@@ -52,60 +30,54 @@ def split(
 ) -> None:
     """Split the neurons of a trained network in place, as the arm says.
 
-    A partition that is worked out from data is that of the first hidden layer; deeper ones are split at random.
+    Args:
+        arm: The arm.
+        network: A dense network.
+        optimizer: Of the network.
+        task: Samples for partitions and pruning rules that need them.
+        sites: The sites that are split.
+        alpha: Children of each neuron, where the arm does not say it.
+        seed: Of masks and drawn weights.
 
     Raises:
-        ValueError: If the network has diverged, or too little is left to make room for the copies.
+        ValueError: If the network has diverged, or too few weights are left for the copies.
     """
-    name = arm.partition if arm.groups is None else f"{arm.partition}:{arm.groups}"
-    found = partition_of(name, task, network, task.train[0])
-    rules = [found, *(["random"] * (len(sites) - 1) if callable(found) and len(sites) > 1 else [])]
-    stages = [sites] if len(rules) == 1 else [[site] for site in sites]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExpansionWarning)  # a study shows what a split costs in its table
-        for rule, stage in zip(rules, stages, strict=True):
-            fpe.expand(
-                network,
-                alpha=alpha,
-                partition=rule,
-                groups=task.groups if rule == "clause" else None,
-                sites=stage,
-                budget=arm.budget,
-                seed=seed,
-                optimizer=optimizer,
-                optimizer_state="reset" if arm.redraw else arm.optimizer_state,
-            )
+    expansion = arm.expansion_of(alpha, seed)
+    if arm.redraw:
+        expansion = replace(expansion, optimizer_state="reset")
+    expand(network, expansion, optimizer, task, sites)
     if arm.redraw:
         generator = Generator().manual_seed(seed)
         for name in dict.fromkeys(producer.parameter for site in sites for producer in site.producers):
             redraw_(network.get_submodule(name.rpartition(".")[0]), generator)
 
 
-def split_again(
-    arm: Arm, network: nn.Module, optimizer: torch.optim.Optimizer, task: Task, sites: list[fpe.Site], seed: int
+def expand(
+    network: nn.Module,
+    expansion: BaseExpansion,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    sites: list[fpe.Site],
 ) -> None:
-    """Split the neurons of a network of one hidden layer once more, each in two, and refit what reads them, in place.
+    """Expand a network in place.
+
+    A partition that is fitted to samples is that of the first site; deeper ones are split at random.
 
     Raises:
-        ValueError: If the network has diverged, or too little is left to make room for the copies.
+        ValueError: If the network has diverged, or too few weights are left for the copies.
     """
+    ready = {"*": expansion}
+    if isinstance(expansion, fpe.Expansion) and reads_rows(expansion.partition):
+        first = replace(expansion, partition=fitted(expansion.partition, task, network))
+        ready = {sites[0].name: first, "*": replace(expansion, partition="random")}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExpansionWarning)  # a study shows what a split costs in its table
-        fpe.expand(
-            network,
-            alpha=2,
-            partition=partition_of(arm.partition, task, network, task.train[0]),
-            sites=sites,
-            budget=DiscriminantRefit(*task.train),
-            seed=seed,
-            optimizer=optimizer,
-            optimizer_state="reset",
-        )
+        warnings.simplefilter("ignore", fpe.ExpansionWarning)  # the table of a study shows the cost of a split
+        fpe.expand(network, ready, sites=sites, optimizer=optimizer, data=task.train)
 
 
 @torch.no_grad()
 def redraw_(layer: nn.Module, generator: Generator) -> None:
-    """Draw the weights of a masked layer anew from U(-s, s) with ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
+    """Draw the weights of a masked layer again: from U(-s, s), ``s = 1 / sqrt(fan-in)`` of each neuron, in place."""
     alive = alive_of(layer)
     fan_in = alive.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (alive.dim() - 1))
     weight = layer.get_parameter("weight")
@@ -113,7 +85,7 @@ def redraw_(layer: nn.Module, generator: Generator) -> None:
 
 
 def alive_of(layer: nn.Module) -> Tensor:
-    """Which weights of a layer may be other than zero, bool, of the shape of its ``weight``.
+    """The weights of a layer that may be other than zero, bool, of the shape of its ``weight``.
 
     Example:
         >>> int(alive_of(torch.nn.Linear(3, 2)).sum())

@@ -33,7 +33,7 @@ from studies.stacked_optimizer import stack_optimizers, unstack_optimizer, updat
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs ``(networks, out, n)`` and their targets to the mean over everything, as torch's loss functions do."""
 
-# The overload by name: choosing one anew in every call would cost more than the operation.
+# The overload by name: choosing one in every call would cost more than the operation.
 relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
@@ -75,7 +75,7 @@ class Stack:
         Args:
             inputs: ``(groups, n, in)`` float32; consecutive networks share the inputs of a group.
             transposed: The same as ``(groups, in, n)``.
-            targets: ``(networks, ...)``, what ``loss`` takes.
+            targets: ``(networks, ...)``, as ``loss`` takes them.
             loss: See :data:`Loss`.
         """
         groups, n, _ = inputs.shape
@@ -102,7 +102,7 @@ class Stack:
         update(self.optimizer)
 
     def _drops(self) -> list[Tensor | None]:
-        """What every weight of this step is multiplied by; None for a layer that drops nothing."""
+        """Factors of the weights of this step; None for a layer that drops nothing."""
         drawn = [network.draw() for network in self.networks if isinstance(network, DropConnectMLP)]
         hidden = [torch.stack(row) for row in zip(*drawn, strict=True)] if drawn else [None] * (len(self.weights) - 1)
         return [*hidden, None]
@@ -200,7 +200,7 @@ def gradient_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     Args:
         loss: See :data:`Loss`; its mean is over all networks, so the sum of their own means is that many times it.
         outputs: ``(networks, out, n)``.
-        targets: What ``loss`` takes.
+        targets: As ``loss`` takes them.
 
     Returns:
         ``(networks, out, n)``.
@@ -210,7 +210,7 @@ def gradient_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
         tensor([[-0.2500, -0.2500]])
     """
     if loss is nn.functional.binary_cross_entropy_with_logits:
-        # What automatic differentiation comes to, to the same bits, without working out the loss itself.
+        # The result of automatic differentiation, to the same bits, without the value of the loss.
         return outputs.sigmoid().sub_(targets).mul_(len(outputs)).div_(outputs.numel())
     leaf = outputs.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf, targets) * len(outputs), leaf)
@@ -218,7 +218,7 @@ def gradient_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _all_at_once(stack: Stack, inputs: Tensor, targets: Tensor, loss: Loss) -> Callable[[int], None]:
-    """What one epoch is where all samples make one step; their layouts are made once."""
+    """One epoch where all samples make one step; their layouts are made once."""
     x, y = inputs.contiguous(), targets.repeat_interleave(len(stack.networks) // len(inputs), 0)
     transposed = x.transpose(1, 2).contiguous()
     return lambda epoch: stack.step(x, transposed, y, loss)
@@ -227,7 +227,7 @@ def _all_at_once(stack: Stack, inputs: Tensor, targets: Tensor, loss: Loss) -> C
 def _in_batches(
     stack: Stack, inputs: Tensor, targets: Tensor, loss: Loss, batches: Batches, groups: range
 ) -> Callable[[int], None]:
-    """What one epoch is in mini-batches; the last of an epoch may be smaller."""
+    """One epoch in mini-batches; the last one may be smaller."""
     each, n = len(stack.networks) // len(inputs), inputs.shape[1]
 
     def epoch(number: int) -> None:

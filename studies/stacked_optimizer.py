@@ -81,8 +81,8 @@ def _stack_states(states: Sequence[dict[str, Any]], value: Tensor) -> dict[str, 
 def update(optimizer: Optimizer) -> None:
     """Step an optimizer of tensors on the CPU, to the same bits as ``optimizer.step()``.
 
-    What torch does around a step, such as looking for a CUDA device, costs a build with CUDA a quarter of the step of a
-    stack; a fused Adam that has begun is called without it.
+    Around a step torch looks for a CUDA device, among other things. That costs a build with CUDA a quarter of the step
+    of a stack; a fused Adam that has begun is called without it.
 
     Args:
         optimizer: With one parameter group and no hooks.

@@ -5,34 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fpe_lightning.pruning.magnitude import GLOBAL
-from studies.arms import Arm, arms_named
-from studies.boolean import Regime
-from studies.clip_probe import Probe
+import fpe_lightning as fpe
+from fpe_lightning.pruning import FinalizingRule, resolve_pruning
+from studies.arms import Arm, Split, WideSparse
 from studies.errors import StudyError
 from studies.from_scratch import outline
-from studies.interference import Interference
-from studies.pictures import CNN, ViT
-from studies.pixels import Pixels
-from studies.robustness import Robustness
+from studies.results import described
 from studies.setting import Setting
-from studies.splitting import FROM_ROWS
 from studies.training import run_block
-
-STUDIES: dict[str, type[Setting]] = {
-    "boolean": Regime,
-    "clip_probe": Probe,
-    "cnn": CNN,
-    "deep": Probe,
-    "interference": Interference,
-    "pixels": Pixels,
-    "robustness": Robustness,
-    "transformer": ViT,
-}
-"""The kind of setting that each study has: where its data come from. Arms and values are in its config."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +24,15 @@ class Study:
 
     Attributes:
         settings: By name.
-        arms: Names of arms, in the order of the table; see :mod:`studies.arms`.
+        arms: By label, in the order of the table; see :mod:`studies.arms`. In YAML an arm is a class, such as
+            ``dense: Dense``, with ``init_args`` where it has some; a mapping without a class is a ``Split``.
         seeds: Number of seeds; each draws initial weights and masks, and data where the setting draws them.
         first_seed: The first of them; choose recipes on other seeds than those that are reported.
         block: Seeds that train together; a run that is killed loses the block at work.
     """
 
     settings: Mapping[str, Setting]
-    arms: list[str]
+    arms: Mapping[str, Split | Arm]
     seeds: int = 24
     first_seed: int = 0
     block: int = 4
@@ -60,15 +44,14 @@ class Study:
             StudyError: If the grid is empty, a setting or an arm cannot be, or a split is not within the epochs.
 
         Example:
-            >>> Study({"A": Regime()}, ["dense"]).check()
+            >>> from studies.arms import Dense
+            >>> Study({"A": Setting()}, {"dense": Dense()}).check()
         """
         if not self.settings or not self.arms or self.seeds < 1:
             raise StudyError(
                 f"The grid is empty: {len(self.settings)} settings x {len(self.arms)} arms x {self.seeds} seeds; "
                 "give at least one of each."
             )
-        if twice := sorted({arm for arm in self.arms if self.arms.count(arm) > 1}):
-            raise StudyError(f"Arm {twice[0]!r} is given twice; name each arm once.")
         if self.block < 1 or self.first_seed < 0:
             raise StudyError(
                 f"`block` has to be at least 1 and `first_seed` at least 0, found {self.block} and {self.first_seed}."
@@ -83,29 +66,11 @@ class Study:
                     f"Setting {name!r} has a rate for {strangers[0]!r}, which is no arm of the study; its arms are "
                     f"{', '.join(self.arms)}."
                 )
-        for name, arm in arms_named(self.arms).items():
-            for label, setting in self.settings.items():
+            for label, arm in self.arms.items():
                 try:
-                    setting.check_arm(arm)
+                    _check_arm(arm, setting)
                 except ValueError as error:
-                    raise StudyError(f"Arm {name!r} cannot be in setting {label!r}: {error}") from error
-                if not 0 <= setting.starts(arm) <= setting.epochs:
-                    raise StudyError(
-                        f"Arm {name!r} splits at epoch {setting.starts(arm)}, but setting {label!r} has "
-                        f"{setting.epochs} epochs; drop one of them."
-                    )
-                if arm.again is not None and not setting.starts(arm) < arm.again <= setting.epochs:
-                    raise StudyError(
-                        f"Arm {name!r} splits again at epoch {arm.again}, but in setting {label!r} it splits first at "
-                        f"{setting.starts(arm)} of {setting.epochs} epochs; drop one of them."
-                    )
-                if arm.again is not None and not isinstance(setting.hidden, int):
-                    raise StudyError(f"Arm {name!r} refits one hidden layer, but setting {label!r} has several.")
-                if arm.budget == GLOBAL and arm.partition in FROM_ROWS and not isinstance(setting.hidden, int):
-                    raise StudyError(
-                        f"Arm {name!r} splits the hidden layers of setting {label!r} one after the other, as its "
-                        "partition is that of the first: they cannot make room together; drop `_global`."
-                    )
+                    raise StudyError(f"Arm {label!r} cannot be in setting {name!r}: {error}") from error
 
     def prepare(self) -> None:
         """Find the data of every setting, and check that its networks fit them.
@@ -124,21 +89,27 @@ class Study:
                 raise StudyError(f"Setting {name!r} cannot be: {error}") from error
 
     def measures(self) -> list[str]:
-        """Names of all that the settings measure beside accuracy."""
+        """Names of all measures of the settings, besides accuracy."""
         return list(dict.fromkeys(name for setting in self.settings.values() for name in setting.measures))
+
+    def config(self) -> dict[str, Any]:
+        """All that results depend on, as plain values."""
+        arms = {label: described(arm) for label, arm in self.arms.items()}
+        return {**asdict(replace(self, arms={})), "arms": arms}
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Setting, arm and seed of every run.
 
         Example:
-            >>> Study({"A": Regime()}, ["dense"], seeds=2, first_seed=5).cells()
+            >>> from studies.arms import Dense
+            >>> Study({"A": Setting()}, {"dense": Dense()}, seeds=2, first_seed=5).cells()
             [('A', 'dense', 5), ('A', 'dense', 6)]
         """
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [(setting, arm, seed) for setting in self.settings for seed in seeds for arm in self.arms]
 
     def blocks(self, done: set[tuple[str, str, int]]) -> list[Block]:
-        """What is left to run, in blocks of seeds that lack the same arms, which train at one rate."""
+        """The runs that are left, in blocks of seeds that lack the same arms, which train at one rate."""
         missing: dict[tuple[str, float, tuple[str, ...]], list[int]] = {}
         for name, setting in self.settings.items():
             for seed in range(self.first_seed, self.first_seed + self.seeds):
@@ -149,12 +120,38 @@ class Study:
                 for rate, arms in lacking.items():
                     missing.setdefault((name, rate, tuple(arms)), []).append(seed)
         blocks = [
-            Block(name, replace(self.settings[name], lr=rate), arms_named(list(arms)), tuple(seeds[i : i + self.block]))
-            for (name, rate, arms), seeds in missing.items()
+            Block(
+                name,
+                replace(self.settings[name], lr=rate),
+                {label: self.arms[label] for label in labels},
+                tuple(seeds[i : i + self.block]),
+            )
+            for (name, rate, labels), seeds in missing.items()
             for i in range(0, len(seeds), self.block)
         ]
         # All settings take turns, so that a study that is stopped early holds some seeds of each.
         return sorted(blocks, key=lambda block: block.seeds[0])
+
+
+def _check_arm(arm: Arm, setting: Setting) -> None:
+    """Check that an arm makes sense in a setting.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    setting.check_arm(arm)
+    start, epochs = setting.starts(arm), setting.epochs
+    if not 0 <= start <= epochs:
+        raise ValueError(f"it splits at epoch {start}, but there are {epochs} epochs; drop one of them.")
+    if isinstance(arm, Split):
+        arm.expansion_of(setting.alpha, 0)  # raises where it cannot give a neuron so many children
+        rules = [each.prune for each in arm.rules if isinstance(each, fpe.Expansion)]
+        if not isinstance(setting.hidden, int) and any(isinstance(resolve_pruning(r), FinalizingRule) for r in rules):
+            raise ValueError("it refits one hidden layer, but there are several.")
+        if arm.then is not None and not start < arm.then.at <= epochs:
+            raise ValueError(
+                f"it splits again at epoch {arm.then.at}, but first at {start} of {epochs} epochs; drop one of them."
+            )
 
 
 def on_grid(settings: Mapping[str, Setting], grids: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Setting]:
@@ -171,8 +168,8 @@ def on_grid(settings: Mapping[str, Setting], grids: Sequence[Mapping[str, Sequen
         StudyError: If an attribute does not exist.
 
     Example:
-        >>> list(on_grid({"A": Regime()}, [{"hidden": [4, 8], "alpha": [2]}, {"clauses": [2]}]))
-        ['A hidden=4 alpha=2', 'A hidden=8 alpha=2', 'A clauses=2']
+        >>> list(on_grid({"A": Setting()}, [{"hidden": [4, 8], "alpha": [2]}, {"lr": [0.1]}]))
+        ['A hidden=4 alpha=2', 'A hidden=8 alpha=2', 'A lr=0.1']
     """
     found: dict[str, Setting] = {}
     for (name, setting), grid in itertools.product(settings.items(), grids):
@@ -191,15 +188,15 @@ class Block:
     """Seeds of one setting that train together.
 
     Attributes:
-        name: That of the setting.
-        setting: What it is.
-        arms: By name.
+        name: Name of the setting.
+        setting: The setting.
+        arms: By label.
         seeds: The seeds.
     """
 
     name: str
     setting: Setting
-    arms: dict[str, Arm]
+    arms: Mapping[str, Arm]
     seeds: tuple[int, ...]
 
     @property
@@ -223,8 +220,8 @@ def seconds_of(blocks: list[Block]) -> float:
 
 
 def _seconds_an_epoch(setting: Setting, networks: int = 8) -> float:
-    """Of one wide network among several, without what comes before the first epoch."""
-    arms = {str(i): Arm("wide") for i in range(networks)}
+    """Of one wide network among several, without the time before the first epoch."""
+    arms = {str(i): WideSparse() for i in range(networks)}
     offline: dict[str, Any] = {"download": False} if "download" in setting.__dataclass_fields__ else {}
     took = []
     epochs = (1, 31) if setting.batch_size is None else (1, 3)

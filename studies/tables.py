@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from studies.arms import BASELINES, arm_named
-from studies.results import COLUMNS, Row
+from studies.arms import BASELINES
+from studies.runs import Runs
 from studies.statistics import Estimate, estimate, paired
 
 NOTE = (
@@ -19,69 +19,84 @@ MARK = "An arm marked with * spends more non-zeros than the others."
 
 @dataclass(frozen=True)
 class Table:
-    """One setting.
+    """A table of text.
 
     Attributes:
-        title: What it is of.
+        title: Its title.
         header: Names of the columns.
-        lines: A line for each arm.
-        notes: Sentences below it: runs that failed, and why.
+        lines: Its lines.
+        notes: Sentences below it, such as runs that failed, and why.
     """
 
     title: str
     header: tuple[str, ...]
-    lines: list[tuple[str, ...]]
-    notes: list[str]
+    lines: Sequence[tuple[str, ...]]
+    notes: Sequence[str] = ()
 
 
-def names(rows: Sequence[Row], key: str) -> list[str]:
-    """The values of a column, each once, in their order."""
-    return list(dict.fromkeys(getattr(row, key) for row in rows))
-
-
-def by_seed(rows: Sequence[Row], setting: str, arm: str, part: str = "test") -> dict[int, float]:
-    """Accuracies in percent of the runs that did not fail; or 100 times a measure, of those that have it."""
-    own = [row for row in rows if row.setting == setting and row.arm == arm and row.status == "done"]
-    if part in COLUMNS:
-        return {row.seed: 100 * getattr(row, part) for row in own}
-    return {row.seed: 100 * row.measures[part] for row in own if part in row.measures}
-
-
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(runs: Runs) -> list[Table]:
     """One table for each setting.
 
     Example:
+        >>> from studies.arms import Dense
+        >>> from studies.results import Row
         >>> rows = [Row("dense", s, "done", "", 209, 1, 0.8, 0.8, 1, "A") for s in range(2)]
-        >>> tables(rows)[0].lines
+        >>> tables(Runs(rows, {"dense": Dense()}))[0].lines
         [('dense', '209', '80.0 ± 0.0', '80.0 ± 0.0', '-', '-', '2')]
     """
     header = ("arm", "non-zeros", "validation", "test", *(f"minus {each} (test)" for each in BASELINES), "seeds")
     found = []
-    for setting in names(rows, "setting"):
-        own = [row for row in rows if row.setting == setting]
-        lines = []
-        for arm in names(own, "arm"):
-            counts = sorted({row.nonzeros for row in own if row.arm == arm and row.status == "done"})
-            test = estimate(by_seed(own, setting, arm))
-            lines.append(
-                (
-                    arm + "*" * arm_named(arm).marked,
-                    "/".join(map(str, counts)) or "-",
-                    plus_minus(estimate(by_seed(own, setting, arm, "val"))),
-                    plus_minus(test),
-                    *(difference(own, setting, arm, baseline) for baseline in BASELINES),
-                    str(test.count),
-                )
+    for setting in runs.setting_names:
+        own = runs.of(setting)
+        lines = [
+            (
+                runs.shown(label),
+                nonzeros(own, label) or "-",
+                plus_minus(estimate(own.percent(setting, label, "val"))),
+                plus_minus(estimate(own.percent(setting, label))),
+                *(difference(own, setting, label, baseline) for baseline in BASELINES),
+                str(len(own.percent(setting, label))),
             )
+            for label in own.labels
+        ]
         title = f"Setting {setting}: accuracy in %, mean ± standard error over seeds"
         found.append(Table(title, header, lines, _failures(own)))
     return found
 
 
-def _failures(rows: Sequence[Row]) -> list[str]:
+def differences(runs: Runs, columns: Mapping[str, tuple[str, str]], title: str) -> list[Table]:
+    """A table of paired differences to each baseline that the runs have.
+
+    Args:
+        runs: Runs of one study.
+        columns: A setting and a part of its rows for each column.
+        title: Begins the titles.
+    """
+    found = []
+    for baseline in BASELINES:
+        lines = [
+            (
+                runs.shown(label),
+                *(difference(runs, setting, label, baseline, part) for setting, part in columns.values()),
+            )
+            for label in runs.labels
+            if label != baseline
+        ]
+        if any(cell != "-" for _, *cells in lines for cell in cells):
+            name = f"{title} minus {baseline}, paired, in points [95 %], then relative"
+            found.append(Table(name, ("arm", *columns), lines))
+    return found
+
+
+def nonzeros(runs: Runs, *labels: str) -> str:
+    """Numbers of non-zeros of some arms, as ``209`` or ``209/241``."""
+    return "/".join(map(str, sorted({r.nonzeros for r in runs.rows if r.arm in labels and r.status == "done"})))
+
+
+def _failures(runs: Runs) -> list[str]:
     """A sentence for each arm and reason."""
     seeds: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
+    for row in runs.rows:
         if row.status == "failed":
             seeds.setdefault((row.arm, row.why), []).append(row.seed)
     return [
@@ -90,26 +105,32 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def plus_minus(found: Estimate) -> str:
+def plus_minus(found: Estimate, digits: int = 1) -> str:
     """A mean and its standard error, as ``80.0 ± 0.5``."""
-    return f"{found.mean:.1f} ± {found.error:.1f}" if found.count else "-"
+    return f"{found.mean:.{digits}f} ± {found.error:.{digits}f}" if found.count else "-"
 
 
-def difference(rows: Sequence[Row], setting: str, arm: str, baseline: str, part: str = "test") -> str:
-    """A difference paired by seed: its mean, 95 % interval, and the mean relative to the baseline's."""
-    base = by_seed(rows, setting, baseline, part)
-    found = paired(by_seed(rows, setting, arm, part), base)
-    if arm == baseline or found.count < 2:
+def interval(found: Estimate, digits: int = 1) -> str:
+    """A mean with its 95 % interval, as ``+1.0 [-0.5, +2.5]``."""
+    if found.count < 2:
         return "-"
-    relative = 100 * found.mean / estimate(base).mean
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}], {relative:+.1f} %"
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+
+
+def difference(runs: Runs, setting: str, label: str, baseline: str, part: str = "test") -> str:
+    """A difference paired by seed: its mean, 95 % interval, and the mean relative to the baseline's."""
+    base = runs.percent(setting, baseline, part)
+    found = paired(runs.percent(setting, label, part), base)
+    if label == baseline or found.count < 2:
+        return "-"
+    return f"{interval(found)}, {100 * found.mean / estimate(base).mean:+.1f} %"
 
 
 def as_markdown(found: Sequence[Table]) -> str:
     """Tables as Markdown.
 
     Example:
-        >>> print(as_markdown([Table("A", ("arm",), [("dense",)], [])]))
+        >>> print(as_markdown([Table("A", ("arm",), [("dense",)])]))
         ### A
         <BLANKLINE>
         | arm |
@@ -119,11 +140,9 @@ def as_markdown(found: Sequence[Table]) -> str:
     """
     parts: list[str] = []
     for table in found:
-        parts += [f"### {table.title}\n"]
-        parts += [f"| {' | '.join(line)} |" for line in (table.header, *table.lines)]
-        parts.insert(len(parts) - len(table.lines), "|" + "---|" * len(table.header))
-        parts += [f"\n{note}" for note in table.notes]
-        parts.append("")
+        head, *lines = (f"| {' | '.join(line)} |" for line in (table.header, *table.lines))
+        parts += [f"### {table.title}\n", head, "|" + "---|" * len(table.header), *lines]
+        parts += [*(f"\n{note}" for note in table.notes), ""]
     return "\n".join(parts)
 
 
@@ -131,7 +150,7 @@ def as_html(found: Sequence[Table]) -> str:
     """Tables as HTML, everything in them escaped.
 
     Example:
-        >>> "&lt;b&gt;" in as_html([Table("<b>", ("arm",), [("dense",)], [])])
+        >>> "&lt;b&gt;" in as_html([Table("<b>", ("arm",), [("dense",)])])
         True
     """
 

@@ -1,4 +1,4 @@
-"""Data of one seed of a study, whatever it is of: rows of numbers, class numbers, and what is known of the inputs."""
+"""Data of one seed of a study: rows of numbers or pictures, class numbers, and the clauses where they are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studies.stacked import Loss
 Part = tuple[Tensor, Tensor]
 """Inputs ``(n, inputs)`` or ``(n, channels, height, width)`` float32, and class numbers ``(n,)`` int64."""
 AT_ONCE = 4096
-"""Samples whose outputs are worked out together; pictures at more would take much memory."""
+"""Samples of one forward pass; more pictures would take much memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Task:
 
     @cached_property
     def targets(self) -> Tensor:
-        """What the loss takes for the training samples: ``(1, n)`` float32 for one output, else ``(n,)`` int64."""
+        """Training targets as the loss takes them: ``(1, n)`` float32 for one output, else ``(n,)`` int64."""
         return self.train[1].float().unsqueeze(0) if self.outputs == 1 else self.train[1]
 
     def probabilities(self, logits: Tensor) -> Tensor:

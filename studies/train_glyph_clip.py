@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from fpe_lightning.data.encoder import load_encoder, zero_shot_accuracy
+from fpe_lightning.data.encoder import load_encoder
 from fpe_lightning.data.glyphs import CHARACTERS, SPLITS, GlyphDataset
+from fpe_lightning.data.zero_shot import zero_shot_accuracy
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -35,7 +36,7 @@ CONFIG: dict[str, Any] = {
     },
     "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"},
 }
-"""What ``open_clip_config.json`` says: the architecture and the preprocessing."""
+"""The content of ``open_clip_config.json``: the architecture and the preprocessing."""
 
 
 class CaptionedGlyphs(Dataset[tuple[Tensor, str]]):
@@ -169,7 +170,7 @@ def _save(model: nn.Module, directory: Path) -> None:
 
 
 def model_card(steps: int, batch_size: int, seed: int, accuracies: dict[str, float]) -> str:
-    """Write what the model is, what it has and has not seen, how good it is, and its licence.
+    """Write the model card: the architecture, the training data and its limits, the accuracy, and the licence.
 
     Args:
         steps: Optimizer steps taken.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -16,13 +16,14 @@ from torch.optim import Adam, Optimizer
 import fpe_lightning as fpe
 from fpe_lightning.networks import MLP
 from fpe_lightning.sites.select import select_sites
-from studies.arms import Arm
+from studies.arms import Again, Arm, Dense, Split
+from studies.batches import Batches
 from studies.dropconnect import DropConnectMLP
 from studies.from_scratch import begin
 from studies.results import Row
 from studies.setting import Setting
-from studies.splitting import split, split_again
-from studies.stacked import Batches, train_together
+from studies.splitting import expand, split
+from studies.stacked import train_together
 from studies.task import Task
 
 
@@ -35,20 +36,20 @@ class _Run:
     network: nn.Module
     optimizer: Optimizer
     why: str = ""  # it failed
-    seen: dict[str, float] = field(default_factory=dict)  # what its setting measured at the split
+    seen: dict[str, float] = field(default_factory=dict)  # measures of its setting at the split
 
 
 def run_block(
-    setting: Setting, arms: dict[str, Arm], seeds: Sequence[int], advance: Callable[[int], None] | None = None
+    setting: Setting, arms: Mapping[str, Arm], seeds: Sequence[int], advance: Callable[[int], None] | None = None
 ) -> list[Row]:
     """Train every arm on every seed.
 
-    Arms of a seed share data, initial weights and the order of samples, and the dense network up to the first split is
-    the parent of all that are split: the comparison is paired.
+    Arms of a seed share data, initial weights and the order of samples, and the dense network of a seed is the parent
+    of all its splits: the comparison is paired.
 
     Args:
         setting: Data, sizes and training.
-        arms: By name.
+        arms: By label.
         seeds: Each draws initial weights, the order of samples and masks, and data where they are drawn.
         advance: Called with finished epochs times networks.
 
@@ -56,43 +57,42 @@ def run_block(
         A row for each arm and seed; a network that diverged is recorded as failed, with why.
 
     Example:
-        >>> from studies.arms import arms_named
         >>> from studies.boolean import Regime
         >>> regime = Regime(epochs=4, split=2, samples=64)
-        >>> [(row.arm, row.nonzeros) for row in run_block(regime, arms_named(["dense", "random"]), [0])]
+        >>> [(row.arm, row.nonzeros) for row in run_block(regime, {"dense": Dense(), "random": Split()}, [0])]
         [('dense', 209), ('random', 209)]
     """
     began = time.process_time()  # a busy machine takes longer by the clock, and no more of a core
     block = _Block(setting, list(seeds), [setting.task(seed) for seed in seeds], advance)
-    parents = [block.new("dense", Arm("dense"), index) for index in range(len(seeds))]
+    parents = [block.new("dense", Dense(), index) for index in range(len(seeds))]
+    splits = {name: arm for name, arm in arms.items() if isinstance(arm, Split)}
+    others = {name: arm for name, arm in arms.items() if not isinstance(arm, (Dense, Split))}
     sites: list[fpe.Site] = []
-    if any(arm.kind == "split" for arm in arms.values()):
+    if splits:
         found = fpe.find_sites(parents[0].network, block.tasks[0].train[0][:2])
-        sites = [site for site, _ in select_sites(found, setting.alpha, setting.splits)]
-    scratch = [
-        block.new(name, arm, index)
-        for index in range(len(seeds))
-        for name, arm in arms.items()
-        if arm.kind not in ("dense", "split")
-    ]
+        sites = select_sites(found, setting.splits, None)
+    scratch = [block.new(name, arm, index) for index in range(len(seeds)) for name, arm in others.items()]
     finished: list[_Run] = []
     epoch = 0
     for start in sorted({setting.starts(arm) for arm in arms.values()}):
-        if any(arm.kind in ("dense", "split") and setting.starts(arm) >= start for arm in arms.values()):
+        # Parents train up to the next split, and to the end if they are an arm themselves.
+        if any(setting.starts(arm) >= start for arm in arms.values() if isinstance(arm, (Dense, Split))):
             block.train(parents, epoch, start)
             epoch = start
         children = [
             block.child(name, arm, parent, sites, member)
             for parent in parents
-            for name, arm in arms.items()
-            if arm.kind == "split" and setting.starts(arm) == start
+            for name, arm in splits.items()
+            if setting.starts(arm) == start
             for member in range(arm.members)
         ]
-        # Networks of equal shape train together: those that begin wide join those that are split at once.
+        # Networks of equal shape train together: those that begin wide join the children of a split at epoch 0.
         together = [run for run in [*children, *(scratch if start == 0 else [])] if not run.why]
         block.train_on(sorted(together, key=lambda run: run.index), arms, start)
         finished += children
-    finished += scratch + (parents if "dense" in arms else [])
+    finished += scratch
+    for name in (name for name, arm in arms.items() if isinstance(arm, Dense)):
+        finished += [replace(run, arm=name) for run in parents]
     seconds = (time.process_time() - began) / max(len(finished), 1)
     cells: dict[tuple[int, str], list[_Run]] = {(i, name): [] for i in range(len(seeds)) for name in arms}
     for run in finished:
@@ -102,7 +102,7 @@ def run_block(
 
 @dataclass
 class _Block:
-    """What the networks of a block have in common."""
+    """The common parts of the networks of a block."""
 
     setting: Setting
     seeds: list[int]
@@ -114,49 +114,51 @@ class _Block:
         try:
             network, why = begin(arm, self.setting, self.tasks[index], self.seeds[index]), ""
         except ValueError as error:
-            # Something has to stand in for it until its row is written.
-            network, why = begin(Arm("dense"), self.setting, self.tasks[index], self.seeds[index]), str(error)
+            # A dense network takes its place until its row is written.
+            network, why = begin(Dense(), self.setting, self.tasks[index], self.seeds[index]), str(error)
         return _Run(name, index, network, _adam(network, self.setting.lr), why)
 
-    def child(self, name: str, arm: Arm, parent: _Run, sites: list[fpe.Site], member: int) -> _Run:
-        """The parent as it is now, split."""
+    def child(self, name: str, arm: Split, parent: _Run, sites: list[fpe.Site], member: int) -> _Run:
+        """A copy of the parent, split."""
         network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
         run = _Run(name, parent.index, network, optimizer)
         seed, task = self.seeds[parent.index] + 1_000_000 * member, self.tasks[parent.index]
         run.seen |= self.setting.observe("before", [network], task)
         try:
-            split(arm, run.network, run.optimizer, task, sites, arm.alpha or self.setting.alpha, seed)
+            split(arm, run.network, run.optimizer, task, sites, self.setting.alpha, seed)
         except ValueError as error:
             run.why = str(error)
             return run
         run.seen |= self.setting.observe("after", [network], task)
-        if arm.redraw or arm.optimizer_state == "reset":
-            # The parameters that were not split begin anew too, so that all count the same steps.
+        if arm.redraw or arm.rule.optimizer_state == "reset":
+            # Parameters that were not split lose their state too, so that all count the same steps.
             run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
         return run
 
-    def train_on(self, runs: list[_Run], arms: dict[str, Arm], start: int) -> None:
-        """Train to the end, and split once more those whose arm says so."""
-        for epoch in sorted({again for run in runs if (again := arms[run.arm].again) is not None}):
-            due = [run for run in runs if arms[run.arm].again == epoch]
+    def train_on(self, runs: list[_Run], arms: Mapping[str, Arm], start: int) -> None:
+        """Train to the end, and split a second time where the arm says so."""
+        second = {name: arm.then for name, arm in arms.items() if isinstance(arm, Split) and arm.then is not None}
+        for epoch in sorted({again.at for again in second.values()}):
+            due = [run for run in runs if run.arm in second and second[run.arm].at == epoch]
             self.train(due, start, epoch)
             for run in due:
-                self.split_again(arms[run.arm], run)
+                self.split_again(second[run.arm], run)
             self.train([run for run in due if not run.why], epoch, self.setting.epochs)
-        self.train([run for run in runs if arms[run.arm].again is None], start, self.setting.epochs)
+        self.train([run for run in runs if run.arm not in second], start, self.setting.epochs)
 
-    def split_again(self, arm: Arm, run: _Run) -> None:
+    def split_again(self, again: Again, run: _Run) -> None:
         """Split the children once more."""
-        task = self.tasks[run.index]
+        task, expansion = self.tasks[run.index], replace(again.rule, seed=self.seeds[run.index])
         try:
             sites = fpe.find_sites(run.network, task.train[0][:2])
-            split_again(arm, run.network, run.optimizer, task, sites, self.seeds[run.index])
+            expand(run.network, expansion, run.optimizer, task, sites)
         except ValueError as error:
             run.why = str(error)
-        run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
+        if expansion.optimizer_state == "reset":
+            run.optimizer = _adam(run.network, run.optimizer.param_groups[0]["lr"])
 
     def train(self, runs: list[_Run], start: int, stop: int) -> None:
-        """Train from one epoch to another, with the setting's change of learning rate where it lies between."""
+        """Train from one epoch to another, with the setting's change of learning rate on the way."""
         setting = self.setting
         switches = [setting.switch] if setting.switch is not None and start < setting.switch < stop else []
         for first, last in itertools.pairwise([start, *switches, stop]):
@@ -182,7 +184,7 @@ class _Block:
                 )
 
     def train_alone(self, run: _Run, start: int, stop: int) -> None:
-        """Train one network of any kind from one epoch to another; batch norms see what they would see anywhere."""
+        """Train one network of any kind from one epoch to another; batch norms see one batch of it alone."""
         task, seed = self.tasks[run.index], self.seeds[run.index]
         samples = len(task.train[1])
         batches = Batches(self.setting.batch_size or samples, [seed], start)
@@ -201,13 +203,13 @@ def _adam(network: nn.Module, lr: float) -> Optimizer:
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
-    """One tensor for all groups; data that all seeds share are not copied."""
+    """One tensor for all groups; shared data are not copied."""
     shared = all(tensor is tensors[0] for tensor in tensors)
     return tensors[0].expand(len(tensors), *tensors[0].shape) if shared else torch.stack(tensors)
 
 
 def _alike(runs: list[_Run]) -> list[list[_Run]]:
-    """Runs that can stand in one stack: equal shapes, equally far, and equally many for each seed."""
+    """Groups of runs that fit one stack: equal shapes, equally far, and equally many for each seed."""
     batches: dict[tuple[object, ...], list[_Run]] = {}
     for run in runs:
         shape = type(run.network) is DropConnectMLP, *(parameter.shape for parameter in run.network.parameters())

@@ -1,4 +1,4 @@
-"""Who runs the blocks of a study: this process, several processes of this machine."""
+"""Run the blocks of a study in this process, or in several processes of this machine."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import torch
 
 from fpe_lightning import __version__
 from studies.errors import StudyError
-from studies.results import Row
+from studies.results import Row, described
 from studies.study import Block
 from studies.training import run_block
 
 Finished = Generator[tuple[Block, list[Row]], None, None]
 """Blocks and their rows, in the order in which they are finished."""
 Tell = Callable[..., None]
-"""Takes ``advance=``, epochs times networks that were trained, and ``description=``, what is at work."""
+"""Takes ``advance=``, finished epochs times networks, and ``description=``, the setting at work."""
 
 
 def rows_of(block: Block, advance: Callable[[int], None] | None = None) -> list[Row]:
-    """Run a block; its rows say with what they were made.
+    """Run a block; its rows hold their config and the versions that made them.
 
     Args:
-        block: What to run.
+        block: The block.
         advance: Called with finished epochs times networks.
 
     Returns:
         A row for each arm and seed.
     """
     configs = {
-        name: json.dumps({"setting": asdict(block.setting), "arm": asdict(arm)}, default=str)
+        name: json.dumps({"setting": asdict(block.setting), "arm": described(arm)}, default=str)
         for name, arm in block.arms.items()
     }
     found = run_block(block.setting, block.arms, block.seeds, advance)
@@ -59,7 +59,7 @@ def on_processes(blocks: Sequence[Block], tell: Tell, jobs: int) -> Finished:
     """Run blocks on several processes of this machine, which end when this one does, however it ends.
 
     Raises:
-        StudyError: If a process was killed, after what the others had finished.
+        StudyError: If a process was killed; the rows of the other processes come first.
     """
     before = multiprocessing.active_children()
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin)
@@ -73,7 +73,7 @@ def on_processes(blocks: Sequence[Block], tell: Tell, jobs: int) -> Finished:
             tell(advance=submitted[future].work)
             yield submitted[future], future.result()
     except BaseException:
-        # Nobody will read what is still at work, and a block may take minutes.
+        # Nobody will read the rows of the blocks at work, and a block may take minutes.
         for process in multiprocessing.active_children():
             if process not in before:
                 process.terminate()
@@ -94,7 +94,7 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    """End where the parent was killed: it could not say goodbye, and there is nobody to work for."""
+    """End when the parent was killed: a killed process ends no other one."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

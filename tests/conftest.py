@@ -68,7 +68,10 @@ def tiny_config(write_config: Callable[..., Path], tmp_path: Path) -> Path:
     callbacks: list[dict[str, Any]] = [
         {
             "class_path": "fpe_lightning.callbacks.ExpansionCallback",
-            "init_args": {"alpha": 2, "epoch": 1, "seed": "${seed_everything}"},
+            "init_args": {
+                "expansion": {"class_path": "fpe_lightning.Paper", "init_args": {"seed": "${seed_everything}"}},
+                "epoch": 1,
+            },
         },
         {
             "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",

@@ -12,7 +12,8 @@ import yaml
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.cli import CLI, unknown_key
+from fpe_lightning.cli import CLI
+from fpe_lightning.command_line import unknown_key
 from fpe_lightning.modules import Classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -135,7 +136,7 @@ def test_overrides_reach_model_data_and_trainer(tiny_config: Path, write_config:
 def test_one_seed_reaches_callback_and_data(by: str, tiny_config: Path, write_config: Callable[..., Path]) -> None:
     seed = "--seed_everything=7" if by == "flag" else f"--config={write_config('seed', {'seed_everything': 7})}"
     cli = CLI(["fit", f"--config={tiny_config}", seed, "--trainer.fast_dev_run=true", "--test_after_fit=false"])
-    assert split_of(cli).seed == 7
+    assert split_of(cli).expansion.seed == 7
     assert cli.datamodule.hparams["seed"] == 7
 
 
@@ -143,7 +144,7 @@ def test_a_printed_config_parses_to_itself(
     tiny_config: Path, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = printed(["fit", f"--config={tiny_config}", "--seed_everything=3"], capsys)
-    assert config["trainer"]["callbacks"][0]["init_args"]["seed"] == 3
+    assert config["trainer"]["callbacks"][0]["init_args"]["expansion"]["init_args"]["seed"] == 3
     assert printed(["fit", f"--config={write_config('printed', config)}"], capsys) == config
 
 
@@ -258,7 +259,7 @@ def test_a_run_without_a_logger_leaves_the_config_of_its_folder_alone(tiny_confi
 
 def test_shipped_classes_go_by_their_short_names(capsys: pytest.CaptureFixture[str]) -> None:
     network = [
-        "--model.network=FPEMLP",
+        "--model.network=WideSparseMLP",
         "--model.network.in_features=4",
         "--model.network.hidden=3",
         "--model.network.out_features=2",
@@ -266,6 +267,6 @@ def test_shipped_classes_go_by_their_short_names(capsys: pytest.CaptureFixture[s
     callback = ["--trainer.callbacks+=ExpansionCallback", "--trainer.callbacks.epoch=1"]
     config = printed(["fit", "--model=Classifier", *network, "--data=BooleanDataModule", *callback], capsys)
     assert config["model"]["class_path"].endswith("Classifier")
-    assert config["model"]["init_args"]["network"]["class_path"].endswith("FPEMLP")
+    assert config["model"]["init_args"]["network"]["class_path"].endswith("WideSparseMLP")
     assert config["data"]["class_path"].endswith("BooleanDataModule")
     assert config["trainer"]["callbacks"][0]["class_path"].endswith("ExpansionCallback")

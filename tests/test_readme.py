@@ -1,31 +1,41 @@
-"""The README says what is true: files and modules that it names exist, options parse, Python blocks run."""
+"""README and docs say what is true: files, links and modules exist, commands parse, Python blocks run."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import shlex
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fpe_lightning.callbacks.fsdp2.checks import TESTED
 from fpe_lightning.cli import CLI
+from fpe_lightning.data import sources
+from fpe_lightning.partitions import partition
+from fpe_lightning.pruning import pruning
+from fpe_lightning.sites.tracing import operators
+from fpe_lightning.sparse import LAYOUTS
+from tests.support.shipped import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+ALL = "\n".join(PAGES.values())
+REGISTRIES = (partition._PARTITIONS, pruning._RULES, operators.RULES, LAYOUTS, sources._DATASETS)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[list[str]]:
-    """Words of every command in a bash block; lines that end in a backslash go on."""
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    """Words of every command in a bash block; a line that ends in a backslash continues on the next."""
+    lines = "".join(blocks("bash", ALL)).replace("\\\n", " ").splitlines()
     parts = [part for line in lines for part in [*shlex.split(line, comments=True), ";"]]
     found: list[list[str]] = [[]]
     for part in parts:
@@ -37,25 +47,59 @@ def commands() -> list[list[str]]:
 
 
 TRAINING = sorted({tuple(words[words.index("train.py") + 1 :]) for words in commands() if "train.py" in words})
+PYTHON = [(name, number, block) for name, text in PAGES.items() for number, block in enumerate(blocks("python", text))]
+LINKS = [
+    (name, link) for name, text in PAGES.items() for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link
+]
+
+
+@pytest.fixture
+def _own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Names that a block registers are gone after it."""
+    with monkeypatch.context() as patch:
+        for registry in REGISTRIES:
+            patch.setattr(registry, "_found", dict(registry._found))
+        yield
 
 
 def test_there_is_something_to_check() -> None:
     assert TRAINING
-    assert blocks("python")
+    assert {name for name, _, _ in PYTHON} >= {"README.md", "quickstart.md", "extending.md", "devices.md", "presets.md"}
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/[\w/]+\.yaml", README))))
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 130
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/[\w/]+\.yaml", ALL))))
 def test_every_config_that_is_named_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
-def test_every_config_of_an_experiment_is_named() -> None:
-    assert all(f"configs/{path.name}" in README for path in (ROOT / "configs").glob("*.yaml"))
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "/" not in name])
+def test_every_config_of_an_experiment_is_named(name: str) -> None:
+    assert f"configs/{name}.yaml" in ALL
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([\w.]+)", README))))
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_link_leads_to_a_file(page: str, link: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    assert (folder / link).exists()
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"README.md"}))
+def test_the_readme_links_every_page(page: str) -> None:
+    assert f"(docs/{page})" in PAGES["README.md"]
+
+
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"^python -m ([\w.]+)", ALL, re.MULTILINE))))
 def test_every_module_that_is_run_exists(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("block", blocks("yaml", ALL))
+def test_every_yaml_block_parses(block: str) -> None:
+    assert isinstance(yaml.safe_load(block), dict)
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -69,10 +113,12 @@ def test_every_training_command_parses(
     assert stop.value.code == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_every_python_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_own_registries")
+@pytest.mark.parametrize(("page", "number", "block"), PYTHON, ids=[f"{name}-{number}" for name, number, _ in PYTHON])
+def test_every_python_block_runs(
+    page: str, number: int, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    block = blocks("python")[number]
     gated = "ExpandableModelParallelStrategy(" in block and not torch.__version__.startswith(TESTED)
     with pytest.raises(MisconfigurationException, match="was tested with torch") if gated else nullcontext():
-        exec(compile(block, f"README.md, Python block {number}", "exec"), {"__name__": "__main__"})
+        exec(compile(block, f"{page}, Python block {number}", "exec"), {"__name__": "__main__"})

@@ -1,4 +1,4 @@
-"""When it happens: the only package that knows the Trainer."""
+"""WHEN a model expands: the only room that knows the Trainer."""
 
 from fpe_lightning.callbacks.batch_norm import BatchNormReestimation as BatchNormReestimation
 from fpe_lightning.callbacks.expansion import ExpansionCallback as ExpansionCallback

@@ -1,4 +1,4 @@
-"""What a split has to do on several processes: check that all agree, and let DDP see the new parameters."""
+"""Splits on several processes: refuse untested strategies, compare all ranks, and rebuild DDP's wrapper."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ from fpe_lightning.sparse.layout import is_structure
 
 SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
 NOT_SUPPORTED = (DeepSpeedStrategy, XLAStrategy)
-"""Subclasses of ``DDPStrategy`` that do not train by DDP."""
+"""Subclasses of supported strategies that do not train as these do."""
 
 
 def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Refuse a strategy under which a split would be lost or drift apart in silence.
+    """Refuse a strategy that would lose a split, or let ranks drift apart, in silence.
+
+    Args:
+        trainer: The trainer, with its strategy.
+        pl_module: The module.
 
     Raises:
-        MisconfigurationException: For every strategy but a single device, DDP and FSDP2 where asked for, for
-            communication hooks with a memory, and for spawned processes whose weights the module could not take back.
+        MisconfigurationException: For every strategy except a single device, DDP and
+            ``ExpandableModelParallelStrategy``; for communication hooks with a memory; and for spawned processes if the
+            module of the main process cannot load their weights.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, SUPPORTED) or isinstance(strategy, NOT_SUPPORTED):
@@ -45,14 +50,14 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         raise MisconfigurationException(
             f"ExpansionCallback splits neurons on a single device or under DDP; found {type(strategy).__name__}, "
             'which shards or re-owns parameters and would revert or corrupt a split. Use `strategy="ddp"`'
-            f"{opt_in}; or leave the callback out, stop where the split is due, widen the checkpoint with "
+            f"{opt_in}; or leave the callback out, stop where the split is due, expand the checkpoint with "
             "`fpe_lightning.expand_checkpoint`, and resume from it."
         )
     memory = getattr(strategy, "_ddp_comm_state", None)
     if hasattr(memory, "error_dict"):
         raise MisconfigurationException(
-            f"The state of the communication hook, {type(memory).__name__}, remembers gradients by the shapes they "
-            "had before a split. Use a hook without memory, such as `fp16_compress_hook`, or none."
+            f"The state of the communication hook, {type(memory).__name__}, stores gradients in their shapes before a "
+            "split. Use a hook without memory, such as `fp16_compress_hook`, or none."
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher) and not restores_structure_on_load(pl_module):
         raise MisconfigurationException(
@@ -64,11 +69,16 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
     """Compare parameters, masks and optimizer states of all processes, bit by bit.
 
+    Args:
+        trainer: The trainer, with its optimizers.
+        model: The module.
+
     Raises:
-        RuntimeError: Naming the ranks that differ from rank 0.
+        RuntimeError: With the ranks that differ from rank 0.
     """
     if trainer.world_size == 1:
         return
+    # Seven bytes of the digest fit into an int64, which every backend can gather.
     digest = int.from_bytes(_digest(model, trainer.optimizers)[:7], "big")
     local = torch.tensor(digest, dtype=torch.int64, device=trainer.strategy.root_device)
     gathered = trainer.strategy.all_gather(local)
@@ -78,12 +88,13 @@ def check_ranks_agree(trainer: pl.Trainer, model: nn.Module) -> None:
     if differing:
         raise RuntimeError(
             f"After a split, rank {', '.join(map(str, differing))} of {len(digests)} differs from rank 0 in weights, "
-            "masks or optimizer state. Every rank needs the same model before a split: seed all ranks alike, and do "
-            "not change weights on one rank."
+            "masks or optimizer state. Every rank needs the same model before a split: give all ranks the same seed, "
+            "and do not change weights on one rank."
         )
 
 
 def _digest(model: nn.Module, optimizers: Sequence[Optimizer]) -> bytes:
+    """A hash of all tensors that must be equal on every rank."""
     digest = hashlib.sha256()
     structure = {name for name, _ in model.named_buffers() if is_structure(name)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -98,21 +109,27 @@ def _digest(model: nn.Module, optimizers: Sequence[Optimizer]) -> bytes:
 
 def _add(digest: Any, name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor) or hasattr(value, "full_tensor"):
-        return  # a shard differs between ranks by design
+        return  # shards differ between ranks by design
     digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
     digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 @contextmanager
 def splitting(trainer: pl.Trainer, pl_module: pl.LightningModule, sites: Sequence[Site]) -> Iterator[None]:
-    """What a split needs around it on several processes: whole parameters, the same on all, and a new wrapping.
+    """Prepare a split on several processes, and finish it: whole parameters inside, equal ranks, a new DDP wrapper.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        sites: The sites that the body of the ``with`` statement splits.
 
     Raises:
-        ValueError: Under FSDP2, if a parameter cannot be exchanged; nothing is changed then.
-        RuntimeError: Naming the ranks that differ from rank 0.
+        ValueError: Under FSDP2, if a parameter cannot be exchanged; nothing changes in that case.
+        RuntimeError: With the ranks that differ from rank 0.
     """
     strategy = trainer.strategy
     if isinstance(strategy, ExpandableModelParallelStrategy):
+        # Gather all parameters of the sites, split them whole, and shard the wide ones.
         names = [name for site in sites for name in site.parameters()]
         with whole_parameters(pl_module, names, trainer.optimizers):
             yield
@@ -121,6 +138,6 @@ def splitting(trainer: pl.Trainer, pl_module: pl.LightningModule, sites: Sequenc
     yield
     check_ranks_agree(trainer, pl_module)
     if isinstance(strategy, DDPStrategy):
-        # Its reducer holds the parameters that it was made with.
+        # DDP's reducer holds the old parameters, so a new wrapper is needed.
         strategy.model = strategy.lightning_module
         strategy.configure_ddp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -40,14 +41,13 @@ class ExpansionCallback(pl.Callback):
 
     Args:
         expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
-            objects; see :class:`~fpe_lightning.expansion.config.Expansion`. None expands by shape.
+            objects. None expands by shape.
         alpha: Children of each neuron, where no ``expansion`` is given.
         seed: Every draw depends on it, where no ``expansion`` is given.
         epoch: One or several epochs, counted from 0, at whose first batch to split.
         step: One or several numbers of optimizer steps after which to split.
         fraction: One or several fractions of the run, in [0, 1), after which to split.
-        trigger: An object that decides by itself, such as
-            :class:`~fpe_lightning.callbacks.schedule.SaturationTrigger`.
+        trigger: An object that decides by itself, such as ``SaturationTrigger()``.
         sites: Names or globs of the sites to split, relative to the LightningModule; None for all.
         exclude: Names or globs of sites that are left as they are.
         max_splits: With a trigger, how often to split at most.
@@ -90,9 +90,10 @@ class ExpansionCallback(pl.Callback):
         self.reports: list[ExpansionReport] = []
         """One report for each split of this process, oldest first."""
         kind, moments = self.schedule.kind, self.schedule.moments
-        # Made once: Lightning asks for it before every hook.
+        # Made once: Lightning asks for it before every hook. A function's address is another one in the next process.
+        expansion_key = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.expansion))
         self._state_key = self._generate_state_key(
-            expansion=repr(self.expansion), kind=kind, moments=moments, sites=sites, exclude=exclude
+            expansion=expansion_key, kind=kind, moments=moments, sites=sites, exclude=exclude
         )
         self._samples = TrainingSamples()
         self._reset()
@@ -241,7 +242,7 @@ class ExpansionCallback(pl.Callback):
         try:
             chosen = select_sites(found, self.sites, self.exclude)
             if isinstance(self.expansion, Mapping):
-                chosen = [site for site, _ in by_pattern(chosen, self.expansion)]
+                chosen = [site for site, _ in by_pattern(chosen, self.expansion, strict=self.sites is not None)]
             _notify(trainer, "on_before_expansion", pl_module, chosen)
             # Layouts are timed in the precision that steps are computed in.
             timed = any(getattr(each, "layout", None) == "auto" for each in self.expansions())

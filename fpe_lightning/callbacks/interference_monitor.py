@@ -1,4 +1,4 @@
-"""Interference over the course of training, and pictures of every split."""
+"""Log interference over the course of training, and draw every split."""
 
 from __future__ import annotations
 
@@ -13,42 +13,35 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from typing_extensions import override
 
 from fpe_lightning.interference import LayerState, has_weight, was_split
-from fpe_lightning.interference.figures import (
-    capacity_figure,
-    gram_figure,
-    kernel_figure,
-    mask_figure,
-    weights_figure,
-)
 
 _NAMES_IN_A_MESSAGE = 12
 
 
 class InterferenceMonitor(Callback):
-    """Log how much the features of a layer interfere, at regular epochs and right before and after each split.
+    """Log how much the features of a layer interfere: at regular epochs, and right before and after each split.
 
-    Scalars go to every logger: ``interference/<site>/feature_capacity`` (mean over the inputs),
+    Every logger gets the scalars ``interference/<site>/feature_capacity`` (mean over the inputs),
     ``.../mean_cosine_similarity``, ``.../mean_absolute_cosine_similarity``, ``.../width``, ``.../mean_fan_in`` and
-    ``.../nonzeros``; and ``expansion/width/<site>``, which steps up at each split. Where the datamodule knows clauses
-    (``groups``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
+    ``.../nonzeros``, and ``expansion/width/<site>``, which steps up at each split. If the datamodule knows clauses
+    (``clauses``, and ``num_features`` inputs), the first linear layer with as many inputs also gets
     ``.../clause_collisions`` and ``.../clause_coverage``. TensorBoard also gets a histogram of the capacities and, at
-    each split, the figures of ``fpe_lightning.interference.figures``. Where the neurons that a
-    layer reads are split too, its columns are copied, and copies share their capacity until training parts them.
+    each split, the figures of ``fpe_lightning.interference.figures``. If the inputs of a layer are split too, its
+    columns are copied, and the copies share their capacity until training separates them.
 
-    It keeps no state: which layers have been split is read from the model's own structure, so a resumed run is watched
-    as the first one was. Capacity costs about ``inputs * neurons * min(inputs, neurons)`` multiplications a layer and
-    epoch, so name ``sites`` or raise ``every_n_epochs`` for very large layers.
+    The callback keeps no state. It reads from the model's own structure which layers were split, so it treats a resumed
+    run like the first one. Capacity costs about ``inputs * neurons * min(inputs, neurons)`` multiplications per layer
+    and epoch, so name ``sites`` or raise ``every_n_epochs`` for very large layers.
 
     Args:
         every_n_epochs: Number of training epochs between two measurements. The start of training and both sides of
             each split are always measured.
-        sites: Qualified names of layers, or globs of such names, relative to the ``LightningModule``. None: all
-            layers that have been split, from right before their split on.
+        sites: Qualified names of layers, or globs of such names, relative to the ``LightningModule``. None measures
+            all layers that were split, from right before their split.
         figures: Whether to draw figures at a split; scalars and histograms are logged in any case.
 
     Raises:
         MisconfigurationException: If an argument is out of range, if a name or glob matches no layer of the model, or
-            if the strategy is FSDP or DeepSpeed, whose processes hold pieces of weights.
+            if the strategy is FSDP or DeepSpeed, which shard the weights.
 
     Example:
         >>> from fpe_lightning.callbacks import InterferenceMonitor
@@ -78,21 +71,21 @@ class InterferenceMonitor(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies whose processes hold pieces of weights."""
+        """Refuse strategies that shard weights."""
         if stage == "fit" and isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
             raise MisconfigurationException(
-                f"`InterferenceMonitor` needs whole weights, but found {type(trainer.strategy).__name__}, which cuts "
-                "them up: use one device, DDP or ModelParallelStrategy, or leave the callback out."
+                f"`InterferenceMonitor` needs whole weights, but found {type(trainer.strategy).__name__}, which shards "
+                "them: use one device, DDP or ModelParallelStrategy, or leave the callback out."
             )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse names that match no layer; only now have all modules been made."""
+        """Refuse names that match no layer; before this hook, some modules may not exist."""
         self._watched(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the untrained network; a resumed run has measured this step before."""
+        """Measure the untrained network; a resumed run measured it at its first start."""
         if trainer.global_step == 0:
             self._measure(trainer, pl_module, self._watched(pl_module))
 
@@ -103,17 +96,17 @@ class InterferenceMonitor(Callback):
             self._measure(trainer, pl_module, self._watched(pl_module))
 
     def on_before_expansion(self, trainer: Trainer, pl_module: LightningModule, sites: Iterable[Any]) -> None:
-        """Measure, and keep a copy of, the layers that are about to be split.
+        """Measure the layers that will be split, and keep a copy of them.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
-            sites: What is going to be split: sites, or their names.
+            sites: The sites that will be split, or their names.
         """
         self._before = self._measure(trainer, pl_module, self._chosen(pl_module, sites))
 
     def on_after_expansion(self, trainer: Trainer, pl_module: LightningModule, report: Any) -> None:
-        """Measure the layers that have been split, and draw them beside what they were.
+        """Measure the layers that were split, and draw them before and after.
 
         Args:
             trainer: The trainer.
@@ -131,7 +124,7 @@ class InterferenceMonitor(Callback):
         return self.sites is None or any(fnmatchcase(name, pattern) for pattern in self.sites)
 
     def _chosen(self, pl_module: LightningModule, sites: Iterable[Any]) -> list[str]:
-        """Names of those sites that are watched; a producer without a ``weight`` of its own cannot be."""
+        """Names of the watched sites; a producer without a ``weight`` of its own cannot be watched."""
         layers = {name for name, module in pl_module.named_modules() if has_weight(module)}
         return [name for name in filter(self._is_watched, _names(sites)) if name in layers]
 
@@ -149,19 +142,20 @@ class InterferenceMonitor(Callback):
         return [name for name in layers if self._is_watched(name)]
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, names: Iterable[str]) -> dict[str, LayerState]:
-        """Log the layers' statistics, and return the states that these were taken from (on the first process)."""
+        """Log the statistics of layers, and return the states that they describe (on the first process)."""
         if not trainer.loggers:
             return {}
-        # On every process, because a sharded weight is gathered by all of them.
+        # Every process copies the states: all of them take part in gathering a sharded weight.
         states = {name: LayerState.of(pl_module.get_submodule(name)) for name in names}
         if not trainer.is_global_zero or not states:
             return {}
+        # Scalars of all layers go to each logger in one call.
         metrics: dict[str, float] = {}
         reader = _reader_of_clauses(trainer, pl_module)
         for name, state in states.items():
             statistics = state.statistics()
             if name == reader:
-                statistics |= state.clause_statistics(trainer.datamodule.groups)  # type: ignore[attr-defined]
+                statistics |= state.clause_statistics(trainer.datamodule.clauses)  # type: ignore[attr-defined]
             metrics |= {f"interference/{name}/{key}": value for key, value in statistics.items()}
             metrics[f"expansion/width/{name}"] = statistics["width"]
         for logger in trainer.loggers:
@@ -177,6 +171,10 @@ class InterferenceMonitor(Callback):
 
 def _draw(boards: Iterable[Any], name: str, before: LayerState, after: LayerState, step: int) -> None:
     """Send the figures of one split to the TensorBoard writers."""
+    # Matplotlib takes a second to import, and many runs draw nothing.
+    from fpe_lightning.interference.figures import capacity_figure, gram_figure, mask_figure
+    from fpe_lightning.interference.weight_figures import kernel_figure, weights_figure
+
     figures = {
         "mask": mask_figure(after, name),
         "gram": gram_figure(before, after, name),
@@ -196,9 +194,9 @@ def _boards(trainer: Trainer) -> list[Any]:
 
 
 def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """The layer whose inputs clauses are made of: deeper ones may have as many, so the first of the model counts."""
+    """The layer that reads the inputs of the clauses: the first with as many inputs, as deeper ones may have too."""
     data = getattr(trainer, "datamodule", None)
-    if not getattr(data, "groups", None):
+    if not getattr(data, "clauses", None):
         return None
     inputs = getattr(data, "num_features", None)
     linear = (
@@ -210,12 +208,12 @@ def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | No
 
 
 def _names(sites: Iterable[Any]) -> list[str]:
-    """The names of sites that are given as objects or as names."""
+    """The names of sites, given as objects or as names."""
     return [site if isinstance(site, str) else site.name for site in sites]
 
 
 def _listed(names: list[str]) -> str:
-    """Names for a message, cut off where it would no longer be read."""
+    """Names for a message, cut off after the first dozen."""
     if not names:
         return "none"
     more = len(names) - _NAMES_IN_A_MESSAGE

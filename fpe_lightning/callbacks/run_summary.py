@@ -1,4 +1,4 @@
-"""A short table at the end of a run: what a split did to widths, non-zeros and accuracy."""
+"""Print a short table at the end of a run: widths, non-zeros and accuracy before and after each split."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
 class RunSummary(pl.Callback):
-    """Prints a table when testing ends after a fit: widths, non-zeros, accuracy around each split, best and test.
+    """Prints a table after the test that follows a fit: widths, non-zeros, accuracy around splits, best and test.
 
-    Accuracy just before and just after a split is measured on the validation data, without training in between, where
-    the module has a method ``accuracy(batches)`` as :class:`~fpe_lightning.modules.classifier.Classifier` has.
+    If the module has a method ``accuracy(batches)``, as :class:`~fpe_lightning.modules.classifier.Classifier` has, the
+    callback measures accuracy on the validation data right before and right after a split, without training in between.
 
     Args:
-        monitor: The metric whose best value is shown.
+        monitor: Name of the measured accuracy in the table.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[RunSummary()], logger=False, enable_checkpointing=False)
@@ -38,15 +38,15 @@ class RunSummary(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A resumed run goes on with the table of the run that it resumes.
+        # A resumed run continues the table of the run that it resumes.
         self.rows = self.rows or [("non-zero parameters at the start", f"{count_nonzeros(pl_module):,}")]
 
     def on_before_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, sites: list[Site]) -> None:
-        """Measure the accuracy that the split starts from."""
+        """Measure the accuracy before the split."""
         self._measure(trainer, pl_module, f"{self.monitor} just before the split at epoch {trainer.current_epoch}")
 
     def on_after_expansion(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ExpansionReport) -> None:
-        """Note widths and non-zeros, and measure what the split left of the accuracy."""
+        """Note widths and non-zeros, and measure the accuracy after the split."""
         for site in report.sites:
             self.rows.append((f"width of {site.name}", f"{site.width_before} -> {site.width_after}"))
         self.rows.append(("non-zero parameters", f"{report.nonzeros_before:,} -> {report.nonzeros_after:,}"))
@@ -54,10 +54,10 @@ class RunSummary(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str) -> None:
         loader, accuracy = trainer.val_dataloaders, getattr(pl_module, "accuracy", None)
-        # Many modules keep a metric under this name, which takes something else.
+        # Many modules keep a metric object under this name, which takes other arguments.
         if loader is None or not inspect.ismethod(accuracy):
             return
-        # A DataLoader draws from the global generator when it is iterated; training must not notice.
+        # Iterating a DataLoader draws from the global generator, and training must not depend on that.
         with torch.random.fork_rng():
             self.rows.append((what, f"{accuracy(loader):.4f}"))
 
@@ -83,7 +83,7 @@ class RunSummary(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Testing the best weights loads their callbacks too; what came after them belongs to the table as well.
+        # Testing the best weights also loads this state; the rows of later splits must stay in the table.
         self.rows = self.rows or [(name, value) for name, value in state_dict["rows"]]
 
 

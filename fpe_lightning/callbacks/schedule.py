@@ -1,4 +1,4 @@
-"""When to split: at epochs, at optimizer steps, after fractions of the run, or when a trigger says so."""
+"""The moments of splits: epochs, optimizer steps, fractions of the run, or the decision of a trigger."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 @runtime_checkable
 class ExpansionTrigger(Protocol):
-    """Decides when to split. It is asked at the end of every epoch, on every process; the next epoch begins split.
+    """Decides when to split. The callback asks it at the end of every epoch, on every process.
 
-    A trigger with state defines ``state_dict`` and ``load_state_dict`` too, with plain types, so that runs can resume.
+    The split happens before the next epoch. A trigger with state also defines ``state_dict`` and ``load_state_dict``,
+    with plain types, so that runs can resume.
     """
 
     def should_expand(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
@@ -27,11 +28,11 @@ class StatefulTrigger(Protocol):
     """A trigger whose state is saved with the run."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types alone."""
+        """The state, in plain types."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         ...
 
 
@@ -40,12 +41,12 @@ class SaturationTrigger:
 
     Args:
         monitor: Name of a logged metric, such as ``"val/accuracy"``.
-        mode: ``"max"`` where more is better, ``"min"`` where less is.
+        mode: ``"max"`` if more is better, ``"min"`` if less is better.
         patience: Epochs without improvement before the split, at least 1.
-        min_delta: What counts as an improvement, in units of the metric; at least 0.
+        min_delta: The smallest change that counts as an improvement, in units of the metric; at least 0.
 
     Raises:
-        MisconfigurationException: If an argument is bad, or, while training, if the metric is not logged.
+        MisconfigurationException: If an argument is out of range, or, during training, if the metric is not logged.
 
     Example:
         >>> trigger = SaturationTrigger("val/accuracy", patience=2)
@@ -65,10 +66,10 @@ class SaturationTrigger:
         self.waited = 0
 
     def should_expand(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Look at the newest value of the metric."""
+        """Read the newest value of the metric."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
-            # Not yet logged where the module logs after callbacks; not restored where a run resumes after validation.
+            # The module may log after callbacks in the first epoch; a run resumed after validation does not restore it.
             if trainer.current_epoch == 0 or self.best > -math.inf:
                 return False
             logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
@@ -78,7 +79,7 @@ class SaturationTrigger:
         return self.saturated(float(value))
 
     def saturated(self, value: float) -> bool:
-        """Take in one value; True, and start over, if it is the ``patience``-th in a row without improvement."""
+        """Add one value; return True and reset if it is the ``patience``-th in a row without improvement."""
         value = value if self.mode == "max" else -value
         if value > self.best + self.min_delta:
             self.best, self.waited = value, 0
@@ -90,27 +91,27 @@ class SaturationTrigger:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, and the epochs since."""
+        """The best value so far, and the number of epochs since."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
 
 class Schedule:
-    """The moments of all splits of one callback; how many are over is kept by the callback.
+    """The moments of all splits of one callback; the callback counts the splits that are done.
 
     Args:
-        epoch: One or several epochs, counted from 0, at whose first batch to split.
-        step: One or several numbers of optimizer steps after which to split.
-        fraction: One or several fractions of the run, in [0, 1), after which to split; of its batches, or of
-            ``max_steps`` where that ends it earlier.
+        epoch: One or several epochs, counted from 0; the split comes before their first batch.
+        step: One or several numbers of optimizer steps; the split comes after them.
+        fraction: One or several fractions of the run, in [0, 1); the split comes after that share of its batches, or of
+            ``max_steps`` if that ends the run earlier.
         trigger: Decides by itself; asked at the end of each epoch.
-        max_splits: With a trigger, how often to split at most.
+        max_splits: The largest number of splits by a trigger.
 
     Raises:
-        MisconfigurationException: If not exactly one moment is given, or it is no such number.
+        MisconfigurationException: If not exactly one kind of moment is given, or its values are out of range.
     """
 
     def __init__(
@@ -140,12 +141,13 @@ class Schedule:
             )
         if trigger is None and max_splits != 1:
             raise MisconfigurationException(
-                f"`max_splits` is for a `trigger`; `{self.kind}` says itself how often to split."
+                f"`max_splits` is for a `trigger`; `{self.kind}` lists all splits by itself."
             )
         self.count = max_splits if trigger is not None else len(self.moments)
 
     def _moments(self, value: Any) -> list[float]:
         moments = list(value) if isinstance(value, Sequence) else [value]
+        # Epochs and steps are integers of at least 0, fractions are in [0, 1); bools are neither.
         whole = self.kind != "fraction"
         bad = [
             moment
@@ -162,7 +164,10 @@ class Schedule:
         return moments
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Refuse a moment that the run's own limits exclude, before anything is loaded.
+        """Refuse a moment after the run's own limits, before anything is loaded.
+
+        Args:
+            trainer: The trainer, with its limits.
 
         Raises:
             MisconfigurationException: With the moment and the end of the run.
@@ -179,7 +184,11 @@ class Schedule:
             self._refuse_late(end, f"at max_{self.kind}s={end}")
 
     def check_steps(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a moment that comes after the last optimizer step, as soon as the number of batches is known.
+        """Refuse a moment after the last optimizer step, once the number of batches is known.
+
+        Args:
+            trainer: The trainer, with its data loaders.
+            pl_module: The module.
 
         Raises:
             MisconfigurationException: With the moment and the end of the run.
@@ -191,6 +200,7 @@ class Schedule:
             )
         if trainer.fast_dev_run or not pl_module.automatic_optimization or math.isinf(batches) or not batches:  # type: ignore[attr-defined]
             return
+        # Limits of another unit than the moment's are converted through the optimizer steps of an epoch.
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
         if self.kind == "step" and trainer.max_epochs not in (None, -1):
             self._refuse_late(trainer.max_epochs * steps, f"after {trainer.max_epochs * steps} optimizer steps")
@@ -205,13 +215,13 @@ class Schedule:
             )
 
     def asks(self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int) -> bool:
-        """At the end of an epoch: whether the trigger wants a split, the same on every process."""
+        """Whether the trigger wants a split at the end of this epoch; the answer is the same on every process."""
         if self.trigger is None or done >= self.count:
             return False
         return trainer.strategy.reduce_boolean_decision(self.trigger.should_expand(trainer, pl_module), all=False)
 
     def due(self, trainer: pl.Trainer, batch_idx: int, done: int) -> int:
-        """How many of the splits that are left are due before this batch, the same on every process."""
+        """The number of remaining splits that are due before this batch, the same on every process."""
         return sum(self._reached(moment, trainer, batch_idx) for moment in self.moments[done:])
 
     def _reached(self, moment: float, trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -219,7 +229,7 @@ class Schedule:
             return trainer.current_epoch >= moment
         if self.kind == "step":
             return trainer.global_step >= moment
-        # Batches rather than steps: with manual optimization there may be several steps a batch.
+        # Count batches, not steps: manual optimization may take several steps per batch.
         batches = trainer.num_training_batches
         if trainer.max_steps != -1 and trainer.global_step >= math.ceil(moment * trainer.max_steps):
             return True

@@ -1,4 +1,4 @@
-"""What TensorBoard cannot do by itself: mark splits on the curves, and compare runs by what they ended with."""
+"""Mark splits on TensorBoard's curves, arrange its charts, and compare runs by their final metrics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
 from typing_extensions import override
 
-from fpe_lightning.callbacks.tensorboard_columns import chosen_hparams, columns_of
-from fpe_lightning.interference.curves import curves_figure
+from fpe_lightning.callbacks.tensorboard_hparams import chosen_hparams, columns_of
 
 SITES = {
     "width": r"expansion/width/",
@@ -25,36 +23,36 @@ SITES = {
     "feature capacity": r"interference/.*/feature_capacity$",
     "mean absolute cosine similarity": r"interference/.*/mean_absolute_cosine_similarity$",
 }
-"""Charts of the sites by title, and the tags that ``InterferenceMonitor`` logs for them."""
+"""Charts of the sites by title, with the tags that ``InterferenceMonitor`` logs."""
 CLAUSES = {"clause collisions and coverage": r"interference/.*/clause_"}
-"""One more, where the data know clauses."""
+"""One more chart, for data that know clauses."""
 
 
 class TensorBoardReport(Callback):
     """Mark splits on the curves, arrange charts on the tab *Custom Scalars*, and fill the tab *HParams*.
 
-    TensorBoard draws no vertical lines. So when training ends the tab *Images* gets a figure ``curves/<name>`` of what
-    was logged after each epoch, with a dashed line at each split. While it goes on, a split at step ``s`` is a curve of
-    its own, ``expansion/split/<name>``, that goes from 0 at ``s - 1`` up to the value that the curve beside it last had
-    at ``s`` and back to 0 at ``s + 1``; *Custom Scalars* shows both in one chart, sharpest without smoothing.
+    TensorBoard draws no vertical lines. At the end of training, the tab *Images* therefore gets a figure
+    ``curves/<name>`` of the metrics after each epoch, with a dashed line at each split. During training, a split at
+    step ``s`` is a curve of its own, ``expansion/split/<name>``. It is 0 at ``s - 1``, reaches the last value of the
+    metric at ``s``, and is 0 again at ``s + 1``. *Custom Scalars* shows both curves in one chart; switch smoothing off.
 
-    *HParams* gets a row for each run with the same columns, whatever was trained: network, alpha, moment of the split,
-    partition, budget, optimizer, learning rate, epochs, seed and non-zero parameters; then the best value of what
-    ``ModelCheckpoint`` watches, once training ends, and ``metrics``, as soon as they are logged.
+    *HParams* gets one row per run, with the same columns for all kinds of runs: network, alpha, moment of the split,
+    partition, pruning, optimizer, learning rate, epochs, seed and non-zero parameters. The best value of the metric
+    that ``ModelCheckpoint`` monitors follows when training ends, and ``metrics`` as soon as they are logged.
 
-    Give ``TensorBoardLogger`` the argument ``default_hp_metric=False``: of two tables TensorBoard keeps the first. Only
-    TensorBoard loggers are written to, and no random number is drawn. It saves no state:
-    the figure of a resumed run begins where that run did.
+    Give ``TensorBoardLogger`` the argument ``default_hp_metric=False``, because TensorBoard keeps the first of two
+    tables. The callback writes to TensorBoard loggers only and draws no random number. It saves no state: the figure of
+    a resumed run starts at the resumption.
 
     Args:
-        charts: Parts of names of metrics; each makes a chart of all metrics so named but those of the test.
-        metrics: Names of metrics that *HParams* shows beside the best one; they are logged elsewhere.
-        hparams: Names or globs of hyper-parameters of the module, nested ones joined by ``/`` as in
-            ``"network/init_args/hidden"``, that *HParams* shows too. Their columns bear the last part of the name.
-            TensorBoard takes the columns from one of the runs, so give the same ones in all that are to be compared.
+        charts: Parts of metric names. Each part makes one chart of all metrics that contain it, except test metrics.
+        metrics: Names of metrics that *HParams* shows next to the best one; other code logs them.
+        hparams: Names or globs of hyper-parameters of the module that *HParams* shows too. Join nested names by ``/``
+            as in ``"network/init_args/hidden"``; the last part names the column. TensorBoard takes the columns from one
+            of the runs, so give the same names in all runs that you compare.
 
     Raises:
-        MisconfigurationException: If an argument is not a list of names, or when a fit is set up if a name in
+        MisconfigurationException: If an argument is not a list of names, or, at the setup of a fit, if a name in
             ``hparams`` matches no hyper-parameter.
 
     Example:
@@ -79,14 +77,14 @@ class TensorBoardReport(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse names of hyper-parameters that match none."""
+        """Refuse names that match no hyper-parameter."""
         if stage != "fit":
             return
         chosen_hparams(pl_module.hparams_initial, self.hparams)
         if any(isinstance(each, TensorBoardLogger) and each._default_hp_metric for each in trainer.loggers):
             rank_zero_warn(
-                "TensorBoard keeps the first table of hyper-parameters that a run writes, and TensorBoardLogger writes "
-                "one without metrics: give it `default_hp_metric=False` for that of `TensorBoardReport`."
+                "TensorBoard keeps the first table of hyper-parameters of a run, and TensorBoardLogger writes one "
+                "without metrics: give it `default_hp_metric=False` to keep the table of `TensorBoardReport`."
             )
 
     @override
@@ -98,15 +96,16 @@ class TensorBoardReport(Callback):
         columns = {**columns_of(trainer, pl_module), **chosen_hparams(pl_module.hparams_initial, self.hparams)}
         best = _best(trainer)
         metrics = [*([best[0]] if best else []), *self.metrics]
-        experiment, start, _ = hparams_summaries(columns, dict.fromkeys(metrics, 0.0))
+        # The table's columns and metrics are fixed at the start; metric values follow as scalars.
+        experiment, start, _ = _hparams_summaries(columns, dict.fromkeys(metrics, 0.0))
         for board in boards:
-            board.add_custom_scalars(layout(self.charts, bool(getattr(_data(trainer), "groups", None))))
+            board.add_custom_scalars(layout(self.charts, bool(getattr(_data(trainer), "clauses", None))))
             for summary in (experiment, start):
                 board.file_writer.add_summary(summary)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Modules may log an epoch's metrics after callbacks have seen its end.
+        # Modules may log the metrics of an epoch after the callbacks' hook for its end.
         self._note(trainer)
 
     @override
@@ -127,7 +126,7 @@ class TensorBoardReport(Callback):
             pl_module: The module.
             report: The expansion report.
         """
-        # On every process: to look at a metric may mean to gather it.
+        # Every process reads the metrics, because reading one may gather it.
         latest = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._splits.append(trainer.global_step)
         for board in _boards(trainer):
@@ -138,8 +137,13 @@ class TensorBoardReport(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = _best(trainer)
-        *_, end = hparams_summaries({}, {})
-        for board in _boards(trainer):
+        boards = _boards(trainer)
+        if not boards:
+            return
+        from fpe_lightning.interference.curves import curves_figure  # matplotlib takes a second to import
+
+        *_, end = _hparams_summaries({}, {})
+        for board in boards:
             if best is not None and best[1] is not None:
                 board.add_scalar(best[0], best[1], trainer.global_step)
             board.file_writer.add_summary(end)
@@ -151,7 +155,7 @@ class TensorBoardReport(Callback):
 
 
 def pattern(chart: str) -> str:
-    """What the metrics of a chart are found by: its name as a part of theirs, those of the test left out.
+    """The regular expression for the metrics of a chart: names that contain the chart's, except test metrics.
 
     Example:
         >>> [name for name in ("val/loss", "train_loss", "test/loss", "val/f1") if re.match(pattern("loss"), name)]
@@ -161,11 +165,11 @@ def pattern(chart: str) -> str:
 
 
 def layout(charts: Sequence[str], clauses: bool = False) -> dict[str, dict[str, list[Any]]]:
-    """The charts of the tab *Custom Scalars*: those of training with their splits, and those of the sites.
+    """The charts of the tab *Custom Scalars*: training metrics with their splits, and measures of the sites.
 
     Args:
-        charts: See :class:`TensorBoardReport`.
-        clauses: Whether clauses are known.
+        charts: Parts of metric names, one for each chart of training.
+        clauses: Whether the data know clauses.
 
     Example:
         >>> layout(["loss"])["training"]["loss"]
@@ -177,7 +181,7 @@ def layout(charts: Sequence[str], clauses: bool = False) -> dict[str, dict[str, 
 
 
 def marker(step: int, top: float) -> list[tuple[int, float]]:
-    """Steps and values of a curve that stands for a vertical line; TensorBoard keeps one value a step.
+    """Steps and values of a curve that looks like a vertical line; TensorBoard keeps one value per step.
 
     Example:
         >>> marker(12, 3.5)
@@ -187,7 +191,7 @@ def marker(step: int, top: float) -> list[tuple[int, float]]:
 
 
 def height(latest: Mapping[str, float], chart: str) -> float:
-    """How high the line of a split is: the largest of a chart's metrics, or 1 where none has a finite value yet.
+    """The height of the line of a split: the largest of a chart's metrics, or 1 before any of them is finite.
 
     Example:
         >>> height({"train/loss": 2.0, "val/loss": 2.5, "test/loss": 9.0}, "loss"), height({}, "loss")
@@ -197,12 +201,19 @@ def height(latest: Mapping[str, float], chart: str) -> float:
     return max(found, default=1.0)
 
 
+def _hparams_summaries(columns: Mapping[str, float | str], metrics: Mapping[str, float]) -> tuple[Any, Any, Any]:
+    """The three records of TensorBoard's table: the experiment, the start of a session, and its end."""
+    from torch.utils.tensorboard.summary import hparams  # importing tensorboard takes a second
+
+    return hparams(dict(columns), dict(metrics))
+
+
 def _data(trainer: Trainer) -> object:
     return getattr(trainer, "datamodule", None)
 
 
 def _best(trainer: Trainer) -> tuple[str, float | None] | None:
-    """Name and value of the best of what is watched; the value is None as long as there is none."""
+    """Name and best value of the monitored metric; the value is None before the first checkpoint."""
     checkpoint = next((each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)), None)
     if checkpoint is None or checkpoint.monitor is None:
         return None
@@ -211,7 +222,7 @@ def _best(trainer: Trainer) -> tuple[str, float | None] | None:
 
 
 def _boards(trainer: Trainer) -> list[Any]:
-    """The TensorBoard writers of the trainer, on the first process alone."""
+    """The TensorBoard writers of the trainer, on the first process only."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

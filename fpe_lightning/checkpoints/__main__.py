@@ -9,9 +9,8 @@ import torch
 from jsonargparse import auto_cli
 from torch import nn
 
-import fpe_lightning.partitions
-import fpe_lightning.pruning  # noqa: F401 - classes that are imported can be named without their module
 from fpe_lightning.checkpoints.expand_file import expand_checkpoint
+from fpe_lightning.command_line import Parser
 from fpe_lightning.expansion import BaseExpansion, ExpansionReport
 
 
@@ -32,7 +31,8 @@ def expand(
         path: The checkpoint, in one file.
         target: The file to write; it must not exist yet.
         module: The class of the module that the checkpoint belongs to, with its arguments under ``--module.``.
-        expansion: How to expand, such as ``Paper`` with its fields under ``--expansion.``; by shape by default.
+        expansion: How to expand, such as ``Paper`` with its fields under ``--expansion.``, or a mapping from names or
+            globs of sites to expansions; by shape by default.
         alpha: Children of each neuron, where no expansion is given.
         seed: Every draw depends on it, where no expansion is given.
         sites: Names or globs of the sites to split; all by default.
@@ -66,7 +66,7 @@ def expand(
 def main(args: list[str] | None = None) -> None:
     """Run the command, and print the report or one sentence."""
     try:
-        print(auto_cli(expand, args=args, as_positional=False))
+        print(auto_cli(expand, args=args, as_positional=False, parser_class=Parser))
     except (TypeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

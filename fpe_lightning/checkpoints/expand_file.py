@@ -24,7 +24,7 @@ from fpe_lightning.expansion.config import AnyExpansion, Data
 from fpe_lightning.expansion.expand import expand, resolve_expansion
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
-from fpe_lightning.sites.select import Names, select_sites, sites_of
+from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.convert import stored_masked
 
@@ -98,8 +98,10 @@ def expand_checkpoint(
     state = weights_in(checkpoint, path)
     missing = _load(model, state, path)
     if sites is None or isinstance(sites, str) or not any(isinstance(site, Site) for site in sites):
-        sites = select_sites(_find(model, checkpoint, example_inputs, example_batch), sites, exclude)  # type: ignore[arg-type]
-        exclude = None
+        found = select_sites(_find(model, checkpoint, example_inputs, example_batch), sites, exclude)  # type: ignore[arg-type]
+        if isinstance(expansion, Mapping):
+            by_pattern(found, expansion, strict=sites is not None)
+        sites, exclude = found, None
     _take_dtypes(model, state)
     known, held = set(model.state_dict()), list(_averages_in(checkpoint, state))
     averages = [_average(model, each, prefix) for each, prefix in held]

@@ -8,7 +8,7 @@ from fpe_lightning.data.glyphs import GlyphDataset
 from fpe_lightning.data.image_folder import ImageFolderDataModule
 from fpe_lightning.data.images import ImageDataModule
 from fpe_lightning.data.loader import BatchLoader
-from fpe_lightning.data.sources import ImageSplits, load_images
+from fpe_lightning.data.sources import ImageSplits, load_images, register_dataset
 
 __all__ = [
     "ArrayDataModule",
@@ -22,4 +22,5 @@ __all__ = [
     "ImageSplits",
     "dnf_task",
     "load_images",
+    "register_dataset",
 ]

@@ -1,4 +1,4 @@
-"""The base of every DataModule whose data are arrays: four loaders, and each process's part of the rows."""
+"""The base of every DataModule of arrays: four loaders, and the share of rows of each process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing_extensions import override
 from fpe_lightning.data.loader import BatchLoader
 
 Array = Tensor | np.ndarray
-Split = Literal["train", "val", "test"]
+Stage = Literal["train", "val", "test"]
 
 
 class LabelledDataModule(L.LightningDataModule):
-    """What a network needs to know of labelled data; every DataModule here answers before ``setup``, too."""
+    """The sizes that a network needs to know of labelled data; every DataModule here knows them before ``setup``."""
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ class LabelledDataModule(L.LightningDataModule):
 
     @property
     def num_features(self) -> int:
-        """Length of a row of features; the number of channels where samples are images."""
+        """Length of a row of features; the number of channels if samples are images."""
         return self.dims[0]
 
     @property
@@ -42,27 +42,27 @@ class LabelledDataModule(L.LightningDataModule):
 
     @property
     def num_outputs(self) -> int:
-        """Number of logits that a classifier of these targets has."""
+        """Number of logits of a classifier of these targets."""
         return self.num_classes
 
 
 class ArrayDataModule(LabelledDataModule):
     """Serve arrays through :class:`~fpe_lightning.data.loader.BatchLoader`.
 
-    A subclass fills ``arrays`` in ``setup`` and may set ``transform``. Rows are shuffled for training alone, and not
-    even there under ``Trainer(overfit_batches=...)``, which needs the same batches in every epoch.
+    A subclass fills ``arrays`` in ``setup`` and may set ``transform``. Only training shuffles rows, except under
+    ``Trainer(overfit_batches=...)``, which needs the same batches in every epoch.
 
     Args:
-        batch_size: Training rows of a batch on each process; None takes all rows in one step.
+        batch_size: Training rows per batch on each process; None takes all rows in one step.
         eval_batch_size: The same for validation, test and prediction; None takes ``batch_size``.
-        drop_last: Whether training leaves out an incomplete last step.
+        drop_last: Whether training omits an incomplete last step.
         seed: Seed of the training order.
 
     Raises:
         ValueError: If a batch size is not positive.
 
     Attributes:
-        arrays: Features and labels of each split, once set up.
+        arrays: Features and labels of each stage, after ``setup``.
         transform: Applied to the features of each batch.
     """
 
@@ -75,7 +75,7 @@ class ArrayDataModule(LabelledDataModule):
                 raise ValueError(f"`{name}` has to be at least 1 (or None), found {size}.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.drop_last, self.seed = drop_last, seed
-        self.arrays: dict[Split, tuple[Array, Array]] = {}
+        self.arrays: dict[Stage, tuple[Array, Array]] = {}
         self.transform: Callable[[Tensor], Tensor] | None = None
 
     @override
@@ -85,37 +85,37 @@ class ArrayDataModule(LabelledDataModule):
 
     @override
     def val_dataloader(self) -> BatchLoader:
-        """Return this process's part of the validation rows."""
+        """Return this process's share of the validation rows."""
         return self._loader("val")
 
     @override
     def test_dataloader(self) -> BatchLoader:
-        """Return this process's part of the test rows."""
+        """Return this process's share of the test rows."""
         return self._loader("test")
 
     @override
     def predict_dataloader(self) -> BatchLoader:
-        """Return this process's part of the test rows."""
+        """Return this process's share of the test rows."""
         return self._loader("test")
 
     def training_samples(self, samples: int = 4096) -> tuple[Tensor, Tensor]:
-        """Training features and labels, for partitions and pruning rules that need them.
+        """Training features and labels, for partitions and pruning rules that fit data.
 
         Args:
-            samples: At most as many rows, evenly spaced.
+            samples: Largest number of rows; they are evenly spaced.
 
         Returns:
-            ``(n, ...)`` features as a batch holds them, and ``(n,)`` labels.
+            ``(n, ...)`` features as in a batch, and ``(n,)`` labels.
         """
         features, labels = self.arrays["train"]
         rows = range(0, len(features), -(-len(features) // samples))
         x, y = torch.as_tensor(features[:: rows.step]), torch.as_tensor(labels[:: rows.step])
         return x if self.transform is None else self.transform(x), y
 
-    def _loader(self, split: Split, training: bool = False) -> BatchLoader:
-        if split not in self.arrays:
-            raise RuntimeError(f"{type(self).__name__} has no {split} data yet; call prepare_data() and setup() first.")
-        features, labels = self.arrays[split]
+    def _loader(self, stage: Stage, training: bool = False) -> BatchLoader:
+        if stage not in self.arrays:
+            raise RuntimeError(f"{type(self).__name__} has no {stage} data yet; call prepare_data() and setup() first.")
+        features, labels = self.arrays[stage]
         return BatchLoader(
             features,
             labels,
@@ -129,22 +129,22 @@ class ArrayDataModule(LabelledDataModule):
         )
 
     def _processed(self) -> int:
-        """Say how many batches of this epoch the Trainer is done with; it resumes with the one after them."""
+        """The number of batches of this epoch that the Trainer has processed; a resumed run starts with the next."""
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
     def _share(self) -> dict[str, int]:
-        """Say how many processes share the rows, and which of them this is."""
-        # None without a distributed strategy; a strategy that shards a model over processes counts each copy once.
+        """The number of processes that share the rows, and the rank of this one."""
+        # None without a distributed strategy. A strategy that shards a model over processes counts each replica once.
         return (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
 
 
 class Standardize:
-    """Shift and scale features to mean zero and standard deviation one; a class, because processes may pickle it.
+    """Shift and scale features to mean zero and standard deviation one; a class, because workers may pickle it.
 
     Args:
-        mean: Broadcastable to a batch.
-        std: Broadcastable to a batch; where it is zero, nothing is divided.
+        mean: Mean of each feature, broadcastable to a batch.
+        std: Standard deviation of each feature, broadcastable to a batch; features with zero are not divided.
 
     Example:
         >>> Standardize(torch.tensor([2.0, 5.0]), torch.tensor([2.0, 0.0]))(torch.tensor([[4, 5]]))
@@ -160,12 +160,12 @@ class Standardize:
 
 
 def moments(features: Array, channels: bool = False, rows: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, over blocks of rows, so that a memory map is never copied whole.
+    """Mean and standard deviation, computed over blocks of rows so that a memory map is never copied whole.
 
     Args:
         features: ``(n, dim)``, or ``(n, C, H, W)`` with ``channels``.
         channels: Whether each channel, rather than each feature, has its own mean.
-        rows: Rows taken at once.
+        rows: Number of rows in a block.
 
     Returns:
         Mean and (population) standard deviation in float32, ``(dim,)`` or ``(C, 1, 1)``.
@@ -175,10 +175,12 @@ def moments(features: Array, channels: bool = False, rows: int = 4096) -> tuple[
         (tensor([2., 5.]), tensor([1., 0.]))
     """
     axes = (0, 2, 3) if channels else (0,)
+    # Sums of values and of squares in double precision: one pass over the data, for both moments.
     total = square = torch.zeros(())
     for start in range(0, len(features), rows):
         block = torch.as_tensor(features[start : start + rows]).double()
         total, square = total + block.sum(axes), square + block.square().sum(axes)
+    # A channel averages over the pixels of all pictures.
     count = len(features) * (features[0].shape[-1] * features[0].shape[-2] if channels else 1)
     mean = total / count
     std = (square / count - mean.square()).clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""The Boolean task: is a formula in disjunctive normal form satisfied?"""
+"""The Boolean task: tell whether an assignment satisfies a formula in disjunctive normal form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Positives = Literal["uniform", "one_clause"]
 
 @dataclass(frozen=True)
 class DNFTask:
-    """A formula of disjoint clauses of positive literals, with samples of it.
+    """A formula of disjoint clauses of positive literals, with samples.
 
     Attributes:
-        groups: The inputs of each clause; the formula is true when all inputs of at least one clause are true.
+        groups: The inputs of each clause; the formula is true if all inputs of at least one clause are true.
         train: Inputs ``(n, inputs)`` float32 and targets ``(n,)`` bool.
         val: The same, other samples.
         test: The same, other samples.
@@ -41,27 +41,27 @@ def dnf_task(
     positives: Positives = "uniform",
     seed: int = 0,
 ) -> DNFTask:
-    """Draw a formula and its samples: half unsatisfying, half satisfying assignments (one more when the number is odd).
+    """Draw a formula and its samples: half unsatisfying, half satisfying assignments (one more if the number is odd).
 
-    The defaults are the regime that comes nearest to the figures of the paper, which gives none of these sizes.
+    The paper gives none of these sizes; the defaults come closest to its figures.
 
     Args:
         clauses: Number of clauses.
         literals: Inputs of a clause; no input belongs to two clauses.
-        inputs: Number of inputs; those outside all clauses do not matter.
+        inputs: Number of inputs; inputs outside all clauses do not matter.
         train: Number of training samples.
         val: Number of validation samples.
         test: Number of test samples.
         coding: ``"signs"`` codes false and true as -1 and +1, ``"bits"`` as 0 and 1.
-        positives: Satisfying assignments are drawn uniformly from all of them (``"uniform"``), or from those in which
-            exactly one clause is true (``"one_clause"``).
-        seed: Decides the clauses and all samples. A part's samples do not depend on the sizes of the other parts.
+        positives: ``"uniform"`` draws satisfying assignments uniformly from all, ``"one_clause"`` from those in which
+            exactly one clause is true.
+        seed: Decides the clauses and all samples. The samples of a part do not depend on the sizes of the other parts.
 
     Returns:
         The formula and its samples.
 
     Raises:
-        ValueError: If the clauses do not fit into the inputs, or a size or name is not possible.
+        ValueError: If the clauses do not fit into the inputs, or a size or name is out of range.
 
     Example:
         >>> task = dnf_task(clauses=2, literals=2, inputs=4, train=6)
@@ -83,6 +83,7 @@ def dnf_task(
     if positives not in ("uniform", "one_clause"):
         raise ValueError(f"`positives` has to be 'uniform' or 'one_clause', found {positives!r}.")
 
+    # One generator for the clauses and one for each part, so that the parts are independent.
     seeds = np.random.SeedSequence(seed).generate_state(4, np.uint64)
     generators = [torch.Generator().manual_seed(int(mixed)) for mixed in seeds]
     used = torch.randperm(inputs, generator=generators[0])[: clauses * literals]
@@ -98,18 +99,18 @@ def dnf_task(
 def sample_assignments(
     members: Tensor, inputs: int, targets: Tensor, positives: Positives, generator: torch.Generator
 ) -> Tensor:
-    """Draw assignments uniformly among those that give the formula the wanted value, without rejection.
+    """Draw assignments uniformly among those with the wanted value of the formula, without rejection.
 
-    Clauses are disjoint, so an assignment that makes the formula false is an independent choice, for every clause, of
-    one of its ``2^k - 1`` patterns that are not all true. An assignment that makes it true has a first true clause
-    ``j``: the clauses before it are chosen as above, those after it freely. There are ``(2^k - 1)^j * 2^(k (m-1-j))``
-    such assignments times a constant, so drawing ``j`` in this proportion makes every assignment equally likely.
+    Clauses are disjoint. So an assignment that makes the formula false chooses independently, for every clause, one of
+    its ``2^k - 1`` patterns that are not all true. An assignment that makes it true has a first true clause ``j``: the
+    clauses before ``j`` are chosen as above, the clauses after it freely. There are ``(2^k - 1)^j * 2^(k (m-1-j))``
+    such assignments times a constant. Drawing ``j`` in this proportion makes every assignment equally likely.
 
     Args:
         members: ``(clauses, literals)`` int64, the inputs of each clause.
         inputs: Number of inputs.
         targets: ``(n,)`` bool, the wanted value of the formula for each sample.
-        positives: As for :func:`dnf_task`.
+        positives: ``"uniform"`` or ``"one_clause"``, as for :func:`dnf_task`.
         generator: Source of randomness.
 
     Returns:
@@ -117,16 +118,18 @@ def sample_assignments(
     """
     (clauses, literals), n = members.shape, len(targets)
     patterns, everything = 2**literals, torch.arange(clauses)
+    # The first true clause of each sample; samples with the target False have none, written as `clauses`.
     probability = torch.ones(clauses) if positives == "one_clause" else (1 - 1 / patterns) ** everything.double()
     first = torch.multinomial(probability, n, replacement=True, generator=generator)
     first = torch.where(targets, first, clauses)[:, None]
     free = (everything > first) if positives == "uniform" else torch.zeros(n, clauses, dtype=torch.bool)
 
-    # pattern number 2^k - 1 is the one in which all literals are true
+    # A pattern is the number whose bits are its literals: 2^k - 1 has all literals true.
     failing = torch.randint(patterns - 1, (n, clauses), generator=generator)
     anything = torch.randint(patterns, (n, clauses), generator=generator)
     pattern = torch.where(free, anything, failing).where(everything != first, patterns - 1)
 
+    # Inputs outside all clauses are free; each pattern is unpacked into the inputs of its clause.
     bits = torch.randint(2, (n, inputs), generator=generator, dtype=torch.bool)
     bits[:, members.flatten()] = (pattern[:, :, None] >> torch.arange(literals) & 1).bool().flatten(1)
     return bits

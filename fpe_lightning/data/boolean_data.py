@@ -1,4 +1,4 @@
-"""The Boolean task as batches."""
+"""Batches of the Boolean task."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class BooleanDataModule(ArrayDataModule):
         test_size: Number of test samples.
         coding: ``"signs"`` codes false and true as -1 and +1, ``"bits"`` as 0 and 1.
         positives: ``"uniform"`` over all satisfying assignments, or ``"one_clause"``.
-        target: ``"float"`` gives float32 targets 0 and 1 ``(n,)`` for one logit and binary cross-entropy,
-            ``"class"`` the same as int64 for two logits and cross-entropy.
-        batch_size: Training samples of a batch on each process; None is full batch, as in the paper's regime.
+        target: ``"float"`` gives float32 targets 0 and 1 ``(n,)`` for one logit and binary cross-entropy. ``"class"``
+            gives int64 targets for two logits and cross-entropy.
+        batch_size: Training samples per batch on each process; None takes the full batch, as the paper does.
         eval_batch_size: The same for validation, test and prediction.
         seed: Decides clauses, samples and training order.
 
     Raises:
-        ValueError: If the task is not possible.
+        ValueError: If a size or name of the task is out of range.
 
     Attributes:
-        clauses: The inputs of each clause, for ``partition="clause"``.
+        clauses: The inputs of each clause, for the partition ``"clause"``.
 
     Example:
         >>> data = BooleanDataModule(clauses=2, literals=3, inputs=6)
@@ -84,7 +84,7 @@ class BooleanDataModule(ArrayDataModule):
     @property
     @override
     def class_names(self) -> tuple[str, ...]:
-        """What class 0 and class 1 say of the formula."""
+        """The value of the formula for class 0 and class 1."""
         return ("false", "true")
 
     @property

@@ -1,4 +1,4 @@
-"""Embeddings on disk: encoded once, mapped into memory ever after, and never taken for something they are not."""
+"""Embeddings on disk: encoded once, mapped into memory afterwards, and checked before use."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FEATURES, LABELS, MANIFEST = "features.npy", "labels.npy", "manifest.json"
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that decides what is in a cache; each different key has a folder of its own.
+    """Everything that decides the content of a cache; each key has its own folder.
 
     Attributes:
         encoder: Name of the encoder.
         weights: Digest of its weights.
-        preprocessing: What is done to a picture before and to an embedding after the encoder.
+        preprocessing: Steps that change a picture before the encoder and an embedding after it.
         dataset: Name of the data set.
         fingerprint: Digest of the pictures and labels of the split.
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -52,32 +52,33 @@ class CacheKey:
     classes: tuple[str, ...]
 
     def folder(self, cache_dir: Path) -> Path:
-        """Return the folder of this key: readable names, then the hash that tells all keys apart."""
+        """Return the folder of this key: readable names, then a hash that differs between all keys."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         names = f"{self.dataset}-{self.split}-{self.encoder}".replace("/", "_").replace(":", "_")
         return cache_dir / "embeddings" / f"{names}-{digest[:16]}"
 
 
 def ensure_cache(key: CacheKey, cache_dir: Path, batches: Callable[[], Iterable[tuple[Any, Any]]]) -> Path:
-    """Make sure that the cache of a key is there and whole, and write it if it is not there.
+    """Check the cache of a key, and write it if it is missing.
 
-    The arrays are written to a temporary folder beside it, which takes its final name only when everything is on the
-    disk: whatever is interrupted leaves no folder of that name. Of several processes one writes and the others wait.
+    The arrays go to a temporary folder next to the cache, which is renamed after everything is on the disk. So an
+    interrupted run leaves no folder of the final name. If several processes call this, one writes and the others wait.
 
     Args:
-        key: What the cache holds.
+        key: The content of the cache.
         cache_dir: Parent of all caches.
-        batches: Called if the cache has to be written; yields ``(n, dim)`` features and ``(n,)`` labels.
+        batches: Called if the cache is missing; yields ``(n, dim)`` features and ``(n,)`` labels.
 
     Returns:
         The folder of the cache.
 
     Raises:
-        ValueError: If an existing cache is damaged or holds something else, or the batches do not fit the key.
+        ValueError: If an existing cache is damaged or has another content, or the batches do not fit the key.
     """
     folder = key.folder(cache_dir)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # One process encodes; the others wait for the lock and find the folder.
         lock = FileLock(f"{folder}.lock")
         try:
             lock.acquire(timeout=1)
@@ -97,30 +98,33 @@ def open_cache(folder: Path, key: CacheKey, verify: bool = False) -> tuple[np.nd
     """Map the arrays of a cache into memory.
 
     Args:
-        folder: Where it lies.
-        key: What it has to hold.
-        verify: Whether to read all of it and compare its digest; otherwise names, sizes and types are compared.
+        folder: Folder of the cache.
+        key: Expected content.
+        verify: Whether to read the whole cache and compare its digest; otherwise only names, sizes and types are
+            compared.
 
     Returns:
-        Features ``(count, dim)`` and labels ``(count,)`` int64; writing to them changes the copy in memory alone.
+        Features ``(count, dim)`` and labels ``(count,)`` int64; writing to them changes only the copy in memory.
 
     Raises:
-        ValueError: If the cache is incomplete, damaged or holds something else; the message names the folder.
+        ValueError: If the cache is incomplete, damaged or has another content; the message names the folder.
     """
     manifest = _read_manifest(folder)
+    # Through JSON, because the manifest has lists for tuples.
     wanted = json.loads(json.dumps(asdict(key)))
     if differs := [name for name in wanted if manifest["key"].get(name) != wanted[name]]:
         found, asked = (f"{differs[0]}={str(part.get(differs[0]))[:80]!r}" for part in (manifest["key"], wanted))
-        raise _unusable(folder, f"was made for other data: it has {found}, and {asked} was asked for")
+        raise _unusable(folder, f"holds other data: it has {found}, and {asked} was asked for")
     arrays = []
     for name, shape, dtype in ((FEATURES, (key.count, key.dim), key.dtype), (LABELS, (key.count,), "int64")):
-        path, said = folder / name, manifest["files"].get(name, {})
+        path, expected = folder / name, manifest["files"].get(name, {})
         if not path.is_file():
             raise _unusable(folder, f"is incomplete: {name} is missing")
-        if (size := path.stat().st_size) != said.get("bytes"):
-            raise _unusable(folder, f"is damaged: {name} has {size} bytes instead of {said.get('bytes')}")
-        if verify and _digest(path) != said.get("sha256"):
-            raise _unusable(folder, f"is damaged: the content of {name} is not what was written")
+        # Cheap checks come first: size, digest if asked, then the header of the array.
+        if (size := path.stat().st_size) != expected.get("bytes"):
+            raise _unusable(folder, f"is damaged: {name} has {size} bytes instead of {expected.get('bytes')}")
+        if verify and _digest(path) != expected.get("sha256"):
+            raise _unusable(folder, f"is damaged: the digest of {name} differs from the manifest")
         try:
             array = np.load(path, mmap_mode="c", allow_pickle=False)
         except ValueError as error:
@@ -132,7 +136,7 @@ def open_cache(folder: Path, key: CacheKey, verify: bool = False) -> tuple[np.nd
 
 
 def _unusable(folder: Path, why: str) -> ValueError:
-    return ValueError(f"The embedding cache {folder} {why}; delete this folder and run again to encode it anew.")
+    return ValueError(f"The embedding cache {folder} {why}; delete this folder and run again to encode the data.")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -152,9 +156,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _write(key: CacheKey, folder: Path, batches: Iterable[tuple[Any, Any]]) -> None:
     for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)  # the lock is held, so whoever wrote this is gone
+        shutil.rmtree(stale, ignore_errors=True)  # this process holds the lock, so the writer of this folder is dead
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
+        # Arrays first, then the manifest with their digests, then the rename: it commits the cache.
         _write_arrays(key, temporary, batches)
         files = {
             name: {"bytes": (temporary / name).stat().st_size, "sha256": _digest(temporary / name)}
@@ -164,20 +169,20 @@ def _write(key: CacheKey, folder: Path, batches: Iterable[tuple[Any, Any]]) -> N
         with open(temporary / MANIFEST, "w") as file:
             json.dump(manifest, file, indent=1)
             _to_disk(file)
-        temporary.chmod(0o755)  # mkdtemp keeps others out, but a cache may be shared
+        temporary.chmod(0o755)  # mkdtemp allows one user only, but users may share a cache
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_arrays(key: CacheKey, folder: Path, batches: Iterable[tuple[Any, Any]]) -> None:
-    """Append batch after batch, so that no more than one batch is in memory and a full disk is an ordinary error."""
+    """Append batch after batch, so that memory holds one batch and a full disk is an ordinary error."""
     written = 0
     with open(folder / FEATURES, "wb") as features_file, open(folder / LABELS, "wb") as labels_file:
         _write_header(features_file, (key.count, key.dim), key.dtype)
         _write_header(labels_file, (key.count,), "int64")
         for features, labels in batches:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore"):  # an overflow in float16 is refused below, with a message
                 rows = np.ascontiguousarray(features, dtype=key.dtype)
             if rows.shape != (len(labels), key.dim) or not np.isfinite(rows).all():
                 found = f"shape {rows.shape}" if rows.shape != (len(labels), key.dim) else "numbers that are not finite"

@@ -1,4 +1,4 @@
-"""Pictures with noise, blur or a small shift, the same ones whenever they are asked for."""
+"""Pictures with noise, blur or a small shift, reproducible by picture and seed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _RULE = 1  # raise when any picture changes: it is part of the fingerprint
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to a picture.
+    """A change of a picture.
 
     Attributes:
         kind: ``"noise"`` (Gaussian, drawn for every pixel and channel), ``"blur"`` (Gaussian), or ``"shift"``
-            (up, down, left or right, whichever is drawn; the border is repeated).
-        level: The standard deviation of the noise as a share of the full range; that of the blur in pixels; or whole
-            pixels of the shift.
+            (up, down, left or right at random; the border is repeated).
+        level: The standard deviation of the noise as a share of the full range, or of the blur in pixels, or the
+            distance of the shift in whole pixels.
 
     Raises:
-        ValueError: If the kind is unknown, or the level not positive, or a shift not whole.
+        ValueError: If the kind is unknown, the level is not positive, or a shift is not whole.
 
     Example:
         >>> image = Image.new("RGB", (4, 4), "white")
@@ -52,7 +52,7 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """Such as ``"noise=0.1"``."""
+        """Kind and level, such as ``"noise=0.1"``."""
         return f"{self.kind}={self.level:g}"
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -63,6 +63,7 @@ class Corruption:
         if self.kind == "noise":
             drawn = pixels + 255 * self.level * generator.standard_normal(pixels.shape)
             return Image.fromarray((drawn.clip(0, 255) + 0.5).astype(np.uint8))
+        # A shift takes every row or column from a neighbour; the border repeats.
         axis, sign = divmod(int(generator.integers(4)), 2)
         size = pixels.shape[axis]
         source = (np.arange(size) - (2 * sign - 1) * int(self.level)).clip(0, size - 1)
@@ -73,14 +74,14 @@ class Corruption:
 class CorruptedImages(Dataset[tuple[Any, int]]):
     """Chosen pictures of a data set, each corrupted.
 
-    What is drawn for a picture depends on the seed, the kind and the picture's number alone: a level is a stronger form
-    of the same noise, and the same direction of a shift.
+    The random numbers of a picture depend only on the seed, the kind and the number of the picture. So a higher level
+    is a stronger form of the same noise, or a longer shift in the same direction.
 
     Attributes:
         images: Pairs of PIL image and class number.
-        corruption: What is done to each.
-        indices: Which of them.
-        seed: Non-negative.
+        corruption: The change of each picture.
+        indices: Numbers of the chosen pictures.
+        seed: Seed of the random numbers, not negative.
     """
 
     images: LabelledImages
@@ -95,7 +96,7 @@ class CorruptedImages(Dataset[tuple[Any, int]]):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the pictures, and of all that is done to them."""
+        """Digest of the pictures and of their changes."""
         recipe = [_RULE, self.images.fingerprint, asdict(self.corruption), list(self.indices), self.seed]
         return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Embeddings of pictures by a frozen encoder, encoded once and mapped from the cache."""
+"""Batches of picture embeddings, encoded once by a frozen encoder and mapped from a cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fpe_lightning.data.arrays import ArrayDataModule, Split, Standardize, moments
+from fpe_lightning.data.arrays import ArrayDataModule, Stage, Standardize, moments
 from fpe_lightning.data.cache import CacheKey, open_cache
 from fpe_lightning.data.encode import cache_embeddings, embedding_key
 from fpe_lightning.data.encoder import ImageEncoder, load_encoder
@@ -18,37 +18,39 @@ from fpe_lightning.data.sources import ImageSplits, load_images
 from fpe_lightning.data.split import stratified_choice
 from fpe_lightning.paths import default_cache_dir
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
 class EmbeddingDataModule(ArrayDataModule):
     """Batches ``(embeddings, class numbers)`` of an image data set.
 
-    ``prepare_data`` encodes what is not in the cache yet, in sight of a progress bar; ``setup`` maps the cache. The
-    cache is keyed by the encoder's weights and preprocessing and by the pictures themselves, so a change of any of
-    them is encoded anew. ``num_features``, ``num_classes`` and ``class_names`` can be read before ``prepare_data``.
+    ``prepare_data`` encodes all splits that the cache lacks, under a progress bar; ``setup`` maps the cache. The key of
+    a cache includes the encoder's weights, its preprocessing and the pictures, so a change of any of them encodes the
+    data again. ``num_features``, ``num_classes`` and ``class_names`` are known before ``prepare_data``.
 
     Args:
-        dataset: Name known to :func:`~fpe_lightning.data.sources.load_images`.
-        data_dir: Where the pictures lie.
-        encoder: Name known to :func:`~fpe_lightning.data.encoder.load_encoder`.
-        pretrained: Weights of the encoder, where its name does not imply them.
-        batch_size: Training rows of a batch on each process; None takes all rows.
+        dataset: Name of the data set: ``"glyphs"``, ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"`` or
+            ``"image_folder"``.
+        data_dir: Directory of the pictures.
+        encoder: Name of the encoder: ``"glyph-clip"``, an architecture of open_clip, ``"hf-hub:..."`` or
+            ``"local-dir:PATH"``.
+        pretrained: Tag or file of the encoder's weights, if its name does not imply them.
+        batch_size: Training rows per batch on each process; None takes all rows.
         eval_batch_size: The same for validation, test and prediction.
-        dtype: How embeddings are stored; batches are float32 in any case.
+        dtype: Type of the stored embeddings; batches are float32 in any case.
         cache_dir: Parent of all caches; None takes ``$FPE_CACHE`` or the user's cache directory.
         seed: Seed of the training order and of the choice of ``train_size`` rows.
-        train_size: Train on that many rows, chosen with the class shares of all; None trains on all.
-        standardize: Whether each feature is shifted and scaled to mean 0, standard deviation 1 over the training rows.
-        drop_last: Whether training leaves out an incomplete last step.
-        download: Whether missing pictures may be downloaded.
-        val_fraction: Part of the training pictures held out where a data set has no validation pictures.
-        encode_batch_size: Pictures encoded at once.
-        num_workers: Processes that read pictures while encoding.
-        device: Where pictures are encoded; ``"auto"`` takes a GPU if there is one.
+        train_size: Number of training rows, chosen with the class shares of all; None trains on all.
+        standardize: Whether to shift and scale each feature to mean 0 and standard deviation 1 over the training rows.
+        drop_last: Whether training omits an incomplete last step.
+        download: Whether to download missing pictures.
+        val_fraction: Share of the training pictures for validation, if the data set has no validation pictures.
+        encode_batch_size: Number of pictures per batch of the encoder.
+        num_workers: Number of processes that read pictures for the encoder.
+        device: Device of the encoder; ``"auto"`` takes a GPU if there is one.
 
     Raises:
-        ValueError: If a batch size or name is not possible.
+        ValueError: If a batch size or a type is out of range.
 
     Example:
         >>> EmbeddingDataModule(dataset="glyphs").num_classes
@@ -86,7 +88,7 @@ class EmbeddingDataModule(ArrayDataModule):
         self.dtype, self.train_size, self.standardize = dtype, train_size, standardize
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
-        self._keys: dict[Split, CacheKey] | None = None
+        self._keys: dict[Stage, CacheKey] | None = None
 
     @cached_property
     def _images(self) -> ImageSplits:
@@ -97,13 +99,13 @@ class EmbeddingDataModule(ArrayDataModule):
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return load_encoder(self.encoder, self.pretrained, device)
 
-    def _find_keys(self) -> dict[Split, CacheKey]:
-        images = {split: getattr(self._images, split) for split in SPLITS}
-        return {split: embedding_key(images[split], self._encoder, self.dataset, split, self.dtype) for split in SPLITS}
+    def _find_keys(self) -> dict[Stage, CacheKey]:
+        images = {split: getattr(self._images, split) for split in STAGES}
+        return {split: embedding_key(images[split], self._encoder, self.dataset, split, self.dtype) for split in STAGES}
 
     @override
     def prepare_data(self) -> None:
-        """Encode every split that is not in the cache, and check the digests of those that are."""
+        """Encode every split that is not in the cache, and check the digests of the others."""
         if self._keys is not None:
             return
         keys = self._find_keys()
@@ -118,12 +120,13 @@ class EmbeddingDataModule(ArrayDataModule):
         """Map the cache, and choose the training rows."""
         if self.arrays:
             return
-        # Only the process that prepared the data has loaded the encoder, and so knows which cache is the right one.
+        # Only the process that prepared the data loaded the encoder, so it tells the others the keys of the caches.
         keys = self._keys or (self._find_keys() if self.trainer is None or self.trainer.is_global_zero else None)
         keys = keys if self.trainer is None else self.trainer.strategy.broadcast(keys)
         assert keys is not None
         self._forget()
         arrays = {split: open_cache(key.folder(self.cache_dir), key) for split, key in keys.items()}
+        # Choose rows before the statistics, so that these describe the training rows only.
         if self.train_size is not None:
             features, labels = arrays["train"]
             rows = stratified_choice(torch.as_tensor(labels), self.train_size, self.seed).numpy()
@@ -132,7 +135,7 @@ class EmbeddingDataModule(ArrayDataModule):
         self._keys, self.arrays = keys, {**arrays}
 
     def _forget(self) -> None:
-        """Let go of the encoder and of pictures in memory; what is still needed of them is in the keys."""
+        """Free the encoder and the pictures in memory; the keys hold all further information about them."""
         for name in ("_encoder", "_images"):
             self.__dict__.pop(name, None)
 

@@ -1,4 +1,4 @@
-"""Stream pictures through a frozen encoder into the embedding cache, in sight of whoever waits for it."""
+"""Stream pictures through a frozen encoder into the embedding cache, under a progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fpe_lightning.data.sources import LabelledImages
 
 
 class _Rate(ProgressColumn):
-    """Pictures a second."""
+    """Pictures per second."""
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
@@ -44,8 +44,8 @@ def embedding_key(images: LabelledImages, encoder: ImageEncoder, dataset: str, s
     """Describe the embeddings of a split, without computing any.
 
     Args:
-        images: The split.
-        encoder: What embeds it.
+        images: The pictures of the split.
+        encoder: The encoder.
         dataset: Name of the data set.
         split: Name of the split.
         dtype: ``"float16"`` or ``"float32"``.
@@ -76,16 +76,16 @@ def cache_embeddings(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Encode a split into its cache, unless it is there already.
+    """Encode a split into its cache, unless the cache exists.
 
     Args:
         images: Pairs of PIL image and class number.
         encoder: A frozen encoder on its device.
-        key: What :func:`embedding_key` gave for them.
+        key: The result of :func:`embedding_key` for them.
         cache_dir: Parent of all caches.
-        batch_size: Pictures encoded at once.
-        num_workers: Processes that read and preprocess pictures.
-        progress: Whether to show a bar with pictures a second and the time left.
+        batch_size: Number of pictures per batch of the encoder.
+        num_workers: Number of processes that read and preprocess pictures.
+        progress: Whether to show a bar with pictures per second and the remaining time.
 
     Returns:
         The folder of the cache.
@@ -100,7 +100,7 @@ def cache_embeddings(
             batch_size,
             num_workers=num_workers,
             collate_fn=_Preprocess(encoder.preprocess),
-            generator=torch.Generator(),  # a run must not notice whether the cache was there
+            generator=torch.Generator(),  # the random state of a run must not depend on whether the cache exists
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         with Progress(*columns, disable=not progress) as bar:

@@ -1,4 +1,4 @@
-"""Frozen CLIP encoders from open_clip: one way to load any of them, the embedded one included."""
+"""Frozen CLIP encoders from open_clip: one function loads any of them, the embedded encoder included."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 GLYPH_CLIP = "glyph-clip"
 GLYPH_CLIP_DIRECTORY = Path(__file__).parents[1] / "assets" / "glyph_clip"
-"""Where the embedded encoder lies, in open_clip's directory form."""
+"""Directory of the embedded encoder, in open_clip's form."""
 
 
 @dataclass(eq=False)
 class ImageEncoder:
-    """A frozen open_clip model with the preprocessing and the tokenizer that belong to it.
+    """A frozen open_clip model with its preprocessing and tokenizer.
 
     Attributes:
-        name: What was loaded, such as ``"ViT-B-32/laion2b_s34b_b79k"`` or ``"glyph-clip"``.
+        name: Name of model and weights, such as ``"ViT-B-32/laion2b_s34b_b79k"`` or ``"glyph-clip"``.
         model: The open_clip model, in evaluation mode, without gradients.
         preprocess: The evaluation transform, from a PIL image to a float tensor ``(3, height, width)``.
         tokenizer: From a list of texts to int64 tokens ``(texts, context length)``.
@@ -61,7 +60,7 @@ class ImageEncoder:
             Float32 tensor ``(n, dim)`` on the encoder's device.
 
         Raises:
-            ValueError: If the images are not a batch with three channels.
+            ValueError: If the images do not form a batch with three channels.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -77,7 +76,7 @@ class ImageEncoder:
         """Embed texts into the space of the images.
 
         Args:
-            texts: ``n`` texts; what exceeds the context length is cut off.
+            texts: ``n`` texts; each is cut off at the context length.
             normalize: Whether to scale every embedding to Euclidean length one.
 
         Returns:
@@ -116,16 +115,16 @@ def load_encoder(
         model: ``"glyph-clip"`` (embedded in this package), an architecture that open_clip lists (``"ViT-B-32"``),
             ``"hf-hub:ORGANISATION/NAME"`` or ``"local-dir:DIRECTORY"``.
         pretrained: For an architecture: a tag that open_clip lists for it (``"laion2b_s34b_b79k"``) or the path of a
-            checkpoint file. None for the other kinds, which bring their weights.
-        device: Where the model computes.
+            checkpoint file. None for the other kinds, which include their weights.
+        device: Device of the model.
 
     Returns:
         The encoder, frozen, in float32.
 
     Raises:
-        ValueError: If there is no such model or tag, or ``pretrained`` is missing or superfluous.
+        ValueError: If the model or tag is unknown, or ``pretrained`` is missing or superfluous.
         FileNotFoundError: If the directory is missing or incomplete.
-        RuntimeError: If the weights can be neither found in the local cache nor downloaded, or do not fit.
+        RuntimeError: If the weights are neither in the local cache nor downloadable, or do not fit.
 
     Example:
         >>> load_encoder("glyph-clip").dim
@@ -133,9 +132,9 @@ def load_encoder(
     """
     source = _source(model, pretrained)
     try:
-        # open_clip draws initial weights, which the checkpoint then replaces: the caller's random state is not touched
+        # open_clip draws initial weights, which the checkpoint then replaces: keep the caller's random state.
         with torch.random.fork_rng(devices=[]):
-            # unlike create_model_and_transforms, this raises rather than go on with random weights
+            # Unlike create_model_and_transforms, this function raises if the weights are missing.
             clip, preprocess = open_clip.create_model_from_pretrained(source, pretrained, device=device)
         tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:
@@ -144,61 +143,8 @@ def load_encoder(
     return ImageEncoder(f"{model}/{pretrained}" if pretrained else model, clip, preprocess, tokenizer)
 
 
-def zero_shot_accuracy(
-    encoder: ImageEncoder,
-    dataset: Dataset[tuple[Any, int]],
-    prompts: Sequence[str] | None = None,
-    batch_size: int = 256,
-) -> float:
-    """Classify images by the nearest class text, without any training.
-
-    The text embedding of a class is the mean of the normalised embeddings of its prompts.
-
-    Args:
-        encoder: Images and texts are embedded with it.
-        dataset: Pairs of an image (PIL, or a tensor that is already preprocessed) and a label, with ``classes``, the
-            names of the labels.
-        prompts: Templates with ``{}`` in the place of the class name; None takes ``dataset.prompts`` where the data
-            set has them, otherwise ``"a photo of a {}."``.
-        batch_size: Images embedded at once.
-
-    Returns:
-        The fraction of images whose class is found, in 0 .. 1.
-
-    Raises:
-        ValueError: If there are no prompts, or one has no place for the class name.
-        TypeError: If the data set does not name its classes.
-
-    Example:
-        >>> from fpe_lightning.data.glyphs import GlyphDataset
-        >>> zero_shot_accuracy(load_encoder(), GlyphDataset("test", size=94)) > 0.25
-        True
-    """
-    classes = getattr(dataset, "classes", None)
-    if classes is None:
-        raise TypeError(
-            f"zero_shot_accuracy needs a data set with .classes, names to put into prompts; got {dataset!r}."
-        )
-    prompts = getattr(dataset, "prompts", ("a photo of a {}.",)) if prompts is None else prompts
-    if not prompts or any("{}" not in prompt for prompt in prompts):
-        raise ValueError(f"zero_shot_accuracy needs prompts that hold {{}} for the class name, got {list(prompts)}.")
-    texts = torch.stack([encoder.encode_text([prompt.format(name) for name in classes]) for prompt in prompts]).mean(0)
-
-    def collate(batch: list[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
-        images = [image if isinstance(image, Tensor) else encoder.preprocess(image) for image, _ in batch]
-        return torch.stack(images), torch.tensor([label for _, label in batch])
-
-    correct = total = 0
-    # with a generator of its own, the loader does not draw from the global one
-    for images, labels in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
-        predicted = (encoder.encode(images) @ texts.T).argmax(dim=1).cpu()
-        correct += int((predicted == labels).sum())
-        total += len(labels)
-    return correct / total
-
-
 def _source(model: str, pretrained: str | None) -> str:
-    """Return open_clip's name of the model, after checking all that can be checked without loading."""
+    """Return open_clip's name of the model, after all checks that need no loading."""
     source = f"{LOCAL_DIR_PREFIX}{GLYPH_CLIP_DIRECTORY}" if model == GLYPH_CLIP else model
     if not source.startswith((LOCAL_DIR_PREFIX, HF_HUB_PREFIX)):
         source = source.replace("/", "-")
@@ -217,6 +163,7 @@ def _check_architecture(name: str, pretrained: str | None) -> None:
             f"There is no CLIP model {name!r}{_nearest(name, names)}: it must be {GLYPH_CLIP!r}, a name from "
             "open_clip.list_models(), 'hf-hub:ORGANISATION/NAME' or 'local-dir:DIRECTORY'."
         )
+    # The name is known; now the weights need a tag or a file.
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = ", ".join(tags) or "none"
     if pretrained is None:
@@ -247,9 +194,9 @@ def _check_directory(model: str, directory: Path) -> None:
 
 
 def _cannot_load(source: str, pretrained: str | None, error: Exception) -> str:
-    """Say in one sentence what was asked, where it was looked for, and how to provide it by hand."""
+    """One sentence with the model, the places of the search, and the way to provide the weights by hand."""
     asked = f"CLIP model {source!r}" + (f" with weights {pretrained!r}" if pretrained else "")
-    # open_clip nests the messages of what it calls, and the last is the cause
+    # open_clip nests the messages of the functions that it calls; the last one is the cause.
     reason = " ".join(str(error).split("Last error: ")[-1].split()) or type(error).__name__
     if source.startswith(LOCAL_DIR_PREFIX) or (pretrained and Path(pretrained).is_file()):
         return f"{asked} was found but does not load: {textwrap.shorten(reason, 300)}"
@@ -265,7 +212,7 @@ def _cannot_load(source: str, pretrained: str | None, error: Exception) -> str:
 
 
 def _nearest(word: str, words: Sequence[str]) -> str:
-    """Return ``" (did you mean ...?)"`` for the word that looks most alike whatever its case, or nothing."""
+    """Return ``" (did you mean ...?)"`` with the most similar word, regardless of case, or nothing."""
     by_lower_case = {candidate.lower(): candidate for candidate in words}
     close = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
     return f" (did you mean {by_lower_case[close[0]]!r}?)" if close else ""

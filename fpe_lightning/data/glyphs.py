@@ -1,7 +1,7 @@
 """Pictures of the 94 printable ASCII characters, drawn from the fonts that ship with matplotlib.
 
-A data set that needs no download: real type designs, many classes, and validation and test fonts that are never seen in
-training, so that a classifier has to generalise from some designs of a letter to others.
+This data set needs no download. It has real type designs and many classes. Validation and test fonts never occur in
+training, so a classifier has to generalise from some designs of a letter to others.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STYLES: dict[str, str] = {
     "cmti10": "italic serif",
     "cmtt10": "typewriter",
 }
-"""The text faces among matplotlib's fonts, and the words that describe each in a caption."""
+"""The text faces among matplotlib's fonts, with the words that describe each in a caption."""
 
 _HELD_OUT = {
     "val": ("DejaVuSansMono-Bold", "DejaVuSerif", "STIXGeneralItalic", "cmtt10"),
@@ -62,38 +62,38 @@ SPLITS: dict[str, tuple[str, ...]] = {
 SIZES = {"train": 128 * len(CHARACTERS), "val": 32 * len(CHARACTERS), "test": 32 * len(CHARACTERS)}
 """Default number of pictures: 12,032, 3,008 and 3,008, the same number of every class."""
 
-# TeX's text encoding puts other signs in these places (curly quotes, inverted marks, dashes, accents).
+# TeX's text encoding has other signs in these places (curly quotes, inverted marks, dashes, accents).
 _TEX_TEXT = frozenset("\"'<>\\^_`{|}~")
 NOT_DRAWN: dict[str, frozenset[str]] = {
     "cmb10": _TEX_TEXT,
     "cmr10": _TEX_TEXT,
     "cmss10": _TEX_TEXT,
-    "cmti10": _TEX_TEXT | {"$"},  # a pound sign stands in the dollar's place
+    "cmti10": _TEX_TEXT | {"$"},  # this font has a pound sign in the place of the dollar
     "cmtt10": frozenset("'`"),
 }
-"""Characters that a font draws as something else; they are left out of its pictures."""
+"""Characters that a font draws as another sign; its pictures omit them."""
 
 _RULE = 1  # raise when any picture changes: it is part of the fingerprint
 _PIXELS = 32
-_OVERSAMPLING = 2  # pictures are warped at twice their size, then averaged down
-_EM = 44  # pixels of the undistorted master drawing, which has the oversampled scale
+_OVERSAMPLING = 2  # the warp runs at twice the size, and averages reduce its result
+_EM = 44  # size of the font in the undistorted master drawing, in oversampled pixels
 _MASTER = 96
 
 
 class GlyphDataset(Dataset[tuple[Any, int]]):
     """Pictures of printed characters under small random distortions, with fonts disjoint between the splits.
 
-    Picture ``index`` shows character ``index % 94``. Its font, rotation, scale, shear, shift, contrast, polarity and
-    noise are drawn from a generator seeded with ``(seed, split, index)``: the same on every process and for every size.
+    Picture ``index`` shows character ``index % 94``. A generator seeded with ``(seed, split, index)`` draws its font,
+    rotation, scale, shear, shift, contrast, polarity and noise: the same on every process and for every size.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: Number of pictures; None means 12,032 for training and 3,008 for the others.
-        seed: Non-negative; another seed gives other pictures of the same fonts.
+        seed: Not negative; another seed gives other pictures of the same fonts.
         transform: Called with each 32x32 RGB picture; None yields the ``PIL.Image.Image`` itself.
 
     Raises:
-        ValueError: If the split is unknown, or the size or seed cannot be used.
+        ValueError: If the split is unknown, or the size or seed is out of range.
 
     Attributes:
         classes: Names of the 94 classes, the lower-case Unicode names, such as ``"latin small letter a"``.
@@ -133,7 +133,7 @@ class GlyphDataset(Dataset[tuple[Any, int]]):
         return self.size
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Return picture ``index``, transformed if there is a transform, and its label."""
+        """Return picture ``index``, after the transform if there is one, and its label."""
         label, font, generator = self._draw(index)
         image = render(font, CHARACTERS[label], generator)
         return (image if self.transform is None else self.transform(image)), label
@@ -155,7 +155,7 @@ class GlyphDataset(Dataset[tuple[Any, int]]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 in hex over all that decides the pictures: rule, renderer, font files, split, size and seed."""
+        """SHA-256 in hex over everything that decides the pictures: rule, renderer, fonts, split, size and seed."""
         recipe = {
             "rule": _RULE,
             "renderer": [PIL.__version__, features.version("freetype2")],
@@ -167,10 +167,11 @@ class GlyphDataset(Dataset[tuple[Any, int]]):
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     def _draw(self, index: int) -> tuple[int, str, np.random.Generator]:
-        """Return the label and font of a picture, and the generator that goes on to distort it."""
+        """Return the label and font of a picture, and the generator for its distortion."""
         if not 0 <= index < self.size:
             raise IndexError(f"GlyphDataset has pictures 0 to {self.size - 1}, asked for {index}.")
         label = int(index) % len(CHARACTERS)
+        # The generator depends on the picture alone, and first draws a font that has the character.
         drawing = [font for font in self.fonts if CHARACTERS[label] not in NOT_DRAWN.get(font, ())]
         generator = np.random.default_rng((self.seed, tuple(SPLITS).index(self.split), int(index)))
         return label, drawing[generator.integers(len(drawing))], generator
@@ -181,7 +182,7 @@ def render(font: str, character: str, generator: np.random.Generator) -> Image.I
 
     Args:
         font: A name in ``STYLES``.
-        character: A single character that the font draws.
+        character: A single character of the font.
         generator: Source of rotation (up to 12 degrees), scale (0.8 to 1.15), shear (up to 0.15), shift (up to 2
             pixels), contrast (0.35 to 1 of the full range), polarity and the standard deviation of the noise (up to
             0.08 of the full range).
@@ -194,6 +195,7 @@ def render(font: str, character: str, generator: np.random.Generator) -> Image.I
         (32, 32)
     """
     angle, scale, shear, right, down, contrast, offset, sigma = generator.random(8)
+    # Warp the master drawing at twice the size, then average it down to ink in 0 .. 1.
     side = _PIXELS * _OVERSAMPLING
     matrix = _inverse_affine(
         angle=math.radians(24 * angle - 12),
@@ -204,11 +206,11 @@ def render(font: str, character: str, generator: np.random.Generator) -> Image.I
     )
     warped = _master(font, character).transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     ink = np.asarray(warped.reduce(_OVERSAMPLING), dtype=np.float32) / 255
+    # Two greys at a random distance, in random order, with noise on top.
     contrast = 0.35 + 0.65 * contrast
     lightness = (1 - contrast) * offset + contrast * (ink if generator.random() < 0.5 else 1 - ink)
     lightness += 0.08 * sigma * generator.standard_normal(ink.shape, dtype=np.float32)
-    grey = Image.fromarray((255 * lightness.clip(0, 1) + 0.5).astype(np.uint8))
-    return Image.merge("RGB", (grey, grey, grey))
+    return Image.fromarray((255 * lightness.clip(0, 1) + 0.5).astype(np.uint8)).convert("RGB")
 
 
 def font_path(font: str) -> Path:
@@ -224,8 +226,9 @@ def font_path(font: str) -> Path:
 def _inverse_affine(
     angle: float, scale: float, shear: float, shift: tuple[float, float], side: int
 ) -> tuple[float, float, float, float, float, float]:
-    """Return PIL's six coefficients, which take a point of the result to the point of the master that it shows."""
+    """Return PIL's six coefficients, which map a point of the result to its point of the master drawing."""
     cos, sin = math.cos(angle), math.sin(angle)
+    # Rotation times shear maps the master to the picture; PIL needs the inverse around both centres.
     forward = scale * np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, shear], [0.0, 1.0]])
     inverse = np.linalg.inv(forward)
     origin = _MASTER / 2 - inverse @ (np.array(shift) + side / 2)
@@ -234,9 +237,9 @@ def _inverse_affine(
 
 @cache
 def _master(font: str, character: str) -> Image.Image:
-    """Draw the character white on black and upright, centred on its advance, on a baseline common to all glyphs."""
+    """Draw the character upright in white on black, centred on its advance, on one baseline for all glyphs."""
     image = Image.new("L", (_MASTER, _MASTER))
-    # The middle of a line lies about a quarter of an em above the baseline; size and height tell "o" from "O".
+    # The middle of a line is about a quarter of an em above the baseline; size and height distinguish "o" from "O".
     baseline = _MASTER / 2 + _EM / 4
     ImageDraw.Draw(image).text((_MASTER / 2, baseline), character, fill=255, font=_load(font), anchor="ms")
     return image
@@ -244,5 +247,5 @@ def _master(font: str, character: str) -> Image.Image:
 
 @cache
 def _load(font: str) -> ImageFont.FreeTypeFont:
-    # the basic layout is in every build of Pillow, so pictures do not depend on the build
+    # Every build of Pillow has the basic layout, so pictures do not depend on the build.
     return ImageFont.truetype(font_path(font), _EM, layout_engine=ImageFont.Layout.BASIC)

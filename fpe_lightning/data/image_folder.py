@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,39 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from typing_extensions import override
 
-from fpe_lightning.data.arrays import LabelledDataModule
+from fpe_lightning.data.images import PixelDataModule
 from fpe_lightning.data.loader import ShuffledSampler
-from fpe_lightning.data.sources import ImageSplits, LabelledImages, load_images
+from fpe_lightning.data.sources import LabelledImages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of each channel that are customary for ImageNet, for pixels in 0 .. 1."""
+"""The usual mean and standard deviation of each channel for ImageNet, for pixels in 0 .. 1."""
 
 
-class ImageFolderDataModule(LabelledDataModule):
+class ImageFolderDataModule(PixelDataModule):
     """Batches ``(pixels, class numbers)`` of ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``.
 
     Pictures are resized and cropped around their centre, without random changes. On several processes, Lightning's
-    sampler repeats a few pictures to make the parts equal: report test figures from one process.
+    sampler repeats a few pictures to make the parts equal, so report test figures of one process.
 
     Args:
         data_dir: The folder that holds ``train/``.
-        image_size: Height and width of what is left of a picture, in pixels.
+        image_size: Height and width of the cropped picture, in pixels.
         flatten: Whether each picture is one row of numbers, for an MLP.
-        normalise: Whether pixels are shifted and scaled by ``IMAGENET_MEAN`` and ``IMAGENET_STD``; otherwise they are
-            in 0 .. 1.
-        batch_size: Training pictures of a batch on each process.
+        normalise: Whether to shift and scale pixels by ``IMAGENET_MEAN`` and ``IMAGENET_STD``; otherwise they are in
+            0 .. 1.
+        batch_size: Training pictures per batch on each process.
         eval_batch_size: The same for validation, test and prediction.
         seed: Seed of the training order.
-        drop_last: Whether training leaves out an incomplete last batch.
-        val_fraction: Part of the training pictures held out where there is no ``test/`` and ``val/`` is the test set.
-        num_workers: Processes that read pictures.
+        drop_last: Whether training omits an incomplete last batch.
+        val_fraction: Share of the training pictures for validation, if there is no ``test/`` and ``val/`` is the test
+            set.
+        num_workers: Number of processes that read pictures.
 
     Raises:
         ValueError: If a size is not positive.
     """
+
+    dataset = "image_folder"
 
     def __init__(
         self,
@@ -70,10 +72,6 @@ class ImageFolderDataModule(LabelledDataModule):
         steps += [transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)] if normalise else []
         self.transform = transforms.Compose([*steps, torch.flatten] if flatten else steps)
 
-    @cached_property
-    def _images(self) -> ImageSplits:
-        return load_images("image_folder", self.data_dir, val_fraction=self.val_fraction)
-
     @override
     def setup(self, stage: str | None = None) -> None:
         """List the pictures."""
@@ -82,43 +80,36 @@ class ImageFolderDataModule(LabelledDataModule):
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled training pictures."""
-        train = _Transformed(self._images.train, self.transform)
-        sampler = ShuffledSampler(len(train), self.seed)
-        return DataLoader(train, self.batch_size, sampler=sampler, drop_last=self.drop_last, **self._workers())
+        sampler = ShuffledSampler(len(self._images.train), self.seed)
+        return self._loader(self._images.train, self.batch_size, sampler=sampler, drop_last=self.drop_last)
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation pictures."""
-        return DataLoader(_Transformed(self._images.val, self.transform), self.eval_batch_size, **self._workers())
+        return self._loader(self._images.val, self.eval_batch_size)
 
     @override
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test pictures."""
-        return DataLoader(_Transformed(self._images.test, self.transform), self.eval_batch_size, **self._workers())
+        return self._loader(self._images.test, self.eval_batch_size)
 
     @override
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the test pictures."""
         return self.test_dataloader()
 
-    def _workers(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+    def _loader(self, images: LabelledImages, batch_size: int, **options: Any) -> DataLoader[Any]:
+        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(_Transformed(images, self.transform), batch_size, **workers, **options)
 
-    @property
     @override
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each class number."""
-        return tuple(self._images.train.classes)
-
-    @property
-    @override
-    def dims(self) -> tuple[int, ...]:
-        """Shape of the features of one picture: ``(3, height, width)``, or ``(numbers,)`` if flattened."""
-        shape = (3, self.image_size, self.image_size)
-        return (3 * self.image_size**2,) if self.flatten else shape
+    def _shape(self) -> tuple[int, ...]:
+        return 3, self.image_size, self.image_size
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
+    """Pictures after a transform."""
+
     def __init__(self, images: LabelledImages, transform: Callable[[Any], Tensor]) -> None:
         self.images, self.transform = images, transform
 

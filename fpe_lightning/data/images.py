@@ -11,33 +11,62 @@ from rich.progress import track
 from torch import Tensor
 from typing_extensions import override
 
-from fpe_lightning.data.arrays import ArrayDataModule, Split, Standardize, moments
+from fpe_lightning.data.arrays import ArrayDataModule, LabelledDataModule, Stage, Standardize, moments
 from fpe_lightning.data.sources import ImageSplits, LabelledImages, load_images
 from fpe_lightning.data.split import stratified_choice
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
-class ImageDataModule(ArrayDataModule):
+class PixelDataModule(LabelledDataModule):
+    """Pictures of a named data set, and the shape of their pixels."""
+
+    dataset: str
+    data_dir: str | Path
+    val_fraction: float
+    flatten: bool
+
+    @cached_property
+    def _images(self) -> ImageSplits:
+        return load_images(self.dataset, self.data_dir, val_fraction=self.val_fraction)
+
+    def _shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    @override
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class number."""
+        return tuple(self._images.train.classes)
+
+    @property
+    @override
+    def dims(self) -> tuple[int, ...]:
+        """Shape of the features of one picture: ``(channels, height, width)``, or ``(numbers,)`` if flattened."""
+        shape = self._shape()
+        return (torch.Size(shape).numel(),) if self.flatten else shape
+
+
+class ImageDataModule(PixelDataModule, ArrayDataModule):
     """Batches ``(pixels, class numbers)`` of a data set of small pictures; pixels are float32.
 
     Args:
-        dataset: ``"glyphs"``, ``"fashion_mnist"``, ``"cifar10"`` or ``"cifar100"``; pictures in folders are read by
+        dataset: ``"glyphs"``, ``"fashion_mnist"``, ``"cifar10"`` or ``"cifar100"``; for pictures in folders use
             :class:`~fpe_lightning.data.image_folder.ImageFolderDataModule`.
-        data_dir: Where the pictures lie.
+        data_dir: Directory of the pictures.
         flatten: Whether each picture is one row of numbers, for an MLP.
-        normalise: Whether each channel is shifted and scaled to mean 0, standard deviation 1 over the training
+        normalise: Whether to shift and scale each channel to mean 0 and standard deviation 1 over the training
             pictures; otherwise pixels are in 0 .. 1.
-        batch_size: Training pictures of a batch on each process; None takes all.
+        batch_size: Training pictures per batch on each process; None takes all.
         eval_batch_size: The same for validation, test and prediction.
         seed: Seed of the training order and of the choice of ``train_size`` pictures.
-        train_size: Train on that many pictures, chosen with the class shares of all; None trains on all.
-        drop_last: Whether training leaves out an incomplete last step.
-        download: Whether missing pictures may be downloaded.
-        val_fraction: Part of the training pictures held out where a data set has no validation pictures.
+        train_size: Number of training pictures, chosen with the class shares of all; None trains on all.
+        drop_last: Whether training omits an incomplete last step.
+        download: Whether to download missing pictures.
+        val_fraction: Share of the training pictures for validation, if the data set has no validation pictures.
 
     Raises:
-        ValueError: If a batch size is not possible, or the data set is one of folders.
+        ValueError: If a batch size is not positive, or the data set is one of folders.
 
     Example:
         >>> data = ImageDataModule("glyphs", flatten=True)
@@ -69,13 +98,9 @@ class ImageDataModule(ArrayDataModule):
         self.dataset, self.data_dir, self.download, self.val_fraction = dataset, data_dir, download, val_fraction
         self.flatten, self.normalise, self.train_size = flatten, normalise, train_size
 
-    @cached_property
-    def _images(self) -> ImageSplits:
-        return load_images(self.dataset, self.data_dir, val_fraction=self.val_fraction)
-
     @override
     def prepare_data(self) -> None:
-        """Download what is missing, if that is allowed."""
+        """Download missing pictures, if allowed."""
         if self.download:
             load_images(self.dataset, self.data_dir, True, self.val_fraction)
 
@@ -84,8 +109,8 @@ class ImageDataModule(ArrayDataModule):
         """Read the pictures into memory."""
         if self.arrays:
             return
-        images = {split: getattr(self._images, split) for split in SPLITS}
-        arrays = {split: read_pixels(images[split], f"Reading {self.dataset}/{split}") for split in SPLITS}
+        images = {split: getattr(self._images, split) for split in STAGES}
+        arrays = {split: read_pixels(images[split], f"Reading {self.dataset}/{split}") for split in STAGES}
         if self.train_size is not None:
             pixels, labels = arrays["train"]
             rows = stratified_choice(labels, self.train_size, self.seed)
@@ -96,21 +121,14 @@ class ImageDataModule(ArrayDataModule):
         self.transform = _Pixels(mean, std, self.flatten)
         self.arrays = {**arrays}
 
-    @property
     @override
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each class number."""
-        return tuple(self._images.train.classes)
-
-    @property
-    @override
-    def dims(self) -> tuple[int, ...]:
-        """Shape of the features of one picture: ``(channels, height, width)``, or ``(numbers,)`` if flattened."""
-        shape = _pixels(self._images.train[0][0]).shape
-        return (shape.numel(),) if self.flatten else tuple(shape)
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(_pixels(self._images.train[0][0]).shape)
 
 
 class _Pixels(Standardize):
+    """Standardize pixels, and flatten each picture if asked."""
+
     def __init__(self, mean: Tensor, std: Tensor, flatten: bool) -> None:
         super().__init__(mean, std)
         self.flatten = flatten
@@ -125,7 +143,7 @@ def read_pixels(images: LabelledImages, description: str) -> tuple[Tensor, Tenso
 
     Args:
         images: Pairs of PIL image and class number, all pictures of one size.
-        description: What the progress bar says.
+        description: Text of the progress bar.
 
     Returns:
         Pixels ``(n, channels, height, width)`` uint8 and class numbers ``(n,)`` int64.
@@ -139,5 +157,6 @@ def read_pixels(images: LabelledImages, description: str) -> tuple[Tensor, Tenso
 
 
 def _pixels(image: object) -> Tensor:
+    """A PIL image as ``(channels, height, width)`` uint8."""
     array = torch.from_numpy(np.array(image, dtype=np.uint8))
     return array[None] if array.ndim == 2 else array.permute(2, 0, 1)

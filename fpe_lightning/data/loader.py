@@ -1,4 +1,4 @@
-"""Whole-batch loading of arrays that are already in memory or mapped from a file."""
+"""Load whole batches of arrays in memory or mapped from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _EpochMixin:
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls this before every epoch."""
+        """Choose the epoch of the next order; Lightning calls this before every epoch."""
         self.epoch = epoch
 
 
@@ -43,7 +43,7 @@ class ShuffledSampler(_EpochMixin, Sampler[int]):
 
     def order(self) -> Tensor:
         """Return the row numbers of this epoch, ``(length,)`` int64."""
-        # seed + epoch would give seed 0 in epoch 1 the order of seed 1 in epoch 0; a hash of both keeps runs apart.
+        # With seed + epoch, epoch 1 of seed 0 would have the order of epoch 0 of seed 1; a hash of both prevents that.
         mixed = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0])
         return torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed))
 
@@ -58,31 +58,31 @@ class BatchLoader:
     """Yield ``(features, labels)`` batches as slices of two arrays, with no work per sample.
 
     Each step of an epoch takes the next ``batch_size * num_replicas`` rows of the (shuffled) order and gives every
-    process a consecutive part. No row is ever given out twice in an epoch, and every process gets the same number
-    of batches. What is left at the end of an epoch:
+    process a consecutive share. No row occurs twice in an epoch, and every process gets the same number of batches.
+    The end of an epoch depends on ``drop_last``:
 
-    - ``drop_last=False``: every row is given out exactly once. The incomplete last step is shared evenly, so that the
-      processes' batches differ by at most one row; if it has fewer rows than there are processes, it joins the step
-      before it. Right for evaluation, where counting a row twice would falsify the result, and for training.
-    - ``drop_last=True``: the incomplete step is left out; shuffling leaves out other rows in each epoch.
+    - ``drop_last=False``: every row occurs exactly once. The processes share the incomplete last step evenly, so their
+      batches differ by at most one row. If that step has fewer rows than processes, it joins the step before. This
+      suits evaluation, where a row that counts twice would falsify the result, and training.
+    - ``drop_last=True``: the incomplete step is omitted; shuffling omits other rows in each epoch.
 
     Lightning finds ``sampler`` and calls its ``set_epoch``; outside Lightning call :meth:`set_epoch` before each epoch.
-    A checkpoint holds :meth:`state_dict`, and a run resumed in the middle of an epoch goes on with exactly the batches
-    that were not given out, or rather, where ``processed`` is given, that were not worked off: the batch at which an
-    exception stopped the run is then repeated. (Resumed at the end of an epoch with ``max_steps``, Lightning counts one
-    epoch too many, so that the order of later epochs is another one than without the stop.)
+    A checkpoint holds :meth:`state_dict`, and a run that resumes in the middle of an epoch continues with the remaining
+    batches. With ``processed``, these are the batches that the training loop has not processed, so the batch at which
+    an exception stopped the run is repeated. (If a run with ``max_steps`` resumes at the end of an epoch, Lightning
+    counts one epoch too many, and the order of later epochs differs from the uninterrupted run.)
 
     Args:
         features: ``(rows, ...)`` tensor or (memory-mapped) array of any dtype.
         labels: ``(rows,)`` or ``(rows, ...)`` tensor or array.
-        batch_size: Rows of a batch on one process; None takes all rows in one step.
-        shuffle: Draw a new order for each epoch from ``(seed, epoch)``.
-        drop_last: Leave out the incomplete last step.
-        seed: Seed of the order; never touches the global generator.
+        batch_size: Rows per batch on one process; None takes all rows in one step.
+        shuffle: Whether to draw a new order for each epoch from ``(seed, epoch)``.
+        drop_last: Whether to omit the incomplete last step.
+        seed: Seed of the order; the global generator is not used.
         num_replicas: Number of processes that share the rows.
-        rank: Which of these processes this is.
+        rank: Rank of this process.
         transform: Applied to the features of each batch, such as ``torch.Tensor.float`` for half-precision storage.
-        processed: Says how many batches of the current epoch the training loop is done with.
+        processed: Returns the number of batches of the current epoch that the training loop has processed.
 
     Raises:
         ValueError: If a size is not positive, the arrays differ in length, or a process would get no batch.
@@ -95,7 +95,7 @@ class BatchLoader:
         [1, 1]
     """
 
-    # Lightning reads both attributes of whatever has one of them.
+    # Lightning reads both attributes if a loader has one of them.
     batch_sampler = None
     sampler: OrderedSampler | ShuffledSampler
 
@@ -119,6 +119,7 @@ class BatchLoader:
             raise ValueError(f"Each row needs one label, found {rows} rows of features and {len(self.labels)} labels.")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"`rank` has to be in 0 .. num_replicas - 1, found {rank} of {num_replicas}.")
+        # With None, one step takes all rows, shared among the processes.
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_size = -(-rows // num_replicas) if batch_size is None else batch_size
         if rows == 0 or rows < num_replicas:
@@ -132,7 +133,7 @@ class BatchLoader:
             )
         self.drop_last, self.transform, self.processed = drop_last, transform, processed
         self.sampler = ShuffledSampler(rows, seed) if shuffle else OrderedSampler(range(rows))
-        self._given_out = (0, 0)  # (epoch, batches given out in it)
+        self._yielded = (0, 0)  # (epoch, number of batches yielded in it)
         self._resume_at: tuple[int, int] | None = None
 
     @property
@@ -141,20 +142,21 @@ class BatchLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch whose order comes next."""
+        """The epoch of the next order."""
         return self.sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Choose the epoch of the next order."""
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
+        # A rest smaller than the number of processes joins the last full step.
         steps, rest = divmod(len(self.features), self._step_rows)
         return steps + (not self.drop_last and (rest >= self.num_replicas or (rest > 0 and steps == 0)))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # A generator runs nothing before its first batch is asked for. That matters: Lightning makes the iterator of
-        # the first epoch before it calls `set_epoch`, and makes one more only to see whether it can.
+        # A generator runs no code before its first batch. That matters: Lightning creates the iterator of the first
+        # epoch before it calls `set_epoch`, and creates another one only to test whether it can.
         return self._batches()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -162,30 +164,31 @@ class BatchLoader:
         order = self.sampler.order().to(self.features.device) if isinstance(self.sampler, ShuffledSampler) else None
         for step in range(first, len(self)):
             rows = self._rows(step)
-            self._given_out = (epoch, step + 1)
+            self._yielded = (epoch, step + 1)
             if order is None:
                 features, labels = self.features[rows], self.labels[rows]
             else:
                 index = order[rows]
-                # Two to four times as fast as `features[index]` for rows of a few hundred numbers.
+                # Two to four times as fast as `features[index]` for rows of some hundred numbers.
                 features = self.features.index_select(0, index)
                 labels = self.labels.index_select(0, index.to(self.labels.device))
             yield (features if self.transform is None else self.transform(features)), labels
 
     def _start(self) -> tuple[int, int]:
-        """Take the epoch and its first batch; a loaded position counts once, and only in its own epoch."""
+        """The epoch and its first batch; a loaded position counts once, and only in its own epoch."""
         epoch, resume_at = self.epoch, self._resume_at
         self._resume_at = None
         return epoch, resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0
 
     def _rows(self, step: int) -> slice:
+        """The rows of this process in one step; the last step takes all remaining rows."""
         begin = step * self._step_rows
         last = step == len(self) - 1 and not self.drop_last
         rows = len(self.features) - begin if last else self._step_rows
         return slice(begin + rows * self.rank // self.num_replicas, begin + rows * (self.rank + 1) // self.num_replicas)
 
     def _geometry(self) -> dict[str, Any]:
-        """Everything that the content of the n-th batch depends on, apart from the rank."""
+        """Everything that decides the content of the n-th batch, except the rank."""
         return {
             "rows": len(self.features),
             "batch_size": self.batch_size,
@@ -195,7 +198,7 @@ class BatchLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position inside the epoch; equal on all processes, integers only."""
-        epoch, batch = self._resume_at or self._given_out
+        epoch, batch = self._resume_at or self._yielded
         if epoch != self.epoch:
             batch = 0
         elif self.processed is not None:
@@ -203,10 +206,13 @@ class BatchLoader:
         return {"epoch": self.epoch, "batch": batch, "batches": len(self), **self._geometry()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at a saved position once its epoch begins.
+        """Continue at a saved position when its epoch begins.
+
+        Args:
+            state_dict: A result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the position is in the middle of an epoch that was divided differently.
+            ValueError: If the position is in the middle of an epoch that had other batches.
         """
         now = self._geometry()
         if missing := {"epoch", "batch", "batches", *now} - state_dict.keys():

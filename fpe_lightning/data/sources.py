@@ -1,8 +1,7 @@
-"""Image data sets by name, each as train, validation and test pictures with class names and a fingerprint."""
+"""Image data sets by name: train, validation and test pictures with class names and fingerprints."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torchvision import datasets
 
 from fpe_lightning.data.glyphs import GlyphDataset
 from fpe_lightning.data.split import stratified_choice
+from fpe_lightning.registry import Registry
 
 
 class LabelledImages(Protocol):
@@ -28,7 +28,7 @@ class LabelledImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest that changes when the pictures or labels do, and not when they move to another folder."""
+        """Digest that changes with the pictures and labels, but not with their folder."""
 
     def __len__(self) -> int: ...
 
@@ -40,9 +40,9 @@ class ImageSplits:
     """The three parts of an image data set.
 
     Attributes:
-        train: Pictures to learn from.
-        val: Pictures to choose by, never trained on.
-        test: Pictures to report on.
+        train: Pictures for training.
+        val: Pictures for the choice of settings, never for training.
+        test: Pictures for reported figures.
     """
 
     train: LabelledImages
@@ -58,8 +58,8 @@ class ImageSplit(Dataset[tuple[Any, int]]):
         images: Pairs of PIL image and class number.
         labels: ``(images,)`` int64 class numbers.
         classes: Name of each class number.
-        digest: Computes the digest of all ``images``; called only when it is asked for, because it reads the data.
-        indices: Which pictures belong to this split; None is all of them.
+        digest: Computes the digest of all ``images``; called on demand, because it reads the data.
+        indices: Numbers of the pictures of this split; None takes all.
     """
 
     images: Dataset[tuple[Any, int]]
@@ -77,7 +77,7 @@ class ImageSplit(Dataset[tuple[Any, int]]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the pictures, labels and class names, and of which of them were chosen."""
+        """Digest of the pictures, labels and class names, and of the chosen numbers."""
         chosen = "all" if self.indices is None else hashlib.sha256(self.indices.numpy().tobytes()).hexdigest()
         return hashlib.sha256("\n".join((self.digest(), chosen, *self.classes)).encode()).hexdigest()
 
@@ -86,15 +86,22 @@ class ImageSplit(Dataset[tuple[Any, int]]):
 
         Args:
             fraction: Size of the smaller part, rounded to whole pictures.
-            seed: Decides which pictures.
+            seed: Seed of the choice.
 
         Returns:
-            What stays, and what is held out.
+            The larger and the smaller part.
         """
         held_out = stratified_choice(self.labels, max(1, round(fraction * len(self.labels))), seed)
+        # Both parts keep the order of the data set.
         stays = torch.ones(len(self.labels), dtype=torch.bool)
         stays[held_out] = False
         return replace(self, indices=stays.nonzero().squeeze(1)), replace(self, indices=held_out)
+
+
+Loader = Callable[[Path, bool, float, int], ImageSplits]
+_DATASETS = Registry[Loader]("data set")
+_FASHION_MNIST = "four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist"
+_CIFAR = "www.cs.toronto.edu/~kriz/cifar.html"
 
 
 def load_images(
@@ -102,22 +109,23 @@ def load_images(
 ) -> ImageSplits:
     """Load an image data set by its name.
 
-    Sets without validation pictures (FashionMNIST, CIFAR, and folders without ``test/``, whose ``val/`` becomes the
-    test set, as is the custom for ImageNet) hold out a stratified part of their training pictures.
+    Sets without validation pictures hold out a stratified part of their training pictures. These sets are FashionMNIST,
+    CIFAR, and folders without ``test/``, whose ``val/`` becomes the test set, as is usual for ImageNet.
 
     Args:
-        name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, or ``"image_folder"``
-            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's.
-        data_dir: Where the files lie; for ``"image_folder"`` the folder that holds ``train/``.
-        download: Whether torchvision may download what is missing.
-        val_fraction: Part of the training pictures that is held out where there are no validation pictures.
-        split_seed: Decides which; apart from a run's seed, so that runs are compared on the same pictures.
+        name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, ``"image_folder"``
+            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's; or a
+            name given to :func:`register_dataset`.
+        data_dir: Directory of the files; for ``"image_folder"`` the folder that holds ``train/``.
+        download: Whether torchvision may download missing files.
+        val_fraction: Share of the training pictures for validation, if there are no validation pictures.
+        split_seed: Seed of that choice; independent of a run's seed, so that all runs use the same pictures.
 
     Returns:
         Train, validation and test pictures.
 
     Raises:
-        ValueError: If there is no data set of that name, or folders do not hold the same classes.
+        ValueError: If the name is unknown, or the folders have different classes.
         FileNotFoundError: If the files are missing; the message says how to provide them by hand.
 
     Example:
@@ -125,21 +133,38 @@ def load_images(
         >>> len(splits.train), len(splits.train.classes)
         (12032, 94)
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.4)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"There is no data set {name!r}{hint}; choose one of {', '.join(map(repr, DATASETS))}.")
+    load = _DATASETS.get(name)
     if not 0 < val_fraction < 1:
         raise ValueError(f"`val_fraction` has to be between 0 and 1, found {val_fraction}.")
-    return DATASETS[name](Path(data_dir), download, val_fraction, split_seed)
+    return load(Path(data_dir), download, val_fraction, split_seed)
+
+
+def register_dataset(name: str, load: Loader) -> None:
+    """Give an image data set a name, for ``load_images`` and for ``dataset: NAME`` in a config.
+
+    Args:
+        name: A name that no other data set has.
+        load: Takes the data directory, whether to download, the share of validation pictures and the seed of their
+            choice, and returns :class:`ImageSplits`.
+
+    Raises:
+        ValueError: If the name is taken.
+
+    Example:
+        >>> register_dataset("glyphs", lambda data_dir, download, val_fraction, seed: load_images("glyphs"))
+        Traceback (most recent call last):
+        ...
+        ValueError: The data set 'glyphs' is registered already; choose another name.
+    """
+    _DATASETS.register(name, load)
 
 
 def _glyphs(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
     return ImageSplits(*(GlyphDataset(split) for split in ("train", "val", "test")))
 
 
-def _torchvision(cls: type[Any], folder: str, files: str) -> Callable[[Path, bool, float, int], ImageSplits]:
-    """Make the loader of a torchvision data set that keeps its pictures in memory."""
+def _torchvision(cls: type[Any], folder: str, files: str) -> Loader:
+    """Create the loader of a torchvision data set that keeps its pictures in memory."""
 
     def load(data_dir: Path, download: bool, val_fraction: float, seed: int) -> ImageSplits:
         try:
@@ -181,6 +206,7 @@ def _image_folder(data_dir: Path, download: bool, val_fraction: float, seed: int
             f"The image folder {data_dir.absolute()} has no {missing} with class folders in it; lay the pictures out "
             "as train/CLASS/PICTURE and val/CLASS/PICTURE (and test/CLASS/PICTURE if there is a test set)."
         )
+    # Equal class folders give equal class numbers in all parts.
     for part, split in (("val", val), ("test", test)):
         if split is not None and split.classes != train.classes:
             odd = sorted(set(split.classes) ^ set(train.classes))
@@ -215,23 +241,11 @@ def _folder_split(folder: Path) -> ImageSplit | None:
     return ImageSplit(images, torch.as_tensor(images.targets), tuple(images.classes), digest)
 
 
-DATASETS: dict[str, Callable[[Path, bool, float, int], ImageSplits]] = {
-    "glyphs": _glyphs,
-    "fashion_mnist": _torchvision(
-        datasets.FashionMNIST,
-        "FashionMNIST/raw",
-        "the four files {train,t10k}-{images-idx3,labels-idx1}-ubyte from github.com/zalandoresearch/fashion-mnist",
-    ),
-    "cifar10": _torchvision(
-        datasets.CIFAR10,
-        "cifar-10-batches-py",
-        "the files of cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-    "cifar100": _torchvision(
-        datasets.CIFAR100,
-        "cifar-100-python",
-        "the files of cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-    "image_folder": _image_folder,
-}
-"""Every known data set: called with the data directory, whether to download, the fraction to hold out and its seed."""
+register_dataset("glyphs", _glyphs)
+register_dataset("image_folder", _image_folder)
+for _name, _cls, _folder, _files in (
+    ("fashion_mnist", datasets.FashionMNIST, "FashionMNIST/raw", _FASHION_MNIST),
+    ("cifar10", datasets.CIFAR10, "cifar-10-batches-py", "files of cifar-10-python.tar.gz from " + _CIFAR),
+    ("cifar100", datasets.CIFAR100, "cifar-100-python", "files of cifar-100-python.tar.gz from " + _CIFAR),
+):
+    register_dataset(_name, _torchvision(_cls, _folder, f"the {_files}"))

@@ -37,12 +37,12 @@ SPARE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ByShape(BaseExpansion):
-    """Large linear layers are split into :class:`Blocks`, all others by the :class:`Paper` rule; the default.
+    """Large linear layers are split into blocks, all others by the paper's rule; the default.
 
     Args:
         alpha: Children of each neuron, at least 2.
-        layout: ``"by_shape"`` stores blocks as blocks; ``"auto"`` times the layouts that can hold them (see
-            :mod:`fpe_lightning.sparse.autotune`). It never decides which weights are kept.
+        layout: ``"by_shape"`` stores blocks as blocks; ``"auto"`` times the layouts that can hold them. It
+            never decides which weights are kept.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
 

@@ -92,17 +92,18 @@ class Expansion(BaseExpansion):
 
     Args:
         alpha: Children of each neuron, at least 2.
-        partition: Which child inherits which input: a short name, or an object of :mod:`fpe_lightning.partitions`.
+        partition: Which child inherits which input: a registered name, or an object such as those of
+            ``fpe_lightning.partitions``.
         prune: Which weights go, so that the number of non-zeros stays: ``"total"`` (the paper's rule), ``"incoming"``,
             ``"outgoing"``, ``"global"`` (one order for the incoming weights of all sites), ``"columns"`` (whole inputs
-            of a block), or an object of :mod:`fpe_lightning.pruning`.
+            of a block), or an object such as those of ``fpe_lightning.pruning``.
         outgoing: ``"copy"`` gives every child a copy of its parent's outgoing weights. ``"partition"`` cuts the outputs
             into ``alpha`` stretches and gives each child the copies of one stretch, so that nothing has to be pruned
             for them.
         layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
             non-zeros, for partitions that neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), one that
             ``fpe_lightning.sparse.register_layout`` added, or ``"auto"``: for each weight the fastest layout by the
-            clock. Times vary, so nothing is timed unless it is asked for; see :mod:`fpe_lightning.sparse.autotune`.
+            clock. Times vary, so nothing is timed by default.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
 
@@ -118,8 +119,8 @@ class Expansion(BaseExpansion):
         ValueError: layout="semi_structured" keeps 2 of 4 inputs, but with alpha=4 a child reads 1 of 4: use ...
     """
 
-    partition: PartitionName | Partition = "random"
-    prune: PruningName | Pruning = "total"
+    partition: PartitionName | Partition | str = "random"
+    prune: PruningName | Pruning | str = "total"
     outgoing: Literal["copy", "partition"] = "copy"
     layout: LayoutName | str = "masked"
 
@@ -182,14 +183,7 @@ class Expansion(BaseExpansion):
 class Paper(Expansion):
     """The paper's rule: random partitions, one magnitude order over both layers of a site, masked weights.
 
-    Args:
-        alpha: Children of each neuron, at least 2.
-        partition: See :class:`Expansion`, as for all other fields.
-        prune: See :class:`Expansion`.
-        outgoing: See :class:`Expansion`.
-        layout: See :class:`Expansion`.
-        optimizer_state: See :class:`Expansion`.
-        seed: See :class:`Expansion`.
+    Its fields are those of :class:`Expansion`.
 
     Example:
         >>> Paper(alpha=4, prune="incoming", seed=1).partition
@@ -201,14 +195,10 @@ class Paper(Expansion):
 class Blocks(Expansion):
     """Dense blocks: groups of neurons share a partition, whole columns go, and the non-zeros alone are stored.
 
+    The other fields are those of :class:`Expansion`, without ``partition``.
+
     Args:
-        alpha: Children of each neuron, at least 2.
         groups: Groups of neurons, each with a partition of its own; they have to divide the number of neurons.
-        prune: See :class:`Expansion`.
-        outgoing: See :class:`Expansion`.
-        layout: See :class:`Expansion`.
-        optimizer_state: See :class:`Expansion`.
-        seed: See :class:`Expansion`.
 
     Example:
         >>> Blocks(groups=4).partition
@@ -216,8 +206,8 @@ class Blocks(Expansion):
     """
 
     groups: int = 16
-    partition: PartitionName | Partition = field(default="shared", init=False)
-    prune: PruningName | Pruning = "columns"
+    partition: PartitionName | Partition | str = field(default="shared", init=False)
+    prune: PruningName | Pruning | str = "columns"
     layout: LayoutName | str = "grouped"
 
     def __post_init__(self) -> None:
@@ -229,12 +219,7 @@ class Blocks(Expansion):
 class SemiStructured(Expansion):
     """The 2:4 pattern: each neuron gets two children, and each reads 2 of every 4 inputs.
 
-    Args:
-        prune: See :class:`Expansion`.
-        outgoing: See :class:`Expansion`.
-        layout: See :class:`Expansion`.
-        optimizer_state: See :class:`Expansion`.
-        seed: See :class:`Expansion`.
+    Its fields are those of :class:`Expansion`, without ``alpha`` and ``partition``.
 
     Example:
         >>> SemiStructured().partition, SemiStructured().alpha
@@ -242,7 +227,7 @@ class SemiStructured(Expansion):
     """
 
     alpha: int = field(default=2, init=False)
-    partition: PartitionName | Partition = field(default="semi_structured", init=False)
+    partition: PartitionName | Partition | str = field(default="semi_structured", init=False)
     layout: LayoutName | str = "semi_structured"
 
 

@@ -190,10 +190,7 @@ def choose_splits(
     names = None if given else cast("Names | None", sites)
     chosen = select_sites(given or sites_of(model, example_inputs), names, exclude)
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
-    pairs = by_pattern(chosen, mapping)
-    if names is not None and len(pairs) < len(chosen):
-        left = next(site.name for site in chosen if all(site is not other for other, _ in pairs))
-        raise ValueError(f"`expansion` holds nothing for the chosen site {left!r}; add it to the mapping.")
+    pairs = by_pattern(chosen, mapping, strict=names is not None)
     splits: dict[str, SiteExpansion] = {}
     for each in mapping.values():
         own = [site for site, found_for in pairs if found_for is each]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -64,10 +65,10 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
     incoming = sum(draft.count(name) for name in dict.fromkeys(producer.parameter for producer in producers))
     warn_if_costly(described, excess, incoming)
     _prune_weights(draft, pairs, rule, excess)
-    for producer in producers:
-        if not draft.count(producer.parameter):
+    for name in _candidates(pairs, "both"):
+        if not draft.count(name):
             raise ValueError(
-                f'The rule prune="global" prunes all weights of `{producer.parameter}`, whose magnitudes are the '
+                f"One order of magnitudes for the whole model prunes all weights of `{name}`, whose magnitudes are the "
                 "smallest of all layers, and nothing would pass it; leave its site out, or use another rule."
             )
     return True
@@ -161,9 +162,18 @@ def _by_block(producer: Producer, alpha: int, block: int) -> Tensor:
 
 
 def _prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, excess: int) -> None:
-    weights = _site_weights(draft, site, alpha, lambda name: draft[name].value)
-    before = draft.change()
-    incoming, outgoing = rule.keep(weights, excess)
+    def value_of(name: str) -> Tensor:
+        return draft.tensors[name].value if name in draft.tensors else draft.model.get_parameter(name).detach()
+
+    weights, before = _site_weights(draft, site, alpha, value_of), draft.change()
+    with _naming(site, rule):
+        incoming, outgoing = rule.keep(weights, excess)
+        expected = [mask.shape for mask in (*weights.incoming_masks, *weights.outgoing_masks)]
+        found = [(mask.shape, mask.dtype) for mask in (*incoming, *outgoing)]
+        if found != [(shape, torch.bool) for shape in expected]:
+            raise ValueError(
+                f"it has to return bool masks of shapes {_sizes(expected)}, found {_sizes(s for s, _ in found)}."
+            )
     for axis, mask in zip(_weights_of(site), [*incoming, *(each.transpose(0, 1) for each in outgoing)], strict=True):
         _restrict_rows(draft, axis, mask, alpha)
     removed = before - draft.change()
@@ -172,6 +182,19 @@ def _prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, exce
             f"The pruning rule {type(rule).__name__} removes {removed} weights of {site.name} where {excess} have to "
             "go."
         )
+
+
+@contextmanager
+def _naming(site: Site, rule: PruningRule) -> Iterator[None]:
+    """Say which site a rule refuses."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{site.name} cannot be pruned by {type(rule).__name__}: {error}") from error
+
+
+def _sizes(shapes: Iterable[torch.Size]) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes)
 
 
 def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpansion]) -> dict[str, Tensor]:
@@ -198,7 +221,8 @@ def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpans
             continue
         site, alpha = split.site, split.alpha
         before = _site_weights(draft, site, alpha, value_of)
-        after = split.prune.finalize(before)
+        with _naming(site, split.prune):
+            after = split.prune.finalize(before)
         rows = [*after.incoming, *(each.transpose(0, 1) for each in after.outgoing)]
         for axis, new in zip(_weights_of(site), rows, strict=True):
             value = value_of(axis.parameter).clone()
@@ -220,7 +244,7 @@ def _site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str]
     def bias(axis: Axis) -> Tensor | None:
         name = _bias_of(axis)
         owner = draft.model.get_submodule(axis.parameter.rpartition(".")[0])
-        return None if owner._parameters.get("bias") is None else value_of(name).cpu()
+        return None if owner._parameters.get("bias") is None else value_of(name).cpu().clone()
 
     masks = [rows(axis, draft.mask(axis.parameter)) for axis in _weights_of(site)]
     weights = [rows(axis, value_of(axis.parameter)) * mask for axis, mask in zip(_weights_of(site), masks, strict=True)]

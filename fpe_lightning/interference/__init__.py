@@ -1,4 +1,4 @@
-"""Why it helps: feature capacity, cosine similarity, collisions and coverage."""
+"""WHY an expansion helps: feature capacity, cosine similarity, collisions and coverage."""
 
 from fpe_lightning.interference.capacity import FeatureCapacity, feature_capacity
 from fpe_lightning.interference.clauses import (

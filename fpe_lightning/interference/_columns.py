@@ -9,8 +9,8 @@ from torch import Tensor
 def as_double(weight: Tensor) -> Tensor:
     """The weight in double precision where the device has it, divided by its largest magnitude.
 
-    Squares of dot products leave single precision early (weights of 1e-12 give 1e-48), and every measure in this
-    package ignores the scale of the whole weight, so it is taken out first.
+    Squares of dot products soon exceed the range of single precision (weights of 1e-12 give 1e-48). Every measure in
+    this package ignores the scale of the whole weight, so the scale is removed first.
 
     Args:
         weight: ``(neurons, inputs, *kernel)``, floating point.
@@ -32,20 +32,20 @@ def as_double(weight: Tensor) -> Tensor:
         )
     precise = weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
     scale = precise.detach().abs().amax()
-    # `!= 0` and not `> 0`: a NaN has to reach the result, or a run that diverged would look like one without weights.
+    # `!= 0` and not `> 0`: a NaN has to reach the result, or a diverged run would look like one without weights.
     return precise / torch.where(scale != 0, scale, 1)
 
 
 def input_columns(weight: Tensor) -> Tensor:
-    """One column an input feature: ``(neurons, inputs, *kernel)`` becomes ``(neurons * kernel, inputs)``."""
+    """One column per input feature: ``(neurons, inputs, *kernel)`` becomes ``(neurons * kernel, inputs)``."""
     return weight.movedim(1, -1).flatten(0, -2)
 
 
 def neuron_rows(weight: Tensor) -> Tensor:
-    """One row a neuron: ``(neurons, inputs, *kernel)`` becomes ``(neurons, inputs * kernel)``."""
+    """One row per neuron: ``(neurons, inputs, *kernel)`` becomes ``(neurons, inputs * kernel)``."""
     return weight.flatten(1)
 
 
 def result_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that measures of a weight are returned in: half precision is answered in single."""
+    """The dtype of measures of a weight: its own, or single precision for half precision."""
     return torch.promote_types(weight.dtype, torch.float32)

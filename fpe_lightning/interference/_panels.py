@@ -1,6 +1,8 @@
-"""How a matrix is drawn: cells, ticks, parents, signs and empty cells. No figure is made here."""
+"""Draw a matrix into a panel: cells, ticks, parents, signs and empty cells; and pairs of panels with a title."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +18,25 @@ from numpy.typing import NDArray
 from fpe_lightning.interference.layer import LayerState
 
 HATCH = "////"
-_MARKED_CELLS = 2000  # more cells than this leave no room for a dash or hatching in each
+DIVERGING = "RdBu_r"
+SEQUENTIAL = "cividis"
+_MARKED_CELLS = 2000  # with more cells, each is too small for a dash or hatching
 _SEPARATED_PARENTS = 40
-SHOWN = 2048  # rows and columns of a panel; more cannot be told apart, and a matrix of them fills the memory
+SHOWN = 2048  # most rows and columns of a panel; readers cannot distinguish more, and a larger matrix fills the memory
 
 
 def thinned(state: LayerState) -> tuple[LayerState, int]:
-    """The layer on the CPU in single precision, rows sorted by parent, and every how many inputs one is kept.
+    """The layer on the CPU in single precision, with rows sorted by parent and inputs thinned by a stride.
 
-    Whole parents are left out when there are too many rows, so that the children of each one shown are complete.
+    If there are too many rows, whole parents are omitted, so that each parent shows all its children.
+
+    Args:
+        state: The layer.
+
+    Returns:
+        The thinned layer, and the stride of its inputs.
     """
+    # Sort rows by parent, keep every n-th parent with all its children, and every m-th input.
     numbers, parents = state.parents.cpu().unique(return_inverse=True)
     order = torch.argsort(parents, stable=True)
     order = order[parents[order] % stride(state.width, SHOWN) == 0]
@@ -35,39 +46,40 @@ def thinned(state: LayerState) -> tuple[LayerState, int]:
 
 
 def panel_size(rows: int, columns: int) -> tuple[float, float]:
-    """Width and height in inches of a panel, large enough for its cells and never larger than a page."""
+    """Width and height of a panel in inches, large enough for its cells and never larger than a page."""
     return float(np.clip(0.3 * columns, 3.6, 8.0)), float(np.clip(0.3 * rows, 2.4, 8.0))
 
 
 def stride(count: int, limit: int) -> int:
-    """Every how many entries one is shown, so that at most ``limit`` are."""
+    """The smallest stride that shows at most ``limit`` of the entries."""
     return -(-count // limit)
 
 
 def finite(values: NDArray) -> NDArray:
-    """The values without NaN and infinity, so that the figure of a run that diverged can still be drawn."""
+    """The values without NaN and infinity, so that a diverged run still has a figure."""
     return values[np.isfinite(values)]
 
 
 def draw_cells(
     ax: Axes, cells: NDArray, empty: NDArray | None = None, *, marked: bool, signs: bool = False, **image: object
 ) -> AxesImage:
-    """Draw a matrix, one cell an entry; empty cells stay white.
+    """Draw a matrix, one cell per entry; empty cells stay white.
 
     Args:
         ax: The panel.
         cells: ``(rows, columns)``.
-        empty: Bool of that shape, the cells that hold no weight.
-        marked: Whether there is room to hatch empty cells and to dash negative ones; see :func:`has_room`.
-        signs: Whether negative cells are to be dashed, for prints without colour.
-        image: Passed to ``Axes.imshow``.
+        empty: Bool of that shape, True for cells without a weight.
+        marked: Whether cells are large enough to hatch empty ones and to dash negative ones; see :func:`has_space`.
+        signs: Whether to dash negative cells, for prints without colour.
+        image: Keyword arguments of ``Axes.imshow``.
 
     Returns:
         The image, for a colour bar.
     """
+    # The background shows through masked cells: hatched where cells are large enough.
     ax.patch.set(facecolor="white", hatch=HATCH if marked else None, edgecolor="0.7", linewidth=0)
     shown = np.ma.masked_array(cells, np.zeros(cells.shape, bool) if empty is None else empty)
-    # Matplotlib's default smooths a panel of few tall cells: neighbouring neurons would run into each other.
+    # Matplotlib's default smooths a panel of few tall cells, which would blend neighbouring neurons.
     drawn = ax.imshow(shown, **{"aspect": "auto", "interpolation": "nearest", **image})  # type: ignore[arg-type]
     if signs and marked:
         rows, columns = np.nonzero(np.ma.filled(shown < 0, False))
@@ -76,15 +88,16 @@ def draw_cells(
 
 
 def scale_limit(values: NDArray) -> float:
-    """The magnitude at which a colour scale ends: all but the largest 0.1 % of the non-zero values lie within."""
+    """The magnitude at the end of a colour scale: it covers all but the largest 0.1 % of the non-zero values."""
     magnitudes = finite(np.abs(values[values != 0]))
     return float(np.quantile(magnitudes, 0.999, method="higher")) if magnitudes.size else 1.0
 
 
 def label_inputs(ax: Axes, count: int, step: int, axis: str = "x") -> None:
-    """Number the input features along an axis, thinned to what can be read."""
+    """Number the input features along an axis, with about eight ticks."""
     name = "input feature" if step == 1 else f"input feature (one in {step} shown)"
     target = ax.xaxis if axis == "x" else ax.yaxis
+    # Ticks at round feature numbers, placed at the shown columns.
     locator = MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
     ticks = [tick for tick in locator.tick_values(0, (count - 1) * step) if 0 <= tick <= (count - 1) * step]
     target.set_ticks([tick / step for tick in ticks], labels=[f"{tick:.0f}" for tick in ticks])
@@ -92,14 +105,15 @@ def label_inputs(ax: Axes, count: int, step: int, axis: str = "x") -> None:
 
 
 def label_parents(ax: Axes, parents: NDArray, name: str) -> None:
-    """Name the run of rows that descends from each parent, with a line between runs where they are few.
+    """Label the rows of each parent, with a line between parents if they are few.
 
     Args:
         ax: The panel.
-        parents: ``(rows,)``, sorted.
+        parents: ``(rows,)`` integer parents, sorted.
         name: Label of the axis.
     """
     numbers, starts, counts = np.unique(parents, return_index=True, return_counts=True)
+    # A tick in the middle of each parent's rows, for at most 16 parents.
     shown = slice(None, None, stride(len(numbers), 16))
     ax.set_yticks((starts + (counts - 1) / 2)[shown], labels=[str(number) for number in numbers[shown]])
     ax.set_ylabel(name)
@@ -109,12 +123,12 @@ def label_parents(ax: Axes, parents: NDArray, name: str) -> None:
 
 
 def explain(figure: Figure, *, marked: bool, empty: bool = False, signs: bool = False) -> None:
-    """Say below the panels how cells without a weight and negative ones look.
+    """Add a legend below the panels for cells without a weight and negative cells.
 
     Args:
         figure: The figure.
-        marked: As in :func:`draw_cells`.
-        empty: Whether some cells hold no weight.
+        marked: Whether cells carry marks, as in :func:`draw_cells`.
+        empty: Whether some cells have no weight.
         signs: Whether some cells are negative.
     """
     handles: list[Artist] = []
@@ -126,6 +140,31 @@ def explain(figure: Figure, *, marked: bool, empty: bool = False, signs: bool = 
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def has_room(*matrices: NDArray) -> bool:
-    """Whether the cells of all these matrices are drawn large enough to carry a mark."""
+def has_space(*matrices: NDArray) -> bool:
+    """Whether the cells of all these matrices are large enough for a mark."""
     return all(matrix.size <= _MARKED_CELLS for matrix in matrices)
+
+
+def two_panels(size: tuple[float, float], before: LayerState, after: LayerState, title: str) -> tuple[Figure, Any]:
+    """A figure with the panels "before" and "after"; its title names the changes by the split."""
+    width, height = size
+    figure = Figure(figsize=(2 * width + 2.6, height + 1.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for ax, name in zip(panels, ("before", "after"), strict=True):
+        ax.set_title(name)
+    figure.suptitle(f"{title}\n{change(before, after)}")
+    return figure, panels
+
+
+def change(before: LayerState, after: LayerState) -> str:
+    """The changes by a split in words; with the inputs, if the layer below was split at the same time."""
+    inputs = (before.weight.shape[1], after.weight.shape[1])
+    return (
+        f"alpha = {ratio(after.width, before.width)}, width {before.width} → {after.width}, "
+        + (f"inputs {inputs[0]} → {inputs[1]}, " if inputs[0] != inputs[1] else "")
+        + f"non-zeros {before.nonzeros:,} → {after.nonzeros:,}"
+    )
+
+
+def ratio(after: int, before: int) -> str:
+    return f"{after / before:g}"

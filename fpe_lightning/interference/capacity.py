@@ -1,4 +1,4 @@
-"""Feature capacity: how much of a layer each input feature has to itself."""
+"""Feature capacity: the share of a layer that each input feature has to itself."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def feature_capacity(weight: Tensor) -> Tensor:
     .. math::
         C_i = \frac{(w_i \cdot w_i)^2}{\sum_j (w_i \cdot w_j)^2},
 
-    which is 1 when the column is orthogonal to all others and falls towards 0 as it shares its neurons; higher is
-    better (arXiv 2510.04500). It does not depend on the scale of the weight.
+    which is 1 if the column is orthogonal to all others and falls towards 0 as it shares its neurons; higher is better
+    (arXiv 2510.04500). It does not depend on the scale of the weight.
 
-    An all-zero column has capacity 0. No neuron reads that feature, so it holds no part of the layer: 0 is what a
-    column that shrinks to nothing beside others tends to, and it keeps the sum over all features at or below the number
-    of neurons. Means therefore count it, and a layer does not look better for having dropped an input.
+    An all-zero column has capacity 0: no neuron reads that feature, so it occupies no part of the layer. A column that
+    shrinks to zero among others tends to the same value, and the sum over all features stays at or below the number of
+    neurons. Means therefore count it, so a layer does not look better because it dropped an input.
 
-    The Gram matrix is taken on the smaller side of the weight (neurons by neurons, or inputs by inputs), so it is
-    never larger than the weight itself, however many inputs there are. It is differentiable in the weight.
+    The Gram matrix is computed on the smaller side of the weight (neurons by neurons, or inputs by inputs). So it is
+    never larger than the weight, for any number of inputs. The result is differentiable in the weight.
 
     Args:
         weight: ``(neurons, inputs)``, or a convolution kernel ``(neurons, inputs, *kernel)``, whose column for an
@@ -48,10 +48,11 @@ def feature_capacity(weight: Tensor) -> Tensor:
         tensor([0.5000, 0.5000, 1.0000, 0.0000])
     """
     columns = input_columns(as_double(weight))
+    # With u_i = w_i / |w_i|, the capacity is |w_i|^2 / sum_j (u_i . w_j)^2: smaller numbers, the same quotient.
     energy = columns.square().sum(0)
     used = energy != 0
     unit = columns / torch.where(used, energy, 1).sqrt()
-    # sum_j (u_i . w_j)^2 equals u_i . (W W^T) u_i: two ways to the same number, the cheaper one is taken.
+    # sum_j (u_i . w_j)^2 equals u_i . (W W^T) u_i: compute the cheaper of the two.
     if columns.shape[0] <= columns.shape[1]:
         overlap = (unit * (columns @ columns.T @ unit)).sum(0)
     else:
@@ -61,11 +62,10 @@ def feature_capacity(weight: Tensor) -> Tensor:
 
 
 class FeatureCapacity(Metric):
-    """Feature capacity of the weights that it is shown; see :func:`feature_capacity`.
+    """Feature capacity of all updated weights; see :func:`feature_capacity`.
 
     ``update`` takes a weight ``(neurons, inputs, *kernel)``. With ``reduction="mean"``, ``compute`` returns the mean
-    over the features of all weights seen (all-zero columns count as 0); with ``"none"`` the capacities one after the
-    other.
+    over the features of all weights (all-zero columns count as 0). With ``"none"``, it returns all capacities in order.
 
     Args:
         reduction: ``"mean"`` or ``"none"``.

@@ -1,4 +1,4 @@
-"""What the children of a neuron stand for: the pictures that they and their parent like best, side by side."""
+"""Draw the pictures that activate a neuron and its children most."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class Pictures(Protocol):
 def children_figure(
     pictures: Pictures, labels: Tensor, before: Tensor, after: Tensor, parents: Tensor, *, count: int = 6, title: str
 ) -> Figure:
-    """Draw the top pictures of every neuron that was split beside those of each of its children.
+    """Draw the top pictures of every split neuron and of each of its children in one row.
 
-    Above each strip stands the entropy of the neuron's activation over the classes
+    The title of each strip has the entropy of the neuron's activation over the classes
     (:func:`~fpe_lightning.interference.selectivity.class_entropy`).
 
     Args:
-        pictures: All of one size; only those that are shown are asked for.
+        pictures: Pictures of one size; only the drawn ones are read.
         labels: ``(n,)`` int64 class numbers.
         before: ``(n, neurons)`` activations of the neurons before the split, finite and not negative.
-        after: ``(n, children)`` activations of the children, now.
-        parents: ``(children,)`` int64, the neuron that each child descends from.
-        count: Pictures of each neuron, the strongest first.
-        title: Of the figure.
+        after: ``(n, children)`` activations of the children.
+        parents: ``(children,)`` int64, the parent of each child.
+        count: Number of pictures of each neuron, the strongest first.
+        title: Title of the figure.
 
     Returns:
-        A figure with a row for each neuron of ``before``: first itself, then its children in their order.
+        A figure with a row for each neuron of ``before``: first the neuron, then its children in order.
 
     Raises:
-        TypeError: If a dtype is another one.
-        ValueError: If shapes do not fit, or a child descends from a neuron that is not there.
+        TypeError: If a dtype does not fit.
+        ValueError: If shapes do not fit, or a parent is out of range.
 
     Example:
         >>> import torch
@@ -63,18 +63,20 @@ def children_figure(
         )
     if len(before) != len(after):
         raise ValueError(
-            f"Parents and children have to be shown the same samples, found {len(before)} and {len(after)}."
+            f"Parents and children need activations on the same samples, found {len(before)} and {len(after)}."
         )
     if parents.numel() and not 0 <= int(parents.min()) <= int(parents.max()) < before.shape[1]:
         raise ValueError(
             f"`parents` have to be neurons 0 to {before.shape[1] - 1}, found {int(parents.min())} to "
             f"{int(parents.max())}."
         )
+    # Children by neuron, and the entropies and strongest samples of all neurons.
     own = [(parents == neuron).nonzero().flatten().tolist() for neuron in range(before.shape[1])]
     across = 1 + max(map(len, own))
     entropies = [class_entropy(activations, labels).tolist() for activations in (before, after)]
     tops = [top_samples(activations, count).tolist() for activations in (before, after)]
 
+    # A row per neuron: its own strip, one strip per child, and empty panels up to the largest family.
     size = (across * (count * _INCH_A_PICTURE + 0.15) + 0.2, len(own) * (_INCH_A_PICTURE + 0.3) + 0.7)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.02))
     axes = figure.subplots(len(own), across, squeeze=False)
@@ -89,7 +91,7 @@ def children_figure(
 
 
 def _strip(ax: Axes, pictures: Pictures, samples: list[int], name: str, entropy: float) -> None:
-    """One neuron: its pictures from left to right, its name and entropy above."""
+    """Draw the pictures of one neuron from left to right, with its name and entropy as a title."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
@@ -99,6 +101,7 @@ def _strip(ax: Axes, pictures: Pictures, samples: list[int], name: str, entropy:
         return
     ax.set_title(f"{name}: {entropy:.1f} bits", fontsize=8)
     height, width = shown[0].shape
+    # White gaps between pictures, and white pictures for missing samples.
     gap = np.ones((height, max(1, width // 16)))
     blank = np.ones((height, width))
     tiles = [*shown, *[blank] * (len(samples) - len(shown))]
@@ -107,7 +110,7 @@ def _strip(ax: Axes, pictures: Pictures, samples: list[int], name: str, entropy:
 
 
 def _grey(picture: Any) -> np.ndarray:
-    """A picture as ``(height, width)`` in [0, 1]; whole numbers count up to 255."""
+    """A picture as ``(height, width)`` in [0, 1]; integers have the range 0 .. 255."""
     values = np.asarray(picture)
     scaled = values / 255 if values.dtype.kind in "iu" else values.astype(float)
     return scaled.mean(2) if scaled.ndim == 3 else scaled

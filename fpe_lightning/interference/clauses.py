@@ -1,4 +1,4 @@
-"""Which clauses of a Boolean task lie whole in a neuron, and which of them collide there."""
+"""Clauses of a Boolean task that a neuron reads in full, and their collisions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torchmetrics import Metric
 
 
 def whole_clauses(structure: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Which clauses each child can read in full.
+    """The clauses that each child can read in full.
 
-    A clause is *whole* in a child when the child may read every one of its literals. Removing a single literal, by the
-    partition or by pruning to the budget, breaks the clause in that child.
+    A clause is *whole* in a child if the child may read all its literals. The partition or pruning breaks a clause in a
+    child by removing a single literal.
 
     Args:
         structure: ``(children, inputs)`` bool mask, True where a weight may be non-zero; or an int64 assignment
-            ``(neurons, inputs)`` of child numbers ``0 .. alpha - 1``, which stands for the mask with
-            ``neurons * alpha`` rows, the children of a neuron adjacent.
-        groups: One list of input indices a clause.
+            ``(neurons, inputs)`` of child numbers ``0 .. alpha - 1``, which represents the mask with
+            ``neurons * alpha`` rows, where children of a neuron are adjacent.
+        groups: One list of input indices per clause.
 
     Returns:
         ``(children, clauses)`` bool.
@@ -40,12 +40,13 @@ def whole_clauses(structure: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
                 [False, False]])
     """
     mask, _ = _mask_and_parents(structure, None)
+    # Check all groups before the first of them indexes the mask.
     inputs = mask.shape[1]
     if len(groups) == 0:
         raise ValueError("`groups` needs at least one clause, but found none: give one list of input indices a clause.")
     for number, group in enumerate(groups):
         if len(group) == 0:
-            raise ValueError(f"Clause {number} of `groups` is empty: give the indices of the inputs that it reads.")
+            raise ValueError(f"Clause {number} of `groups` is empty: give the indices of its inputs.")
         if not all(0 <= index < inputs for index in group):
             raise ValueError(
                 f"Clause {number} of `groups` names the inputs {list(group)}, but the layer has the inputs "
@@ -55,23 +56,23 @@ def whole_clauses(structure: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 
 
 def clause_collisions(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None = None) -> Tensor:
-    r"""Collision rate: how often two clauses lie whole in one and the same child.
+    r"""Collision rate: the share of pairs of clauses that are whole in the same child.
 
-    Two clauses *collide* in a parent when at least one of its children holds both of them whole
-    (:func:`whole_clauses`). The rate is the share of (parent, pair of distinct clauses) combinations that collide. A
-    dense layer, where every neuron is its own only child, has rate 1.
+    Two clauses *collide* in a parent if both are whole (:func:`whole_clauses`) in at least one of its children. The
+    rate is the share of (parent, pair of distinct clauses) combinations that collide. A dense layer, where every neuron
+    is its own only child, has rate 1.
 
     If every neuron sends each input to one of ``alpha`` children, independently and uniformly, two clauses of ``k``
-    literals with no input in common meet in a given child with probability :math:`\alpha^{-2k}`. They can meet in any
-    of the :math:`\alpha` children, but only in one, so the expected rate is
-    :math:`\alpha \cdot \alpha^{-2k} = \alpha^{-(2k-1)}`. A balanced partition collides less often, and comes near to
-    that as the layer gets more inputs. Clauses that share inputs collide more often: only their union counts.
+    literals without a common input meet in a given child with probability :math:`\alpha^{-2k}`. They can meet in any of
+    the :math:`\alpha` children, but only in one, so the expected rate is
+    :math:`\alpha \cdot \alpha^{-2k} = \alpha^{-(2k-1)}`. A balanced partition collides less often, and approaches this
+    rate with more inputs. Clauses that share inputs collide more often, because only their union counts.
 
     Args:
         structure: ``(children, inputs)`` bool mask, or an int64 assignment ``(neurons, inputs)`` of child numbers.
-        groups: One list of input indices a clause; at least two clauses.
-        parents: ``(children,)`` int64, the neuron that each row of a mask descends from. None: each row is a neuron of
-            its own. An assignment knows its parents, and takes none.
+        groups: One list of input indices per clause; at least two clauses.
+        parents: ``(children,)`` int64, the parent of each row of a mask. With None, each row is its own parent. An
+            assignment implies its parents and takes none.
 
     Returns:
         Scalar float32 in [0, 1]; lower is better.
@@ -81,7 +82,7 @@ def clause_collisions(structure: Tensor, groups: Sequence[Sequence[int]], parent
         ValueError: If there are fewer than two clauses, or a shape, child number, parent or index does not fit.
 
     Example:
-        The two clauses meet in a child of the first neuron, and are kept apart by the second.
+        The two clauses meet in a child of the first neuron, and the second neuron separates them.
 
         >>> import torch
         >>> from fpe_lightning.interference import clause_collisions
@@ -93,19 +94,19 @@ def clause_collisions(structure: Tensor, groups: Sequence[Sequence[int]], parent
 
 
 def clause_coverage(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None = None) -> Tensor:
-    r"""Coverage: the share of clauses that lie whole in at least one child of the layer.
+    r"""Coverage: the share of clauses that are whole in at least one child of the layer.
 
-    A clause that no child holds whole can only be put together by the next layer. This is our definition: the sources
-    speak of the coverage of clauses without giving one.
+    If a clause is whole in no child, only the next layer can combine its literals. This definition is ours: the sources
+    mention the coverage of clauses without a definition.
 
     If every neuron sends each input to one of ``alpha`` children, independently and uniformly, a clause of ``k``
-    literals lies whole in some child of a given neuron with probability :math:`\alpha^{-(k-1)}`, so in a layer of
-    ``h`` neurons the expected coverage is :math:`1 - (1 - \alpha^{-(k-1)})^h`. With many neurons it stays near 1
+    literals is whole in some child of a given neuron with probability :math:`\alpha^{-(k-1)}`. In a layer of ``h``
+    neurons the expected coverage is therefore :math:`1 - (1 - \alpha^{-(k-1)})^h`. With many neurons it stays near 1
     while the collision rate (:func:`clause_collisions`) falls to :math:`\alpha^{-(2k-1)}`.
 
     Args:
         structure: ``(children, inputs)`` bool mask, or an int64 assignment ``(neurons, inputs)`` of child numbers.
-        groups: One list of input indices a clause.
+        groups: One list of input indices per clause.
         parents: Accepted and checked as in :func:`clause_collisions`; coverage does not depend on it.
 
     Returns:
@@ -126,7 +127,7 @@ def clause_coverage(structure: Tensor, groups: Sequence[Sequence[int]], parents:
 
 
 def _mask_and_parents(structure: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The bool mask ``(children, inputs)`` and the parent ``(children,)`` of each of its rows, numbered from 0."""
+    """The bool mask ``(children, inputs)``, and the parent ``(children,)`` of each row, numbered from 0."""
     if not isinstance(structure, Tensor) or structure.dtype not in (torch.bool, torch.int64):
         found = structure.dtype if isinstance(structure, Tensor) else type(structure).__name__
         raise TypeError(f"`structure` must be a bool mask or an int64 assignment, but found {found}.")
@@ -135,10 +136,11 @@ def _mask_and_parents(structure: Tensor, parents: Tensor | None) -> tuple[Tensor
     if structure.dtype == torch.int64:
         if parents is not None:
             raise ValueError(
-                "`parents` goes with a mask, but found an assignment, whose rows are the parents: omit it."
+                "`parents` belongs to a mask, but found an assignment, whose rows are the parents: omit it."
             )
         if structure.amin() < 0:
             raise ValueError(f"Child numbers start at 0, but the assignment holds {int(structure.amin())}.")
+        # (neurons, inputs, children) -> (neurons, children, inputs) -> children of a neuron in adjacent rows.
         mask = one_hot(structure).transpose(1, 2).bool()
         return mask.flatten(0, 1), torch.arange(mask.shape[0], device=mask.device).repeat_interleave(mask.shape[1])
     if parents is None:
@@ -148,40 +150,43 @@ def _mask_and_parents(structure: Tensor, parents: Tensor | None) -> tuple[Tensor
             f"`parents` must be int64 with one entry for each of the {structure.shape[0]} rows of the mask, but found "
             f"{parents.dtype} of shape {tuple(parents.shape)}."
         )
+    # Number parents from 0 without gaps, as they index a table below.
     return structure, parents.to(structure.device).unique(return_inverse=True)[1]
 
 
 def _count_collisions(
     structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Colliding (parent, pair of clauses) combinations, and all of them."""
+    """The number of colliding (parent, pair of clauses) combinations, and of all combinations."""
     if len(groups) < 2:
         raise ValueError(f"A collision needs at least two clauses, but `groups` holds {len(groups)}.")
     mask, parents = _mask_and_parents(structure, parents)
     whole = whole_clauses(mask, groups)
+    # All pairs of distinct clauses.
     first, second = torch.triu_indices(len(groups), len(groups), offset=1, device=mask.device)
-    together = whole[:, first] & whole[:, second]
+    # Children in which both clauses of a pair are whole, counted by parent.
+    both = whole[:, first] & whole[:, second]
     neurons = int(parents.max()) + 1
-    meetings = together.new_zeros((neurons, first.numel()), dtype=torch.int64).index_add_(0, parents, together.long())
+    meetings = both.new_zeros((neurons, first.numel()), dtype=torch.int64).index_add_(0, parents, both.long())
     collided = (meetings > 0).sum()
     return collided, torch.full_like(collided, neurons * first.numel())
 
 
 def _count_covered(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Clauses that lie whole in some child, and all clauses."""
+    """The number of clauses that are whole in some child, and of all clauses."""
     mask, _ = _mask_and_parents(structure, parents)
     covered = whole_clauses(mask, groups).any(0).sum()
     return covered, torch.full_like(covered, len(groups))
 
 
 class ClauseCollisions(Metric):
-    """Collision rate over all structures that it is shown; see :func:`clause_collisions`.
+    """Collision rate over all updated structures; see :func:`clause_collisions`.
 
-    ``update`` takes a mask or an assignment, and the parents of a mask's rows; ``compute`` returns the share of all
-    (parent, pair of clauses) combinations seen that collide.
+    ``update`` takes a mask or an assignment, and the parents of a mask's rows. ``compute`` returns the share of
+    colliding combinations (parent, pair of clauses) over all updates.
 
     Args:
-        groups: One list of input indices a clause; at least two clauses.
+        groups: One list of input indices per clause; at least two clauses.
         kwargs: Keyword arguments of ``torchmetrics.Metric``.
 
     Example:
@@ -216,15 +221,15 @@ class ClauseCollisions(Metric):
         self.total = self.total + total
 
     def compute(self) -> Tensor:
-        """The rate over everything seen."""
+        """The rate over all updates."""
         return self.count / self.total
 
 
 class ClauseCoverage(ClauseCollisions):
-    """Coverage of clauses, averaged over all structures that it is shown; see :func:`clause_coverage`.
+    """Coverage of clauses, averaged over all updated structures; see :func:`clause_coverage`.
 
     Args:
-        groups: One list of input indices a clause.
+        groups: One list of input indices per clause.
         kwargs: Keyword arguments of ``torchmetrics.Metric``.
 
     Example:

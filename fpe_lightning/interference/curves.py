@@ -1,4 +1,4 @@
-"""How metrics went over a run, with its splits marked."""
+"""Draw metrics over a run, with a line at each split."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], splits: Seq
 
     Args:
         curves: Steps and values of each metric, by name.
-        splits: Optimizer steps after which neurons were split.
-        label: Of the vertical axis.
+        splits: Optimizer steps of the splits.
+        label: Label of the vertical axis.
 
     Returns:
-        A figure with one panel; curves are told apart by colour and mark alike.
+        A figure with one panel; curves differ in colour and in mark.
 
     Example:
         >>> from fpe_lightning.interference.curves import curves_figure

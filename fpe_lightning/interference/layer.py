@@ -1,4 +1,4 @@
-"""A layer as the measures and figures see it: its weight, its structure, and what is worth plotting over time."""
+"""The weight and structure of a layer at one moment, as measures and figures need it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LayerState:
     Attributes:
         weight: ``(neurons, inputs, *kernel)`` floating point.
         mask: Bool, of the weight's shape; True where the weight may be non-zero.
-        parents: ``(neurons,)`` int64, the original neuron that each row descends from.
+        parents: ``(neurons,)`` int64, the original neuron of each row.
     """
 
     weight: Tensor
@@ -34,15 +34,15 @@ class LayerState:
     def of(cls, module: nn.Module) -> LayerState:
         """Copy the state of a module that has a ``weight``.
 
-        Without a mask every weight counts, and without a record of splits every neuron is its own parent. Weights that
-        keep their inputs first (transposed convolutions, the ``Conv1D`` of GPT-2) are turned around; grouped kernels
-        are written out over all their inputs, so that a column is one input and not one of each group.
+        Without a mask every weight counts, and without a record of splits every neuron is its own parent. Weights with
+        their inputs first (transposed convolutions, the ``Conv1D`` of GPT-2) are transposed. Kernels of grouped
+        convolutions are expanded over all their inputs, so that a column is one input and not one of each group.
 
         Args:
             module: A linear or convolutional layer.
 
         Returns:
-            Detached copies, so that later training or expansion does not change them.
+            Detached copies, which later training or expansion does not change.
 
         Raises:
             ValueError: If the module has no weight of at least two dimensions.
@@ -57,9 +57,11 @@ class LayerState:
             raise ValueError(
                 f"A layer with a weight of shape (neurons, inputs, *kernel) is needed, but found {module}."
             )
+        # Every layout answers with a dense weight and mask.
         weight: Tensor = _whole(dense_weight(module))
         mask = dense_mask(module)
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else _whole(mask)
+        # Bring every layer to (neurons, inputs, *kernel) with all inputs as columns.
         groups = getattr(module, "groups", 1)
         if groups > 1:
             weight, mask = _ungrouped(weight, groups), _ungrouped(mask, groups)
@@ -75,20 +77,21 @@ class LayerState:
 
     @property
     def nonzeros(self) -> int:
-        """Number of weights that may be non-zero."""
+        """Number of weights that the structure lets be non-zero."""
         return int(self.mask.sum())
 
     @cached_property
     def capacities(self) -> Tensor:
-        """``(inputs,)`` feature capacity of each input; see ``feature_capacity``."""
+        """Feature capacity of each input, ``(inputs,)``."""
         return feature_capacity(self.weight)
 
     def statistics(self) -> dict[str, float]:
-        """What there is to watch over time.
+        """Measures to watch over time.
 
         Returns:
-            ``feature_capacity`` (mean over inputs, all-zero columns counting 0), ``mean_cosine_similarity``,
-            ``mean_absolute_cosine_similarity``, ``width``, ``mean_fan_in`` (weights a neuron may use) and ``nonzeros``.
+            ``feature_capacity`` (mean over inputs, where all-zero columns count 0), ``mean_cosine_similarity``,
+            ``mean_absolute_cosine_similarity``, ``width``, ``mean_fan_in`` (weights that a neuron may use) and
+            ``nonzeros``.
 
         Example:
             >>> from torch import nn
@@ -106,16 +109,16 @@ class LayerState:
         }
 
     def clause_statistics(self, groups: Sequence[Sequence[int]]) -> dict[str, float]:
-        """How the structure treats clauses, where they are known.
+        """Coverage and collisions of known clauses in the structure.
 
         Args:
-            groups: One list of input indices a clause.
+            groups: One list of input indices per clause.
 
         Returns:
-            ``clause_coverage``, and for two clauses or more ``clause_collisions``.
+            ``clause_coverage``, and ``clause_collisions`` for two or more clauses.
 
         Raises:
-            ValueError: If the layer has kernels, or a clause names an input that it does not have.
+            ValueError: If the layer has kernels, or an input of a clause is out of range.
 
         Example:
             >>> from torch import nn
@@ -130,7 +133,7 @@ class LayerState:
 
 
 def has_weight(module: nn.Module) -> bool:
-    """Whether the module owns a floating-point ``weight`` that maps inputs to neurons (embeddings have no inputs).
+    """Whether a module has its own floating-point ``weight`` from inputs to neurons (embeddings have no inputs).
 
     Example:
         >>> from torch import nn
@@ -146,7 +149,7 @@ def has_weight(module: nn.Module) -> bool:
 
 
 def was_split(module: nn.Module) -> bool:
-    """Whether neurons of the module's weight have been split; of a layer that only reads split ones, they have not.
+    """Whether the neurons of a module's weight were split; the neurons of a layer that only reads split ones were not.
 
     Example:
         >>> from torch import nn
@@ -160,7 +163,7 @@ def was_split(module: nn.Module) -> bool:
 
 
 def _neuron_axis(module: nn.Module) -> int:
-    """The axis of the weight that holds the neurons: 1 in layers that keep their inputs first, and 0 in all others."""
+    """The axis of the neurons in the weight: 1 in layers with their inputs first, and 0 in all others."""
     return int(isinstance(module, nn.modules.conv._ConvTransposeNd) or hasattr(module, "nf"))
 
 
@@ -170,14 +173,15 @@ def _parents(module: nn.Module, width: int) -> Tensor:
 
 
 def _ungrouped(kernel: Tensor, groups: int) -> Tensor:
-    """A grouped kernel ``(rows, columns / groups, *kernel)`` over all columns, zero outside each row's group."""
+    """Expand a grouped kernel ``(rows, columns / groups, *kernel)`` over all columns, zero outside each row's group."""
     rows = torch.arange(kernel.shape[0], device=kernel.device)
+    # An extra axis for the groups: each row writes into the slot of its own group.
     full = kernel.new_zeros((kernel.shape[0], groups, *kernel.shape[1:]))
     full[rows, rows * groups // kernel.shape[0]] = kernel
     return full.flatten(1, 2)
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A detached copy; a sharded tensor is gathered, which every process has to take part in."""
+    """A detached copy; if a tensor is sharded, every process takes part in gathering it."""
     gather = getattr(tensor, "full_tensor", None)
     return (tensor if gather is None else gather()).detach().clone()

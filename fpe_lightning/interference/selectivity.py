@@ -1,4 +1,4 @@
-"""How single-minded a neuron is: over which classes its activation is spread, and what it likes best."""
+"""Selectivity of neurons: the spread of their activation over classes, and their strongest samples."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 NOTHING = -1
-"""Stands for a sample where a neuron is active on fewer than were asked for."""
+"""Sample number that fills up the list of a neuron that is active on too few samples."""
 
 
 def class_entropy(activations: Tensor, labels: Tensor) -> Tensor:
-    r"""Entropy in bits of each neuron's activation over the classes; lower is more single-minded.
+    r"""Entropy in bits of each neuron's activation over the classes; lower is more selective.
 
     With :math:`a_c` the mean activation of a neuron over the samples of class :math:`c`, and
     :math:`p_c = a_c / \sum_k a_k`,
@@ -18,22 +18,22 @@ def class_entropy(activations: Tensor, labels: Tensor) -> Tensor:
     .. math::
         H = -\sum_c p_c \log_2 p_c,
 
-    which is 0 for a neuron that answers to one class alone and :math:`\log_2` of the number of classes for one that
-    answers to all alike. Means over classes, not sums, so that frequent classes do not count more. It does not depend
-    on the scale of the activation.
+    which is 0 for a neuron that responds to one class only, and :math:`\log_2` of the number of classes for a neuron
+    that responds equally to all. The formula takes means over classes, not sums, so that frequent classes do not count
+    more. It does not depend on the scale of the activation.
 
-    A silent neuron, active on no sample, has no such distribution: its entropy is NaN. Leave it out of means
-    (``nanmean``) and say how many there are.
+    A silent neuron, which is active on no sample, has no such distribution: its entropy is NaN. Exclude it from means
+    (``nanmean``) and report the number of silent neurons.
 
     Args:
         activations: ``(n, neurons)`` floating point, finite and not negative, as after a ReLU.
-        labels: ``(n,)`` int64 class numbers; those that occur are the classes.
+        labels: ``(n,)`` int64 class numbers; the classes are the numbers that occur.
 
     Returns:
         ``(neurons,)`` float64.
 
     Raises:
-        TypeError: If a dtype is another one.
+        TypeError: If a dtype does not fit.
         ValueError: If a shape does not fit, there is no sample, or an activation is negative or not finite.
 
     Example:
@@ -43,34 +43,33 @@ def class_entropy(activations: Tensor, labels: Tensor) -> Tensor:
         tensor([0., 1., nan], dtype=torch.float64)
     """
     means = class_means(activations, labels)
-    share = means / means.sum(0)  # 0 / 0 of a silent neuron is NaN, and stays so
+    share = means / means.sum(0)  # NaN for a silent neuron: 0 / 0
     return torch.special.entr(share).sum(0) / torch.log(torch.tensor(2.0, dtype=share.dtype))
 
 
 def excess_entropy(activations: Tensor, labels: Tensor) -> Tensor:
-    r"""Entropy in bits over the classes of what each neuron gives above its everyday level; free of any offset.
+    r"""Entropy in bits over the classes of each neuron's activation above its usual level, independent of any offset.
 
-    :func:`class_entropy` takes a neuron that is always on for one that answers to all classes, whatever it varies with.
-    Here a class counts by how far its mean activation :math:`a_c` lies above the median over the classes:
+    For :func:`class_entropy`, a neuron that is always on responds to all classes, even if it varies with one of them.
+    Here the weight of a class is the excess of its mean activation :math:`a_c` over the median of the classes:
     :math:`e_c = \max(a_c - \operatorname{median}_k a_k, 0)`, :math:`p_c = e_c / \sum_k e_k`, and
 
     .. math::
         H = -\sum_c p_c \log_2 p_c.
 
-    It is 0 for a neuron that stands out for one class and is level for all others, and :math:`\log_2 m` for one that
-    stands out equally for :math:`m` classes, fewer than half of them. No constant added to a neuron's activation
-    changes it, and no scale. Where a neuron is silent for most classes, the median is 0 and this is
-    :func:`class_entropy`.
+    It is 0 for a neuron that prefers one class and is equal for all others, and :math:`\log_2 m` for a neuron that
+    prefers :math:`m` classes equally, if they are fewer than half. Neither an added constant nor a scale changes it. If
+    a neuron is silent for most classes, the median is 0 and the result equals :func:`class_entropy`.
 
     Args:
-        activations: ``(n, neurons)`` floating point and finite; of any sign, so that it can be had before a ReLU too.
-        labels: As for :func:`class_entropy`.
+        activations: ``(n, neurons)`` floating point and finite, of any sign: before or after a ReLU.
+        labels: ``(n,)`` int64 class numbers.
 
     Returns:
-        ``(neurons,)`` float64; NaN for a neuron whose mean is above the median for no class, a silent one among them.
+        ``(neurons,)`` float64; NaN for a neuron whose mean exceeds the median for no class, such as a silent one.
 
     Raises:
-        TypeError: As :func:`class_entropy`.
+        TypeError: If a dtype does not fit.
         ValueError: If a shape does not fit, there is no sample, or an activation is not finite.
 
     Example:
@@ -82,31 +81,31 @@ def excess_entropy(activations: Tensor, labels: Tensor) -> Tensor:
         (1.98, 0.0)
     """
     means = class_means(activations, labels, signed=True)
-    # The lower of the two in the middle, where classes are even in number: it is the mean of a class.
+    # For an even number of classes, torch takes the lower of the two middle values, which is the mean of a class.
     excess = (means - means.median(0).values).clamp_min(0)
-    # Sums of many samples leave classes that are level apart by rounding alone.
+    # Rounding makes equal classes differ slightly; such differences are no excess.
     excess = torch.where(excess > 1e-9 * means.abs().amax(0), excess, 0)
     share = excess / excess.sum(0)
     return torch.special.entr(share).sum(0) / torch.log(torch.tensor(2.0, dtype=share.dtype))
 
 
 def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
-    r"""Class selectivity of each neuron: how far its best class stands out from the mean of the others.
+    r"""Class selectivity of each neuron: the contrast between its best class and the mean of the others.
 
     :math:`(a_1 - \bar a) / (a_1 + \bar a)` with :math:`a_1` the largest mean activation over a class and
-    :math:`\bar a` the mean over all other classes: 1 for a neuron that answers to one class alone, 0 for one that
-    answers to all alike.
+    :math:`\bar a` the mean over all other classes. It is 1 for a neuron that responds to one class only, and 0 for a
+    neuron that responds equally to all.
 
     Args:
-        activations: As for :func:`class_entropy`.
-        labels: As for :func:`class_entropy`; of at least two classes.
+        activations: ``(n, neurons)`` floating point, finite and not negative.
+        labels: ``(n,)`` int64 class numbers of at least two classes.
 
     Returns:
         ``(neurons,)`` float64 in [0, 1]; NaN for a silent neuron.
 
     Raises:
-        TypeError: As :func:`class_entropy`.
-        ValueError: As :func:`class_entropy`; and if all samples are of one class.
+        TypeError: If a dtype does not fit.
+        ValueError: If a shape does not fit, an activation is negative or not finite, or all samples are of one class.
 
     Example:
         >>> import torch
@@ -119,6 +118,7 @@ def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             "Selectivity compares classes, but all samples are of one class: give samples of at least two."
         )
+    # The mean of all classes except the best one.
     best = means.amax(0)
     others = (means.sum(0) - best) / (len(means) - 1)
     return (best - others) / (best + others)
@@ -128,16 +128,16 @@ def class_means(activations: Tensor, labels: Tensor, signed: bool = False) -> Te
     """Mean activation of each neuron over the samples of each class.
 
     Args:
-        activations: As for :func:`class_entropy`.
-        labels: As for :func:`class_entropy`.
+        activations: ``(n, neurons)`` floating point and finite.
+        labels: ``(n,)`` int64 class numbers.
         signed: Whether activations may be negative.
 
     Returns:
-        ``(classes, neurons)`` float64, a row for each class that occurs, in the order of their numbers.
+        ``(classes, neurons)`` float64, one row for each class that occurs, in the order of their numbers.
 
     Raises:
-        TypeError: As :func:`class_entropy`.
-        ValueError: As :func:`class_entropy`.
+        TypeError: If a dtype does not fit.
+        ValueError: If a shape does not fit, there is no sample, or an activation is out of range.
 
     Example:
         >>> import torch
@@ -146,24 +146,25 @@ def class_means(activations: Tensor, labels: Tensor, signed: bool = False) -> Te
         [2.0, 5.0]
     """
     _check(activations, labels, signed)
+    # Add the rows of each class in double precision, then divide by their number.
     _, number, counts = labels.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(counts), activations.shape[1], dtype=torch.float64, device=activations.device)
     return sums.index_add_(0, number, activations.double()) / counts.unsqueeze(1)
 
 
 def top_samples(activations: Tensor, count: int) -> Tensor:
-    """The samples on which each neuron is most active, the strongest first; of equals the first sample.
+    """The samples of the strongest activation of each neuron, the strongest first; equals in the order of samples.
 
     Args:
-        activations: As for :func:`class_entropy`.
-        count: Samples for each neuron, at least 1.
+        activations: ``(n, neurons)`` floating point, finite and not negative.
+        count: Number of samples for each neuron, at least 1.
 
     Returns:
-        ``(neurons, count)`` int64 sample numbers; -1 where the neuron is active on fewer samples.
+        ``(neurons, count)`` int64 sample numbers, filled up with -1 if the neuron is active on fewer samples.
 
     Raises:
-        TypeError: As :func:`class_entropy`.
-        ValueError: As :func:`class_entropy`; and if ``count`` is out of range.
+        TypeError: If a dtype does not fit.
+        ValueError: If a shape does not fit, an activation is negative or not finite, or ``count`` is out of range.
 
     Example:
         >>> import torch
@@ -175,6 +176,7 @@ def top_samples(activations: Tensor, count: int) -> Tensor:
     _check(activations, None)
     if not 1 <= count <= len(activations):
         raise ValueError(f"`count` has to be between 1 and the number of samples, {len(activations)}, found {count}.")
+    # A stable sort keeps equal activations in the order of their samples.
     values, samples = activations.sort(dim=0, descending=True, stable=True)
     return torch.where(values > 0, samples, NOTHING)[:count].T.contiguous()
 
@@ -190,7 +192,7 @@ def _check(activations: Tensor, labels: Tensor | None, signed: bool = False) -> 
     if not signed and (not finite or bool((activations < 0).any())):
         least = activations.min().item()
         raise ValueError(
-            f"`activations` have to be finite and not negative, found {least:.3g} among them: pass what a ReLU gives."
+            f"`activations` have to be finite and not negative, found {least:.3g}: pass the output of a ReLU."
         )
     if labels is None:
         return

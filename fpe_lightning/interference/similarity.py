@@ -16,11 +16,11 @@ _ROWS_AT_ONCE = 1024
 def mean_cosine_similarity(weight: Tensor) -> Tensor:
     """Mean cosine similarity over the distinct pairs of a layer's neurons; lower is better (arXiv 2510.04500).
 
-    Opposite pairs cancel aligned ones, so a layer of random neurons is near 0 whatever its interference: read it
-    beside :func:`mean_absolute_cosine_similarity`.
+    Opposite pairs cancel aligned ones, so a layer of random neurons is near 0 for any interference: compare with
+    :func:`mean_absolute_cosine_similarity`.
 
-    An all-zero row points nowhere: pairs with such a neuron are left out, so that a layer does not look better for
-    having lost one. The result is NaN when fewer than two neurons have a weight, since no pair is left.
+    An all-zero row has no direction. Pairs with such a neuron are omitted, so that a layer does not look better because
+    it lost one. The result is NaN if fewer than two neurons have a weight, because no pair remains.
 
     Args:
         weight: ``(neurons, inputs)``, or a convolution kernel ``(neurons, inputs, *kernel)``, whose rows are
@@ -46,14 +46,14 @@ def mean_cosine_similarity(weight: Tensor) -> Tensor:
 def mean_absolute_cosine_similarity(weight: Tensor) -> Tensor:
     """Mean magnitude of the cosine similarity over the distinct pairs of a layer's neurons; lower is better.
 
-    Opposite neurons share their inputs as much as aligned ones do, and count so here. The rules for all-zero rows are
-    those of :func:`mean_cosine_similarity`. Pairs are visited in blocks: memory grows with neurons, not their square.
+    Opposite neurons share their inputs as much as aligned ones do, and count as much here. All-zero rows are omitted as
+    in :func:`mean_cosine_similarity`. Pairs are computed in blocks: memory grows with neurons, not with their square.
 
     Args:
         weight: ``(neurons, inputs)`` or ``(neurons, inputs, *kernel)``, floating point.
 
     Returns:
-        Scalar in [0, 1], in the dtype of the weight (float32 for half precision); NaN when no pair is left.
+        Scalar in [0, 1], in the dtype of the weight (float32 for half precision); NaN if no pair remains.
 
     Raises:
         TypeError: If the weight is not a floating-point tensor.
@@ -72,13 +72,14 @@ def mean_absolute_cosine_similarity(weight: Tensor) -> Tensor:
 def _sum_over_pairs(weight: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     """The sum of (absolute) cosines over distinct pairs of non-zero rows, and the number of those pairs."""
     rows = neuron_rows(as_double(weight))
-    # Each row by its own largest entry first: the norm of a row of 1e-200 would underflow to zero.
+    # Divide each row by its largest entry first: the norm of a row of 1e-200 would underflow to zero.
     rows = rows[rows.detach().abs().amax(1) != 0]
     rows = rows / rows.detach().abs().amax(1, keepdim=True)
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     count = unit.shape[0]
-    if count < 2:  # rounding would leave a small remainder, and infinity instead of NaN after the division by no pair
+    if count < 2:  # rounding would leave a small remainder, and its quotient by no pair would be infinity, not NaN
         return unit.new_zeros(()), unit.new_zeros(())
+    # The sum over all ordered pairs holds every distinct pair twice, and each row once with itself.
     if absolute:
         every = sum(((block @ unit.T).abs().sum() for block in unit.split(_ROWS_AT_ONCE)), unit.new_zeros(()))
     else:
@@ -87,7 +88,7 @@ def _sum_over_pairs(weight: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
 
 
 class MeanCosineSimilarity(Metric):
-    """Mean cosine similarity of the neurons of the weights that it is shown; see :func:`mean_cosine_similarity`.
+    """Mean cosine similarity of the neurons of all updated weights; see :func:`mean_cosine_similarity`.
 
     ``update`` takes a weight ``(neurons, inputs, *kernel)``; ``compute`` returns the mean over the distinct pairs
     within each weight, all weights pooled. Neurons of different weights are never paired.
@@ -124,14 +125,14 @@ class MeanCosineSimilarity(Metric):
         self.pairs = self.pairs + pairs.to(self.pairs.dtype)
 
     def compute(self) -> Tensor:
-        """The mean over all pairs; NaN when there is none."""
+        """The mean over all pairs; NaN if there is none."""
         return self.total / self.pairs
 
 
 class MeanAbsoluteCosineSimilarity(MeanCosineSimilarity):
-    """Mean absolute cosine similarity of the neurons of the weights that it is shown.
+    """Mean absolute cosine similarity of the neurons of all updated weights.
 
-    As :class:`MeanCosineSimilarity`, with the magnitude of each cosine: see :func:`mean_absolute_cosine_similarity`.
+    It is :class:`MeanCosineSimilarity` with the magnitude of each cosine; see :func:`mean_absolute_cosine_similarity`.
 
     Args:
         kwargs: Keyword arguments of ``torchmetrics.Metric``.

@@ -24,19 +24,19 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(pl.LightningModule):
     """A network trained by cross-entropy on batches ``(x, y)``.
 
-    Logs ``loss`` and ``accuracy`` under ``train/``, ``val/`` and ``test/``, once an epoch. Checkpoints made before and
-    after a split load alike, with ``load_from_checkpoint`` too.
+    Logs ``loss`` and ``accuracy`` under ``train/``, ``val/`` and ``test/``, once per epoch. Checkpoints from before and
+    after a split load in the same way, with ``load_from_checkpoint`` too.
 
     Args:
         network: Maps ``x`` to logits ``(batch, classes)``, or to one logit ``(batch, 1)`` for ``task="binary"``.
-        optimizer: Makes the optimizer from the parameters.
-        scheduler: Makes the learning rate scheduler from the optimizer.
+        optimizer: Creates the optimizer from the parameters.
+        scheduler: Creates the learning rate scheduler from the optimizer.
         scheduler_interval: Whether the scheduler steps each ``"epoch"`` or each ``"step"``.
         task: ``"multiclass"`` (softmax, class numbers) or ``"binary"`` (sigmoid, labels 0 and 1).
 
     Raises:
-        MisconfigurationException: If ``task`` or ``scheduler_interval`` is unknown; when a run begins, if the sizes of
-            the network are not those of the data.
+        MisconfigurationException: If ``task`` or ``scheduler_interval`` is unknown, or, at the start of a run, if the
+            sizes of the network and of the data differ.
 
     Example:
         >>> from fpe_lightning.networks import MLP
@@ -66,7 +66,7 @@ class Classifier(pl.LightningModule):
             warnings.filterwarnings("ignore", "Attribute 'network' is an instance of `nn.Module`")
             self.save_hyperparameters()
         if isinstance(self.hparams.get("network"), nn.Module):
-            # Made in Python, not from a config: a checkpoint holds plain types alone, so that it loads safely.
+            # Created in Python, not from a config: save plain types only, so that the checkpoint loads safely.
             objects = ["network", "optimizer", "scheduler"]
             for name in objects:
                 self.hparams.pop(name, None)
@@ -79,18 +79,19 @@ class Classifier(pl.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Check that the network takes what the data gives."""
+        """Check that the network and the data have the same sizes."""
         data = getattr(self.trainer, "datamodule", None)
-        for ours, theirs, what in (
+        for ours, theirs, role in (
             ("in_features", "num_features", "inputs"),
             ("out_features", "num_outputs", "outputs"),
         ):
+            # Both sides may lack the attribute; only two known and different sizes are an error.
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
             if isinstance(expected, int) and isinstance(found, int) and expected != found:
                 key = f"`--model.network.init_args.{ours}={found}`"
                 known = ours in inspect.signature(type(self.network)).parameters
                 raise MisconfigurationException(
-                    f"The network has {expected} {what}, and {type(data).__name__} gives {found}: "
+                    f"The network has {expected} {role}, and {type(data).__name__} gives {found}: "
                     f"{f'set {key}' if known else f'build the network with {found}'}."
                 )
 
@@ -111,7 +112,7 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(logits, y)
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """Class numbers ``(batch,)`` for logits."""
+        """Class numbers ``(batch,)`` of logits."""
         return (logits.squeeze(-1) > 0).long() if self.task == "binary" else logits.argmax(-1)
 
     @override
@@ -152,12 +153,12 @@ class Classifier(pl.LightningModule):
 
     @override
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Class numbers ``(batch,)``; labels in the batch, if any, are not looked at."""
+        """Class numbers ``(batch,)``; labels in the batch, if any, are ignored."""
         return self.predictions(self(batch[0] if isinstance(batch, (list, tuple)) else batch))
 
     @torch.no_grad()
     def accuracy(self, batches: Iterable[Batch]) -> float:
-        """Accuracy over some batches, in [0, 1], outside of any loop of the Trainer; the module's mode is kept."""
+        """Accuracy over some batches, in [0, 1], outside the Trainer's loops; the module keeps its mode."""
         totals = Totals()
         training = self.training
         self.eval()

@@ -1,4 +1,4 @@
-"""Sums over an epoch, kept as tensors: logging at every step costs more than the step of a small network."""
+"""Sums over an epoch, kept as tensors, because logging every step costs more than the step of a small network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Totals:
-    """Mean loss and accuracy over the batches of an epoch, whatever their sizes, on one process or several.
+    """Mean loss and accuracy over the batches of an epoch, of any sizes, on one process or several.
 
     Example:
         >>> totals = Totals()
@@ -27,10 +27,10 @@ class Totals:
         self._rows: list[int] = []
 
     def add(self, loss: Tensor, predictions: Tensor, labels: Tensor) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
-            loss: Mean over the batch, a scalar.
+            loss: Mean loss over the batch, a scalar.
             predictions: ``(batch,)`` class numbers.
             labels: ``(batch,)`` class numbers.
         """
@@ -39,11 +39,15 @@ class Totals:
         self._rows.append(len(labels))
 
     def pop(self, gather: Callable[[Tensor], Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy so far, NaN without a batch; then begin anew.
+        """Return the mean loss and accuracy so far, NaN without a batch, and reset.
 
         Args:
             gather: Stacks a tensor over processes, as ``LightningModule.all_gather`` does.
+
+        Returns:
+            Two scalars.
         """
+        # Three sums in one tensor, so that one gather serves all.
         rows = float(sum(self._rows))
         loss = torch.stack(self._losses).sum() if self._losses else torch.tensor(0.0)
         correct = torch.stack(self._correct).sum() if self._correct else torch.tensor(0)

@@ -1,4 +1,4 @@
-"""Dense, wide-sparse and FPE networks: plain ``nn.Module`` classes."""
+"""Dense, wide-sparse and expanded networks: plain ``nn.Module`` classes."""
 
 from fpe_lightning.networks.cnn import SmallCNN as SmallCNN
 from fpe_lightning.networks.expanded import Expanded as Expanded

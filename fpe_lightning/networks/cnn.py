@@ -1,4 +1,4 @@
-"""A small convolutional network whose classifier head is the layer pair to split."""
+"""A small convolutional network; its classifier head and its convolutions can expand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 
 class SmallCNN(nn.Module):
-    """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a head with one hidden layer, normalised too.
+    """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a head with one hidden, normalised layer.
 
     Sites: ``head.0`` (the hidden layer of the head) and every convolution, ``blocks.0.0`` and so on.
 
@@ -41,7 +41,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         side = image_size // 2 ** len(channels)
         if side < 1:
-            raise ValueError(f"{len(channels)} blocks halve {image_size} pixels to nothing; use fewer blocks.")
+            raise ValueError(f"{len(channels)} blocks halve {image_size} pixels to zero; use fewer blocks.")
         sizes = [in_channels, *channels]
         self.blocks = nn.Sequential(
             *(

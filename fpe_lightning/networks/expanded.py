@@ -14,7 +14,7 @@ class Expanded(nn.Module):
 
     Args:
         network: Any network that maps ``(batch, in_features)`` to ``(batch, out_features)`` and has these attributes.
-        expansion: How to expand; see :class:`~fpe_lightning.expansion.config.Expansion`. None expands by shape.
+        expansion: How to expand, such as ``fpe.Paper(alpha=4)``; None expands by shape.
 
     Raises:
         ValueError: If the network cannot be expanded so.

@@ -1,4 +1,4 @@
-"""Static random masks with exact counts, and the initialisation that goes with them (Golubeva et al., ICLR 2021)."""
+"""Static random masks with exact counts, and their weight initialisation (Golubeva et al., ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ALLOCATIONS = ("hidden", "even", "fan_in")
 
 
 def allocate(sizes: Sequence[int], excess: int, allocation: str) -> list[int]:
-    """Share out the zeros: how many non-zeros each layer keeps.
+    """Distribute zeros over layers, and return the number of non-zeros that each layer keeps.
 
     Args:
         sizes: Number of weights of each layer, the classifier last.
-        excess: How many weights have to be zero, over all layers.
-        allocation: ``"even"``: the same density in every layer; ``"hidden"`` or ``"fan_in"``: the classifier stays
-            dense, and the other layers have the same density. Fractions go to the layers with the largest remainders.
+        excess: Number of zeros over all layers.
+        allocation: With ``"even"``, every layer has the same density. With ``"hidden"`` or ``"fan_in"``, the classifier
+            stays dense, and the other layers have the same density. Layers with the largest fractions round up.
 
     Returns:
-        Non-zeros of each layer; they add up to ``sum(sizes) - excess``.
+        Non-zeros of each layer; their sum is ``sum(sizes) - excess``.
 
     Raises:
-        ValueError: If the layers that hold the zeros would be empty.
+        ValueError: If the sparse layers would be empty.
 
     Example:
         >>> allocate([1000, 100], 500, "hidden"), allocate([1000, 100], 550, "even")
@@ -37,10 +37,12 @@ def allocate(sizes: Sequence[int], excess: int, allocation: str) -> list[int]:
     keep = total - excess
     if keep < len(sparse):
         raise ValueError(
-            f"The budget asks for {excess} zeros among {total} weights (allocation={allocation!r}) and leaves {keep}; "
+            f"{excess} zeros among {total} weights (allocation={allocation!r}) leave {keep} non-zeros; "
             'use a smaller alpha, or allocation="even" to put zeros into the classifier too.'
         )
+    # Exact fractions: floats would round large layers by more than one weight.
     shares = [Fraction(size * keep, total) for size in sparse]
+    # Round down, then give the missing weights to the largest fractions.
     counts = [int(share) for share in shares]
     order = sorted(range(len(sparse)), key=lambda i: (counts[i] - shares[i], i))
     for i in order[: keep - sum(counts)]:
@@ -49,7 +51,7 @@ def allocate(sizes: Sequence[int], excess: int, allocation: str) -> list[int]:
 
 
 def random_mask(rows: int, columns: int, count: int, generator: Generator) -> Tensor:
-    """A bool mask ``(rows, columns)`` with exactly ``count`` entries, uniformly at random over the whole matrix.
+    """A bool mask ``(rows, columns)`` with exactly ``count`` True entries, uniformly at random over the whole matrix.
 
     Example:
         >>> int(random_mask(4, 8, 10, torch.Generator().manual_seed(0)).sum())
@@ -61,12 +63,13 @@ def random_mask(rows: int, columns: int, count: int, generator: Generator) -> Te
 
 
 def constant_fan_in_mask(rows: int, columns: int, count: int, generator: Generator) -> Tensor:
-    """As :func:`random_mask`, but every row has the same number of entries; the first ``count % rows`` have one more.
+    """A random mask whose rows have equally many True entries; the first ``count % rows`` rows have one more.
 
     Example:
         >>> constant_fan_in_mask(4, 8, 10, torch.Generator().manual_seed(0)).sum(1)
         tensor([3, 3, 2, 2])
     """
+    # The rank of each entry in its row, in random order: the lowest ranks are kept.
     rank = torch.rand(rows, columns, generator=generator).argsort(dim=1).argsort(dim=1)
     fan_in = torch.full((rows, 1), count // rows)
     fan_in[: count % rows] += 1
@@ -89,13 +92,13 @@ def scaled_uniform_(layer: nn.Linear | nn.Conv2d, connectivity: float) -> None:
 
 
 def sparsify_(layers: Sequence[nn.Linear | nn.Conv2d], counts: Sequence[int], allocation: str, seed: int) -> None:
-    """Give layers static random masks, and draw their weights anew to suit; layers that stay dense are left alone.
+    """Give layers static random masks, and redraw their weights for the new fan-in; dense layers are left alone.
 
     Args:
-        layers: Changed in place. A kernel entry of a convolution counts as an input of its own.
-        counts: Non-zeros that each keeps, as from :func:`allocate`.
-        allocation: ``"fan_in"`` gives every neuron or output channel equally many; see :func:`allocate`.
-        seed: Of the masks; initial weights come from torch's global source.
+        layers: Layers, changed in place. Each kernel entry of a convolution counts as one input.
+        counts: Number of non-zeros that each layer keeps, as from :func:`allocate`.
+        allocation: ``"fan_in"`` gives every neuron or output channel the same number of weights.
+        seed: Seed of the masks; initial weights come from torch's global generator.
 
     Example:
         >>> layer = nn.Conv2d(4, 6, 3)
@@ -103,6 +106,7 @@ def sparsify_(layers: Sequence[nn.Linear | nn.Conv2d], counts: Sequence[int], al
         >>> layer.fpe_mask_weight.sum((1, 2, 3))
         tensor([10, 10, 10, 10, 10, 10])
     """
+    # One generator for all masks: the draw of a layer depends on the layers before it.
     generator = Generator().manual_seed(seed)
     draw = constant_fan_in_mask if allocation == "fan_in" else random_mask
     for layer, count in zip(layers, counts, strict=True):

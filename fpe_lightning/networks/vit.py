@@ -1,4 +1,4 @@
-"""A small vision transformer whose feed-forward layers are the pairs to split."""
+"""A small vision transformer; its feed-forward layers can expand."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, tokens, width)`` to the same shape."""
         batch, tokens, width = x.shape
+        # (batch, tokens, 3, heads, size) -> three tensors (batch, heads, tokens, size).
         parts = self.query_key_value(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         seen = nn.functional.scaled_dot_product_attention(query, key, value)
@@ -41,8 +42,8 @@ class TransformerBlock(nn.Module):
 
     Args:
         width: Size of a token.
-        heads: Of the attention.
-        hidden: Neurons of the feed-forward network.
+        heads: Number of attention heads; divides ``width``.
+        hidden: Number of neurons of the feed-forward network.
 
     Example:
         >>> TransformerBlock(16, 4, 8)(torch.randn(2, 9, 16)).shape
@@ -65,8 +66,8 @@ class TransformerBlock(nn.Module):
 class SmallViT(nn.Module):
     """Patches, learned positions, pre-norm blocks, and a classifier on the mean of the tokens.
 
-    Sites: the hidden layer of each feed-forward network, ``blocks.0.ffn.0`` and so on. Their width is usually four
-    times that of a token; it is narrow here, so that neurons have to share features.
+    Sites: the hidden layer of each feed-forward network, ``blocks.0.ffn.0`` and so on. The usual width is four times
+    that of a token. The default here is narrow, so that neurons have to share features.
 
     Args:
         in_channels: Channels of the pictures.
@@ -74,11 +75,11 @@ class SmallViT(nn.Module):
         num_classes: Size of the output.
         patch: Height and width of a patch, in pixels; divides ``image_size``.
         width: Size of a token.
-        heads: Of the attention; divides ``width``.
-        hidden: Neurons of the feed-forward network of each block, from input to output.
+        heads: Number of attention heads; divides ``width``.
+        hidden: Number of neurons of the feed-forward network of each block, from input to output.
 
     Raises:
-        ValueError: If the patches or heads do not come out even, or a block has no neurons.
+        ValueError: If the patches or heads do not divide evenly, or a block has no neurons.
 
     Example:
         >>> SmallViT(1, 32, 26)(torch.randn(2, 1, 32, 32)).shape

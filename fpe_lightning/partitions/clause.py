@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from fpe_lightning.partitions.partition import Partition
+
 
 @dataclass(frozen=True)
-class Clause:
+class Clause(Partition):
     """All literals of a clause go to the same child; one partition serves all neurons.
 
     Clauses are assigned in random order, so that children get equally many to within one. The call raises ValueError

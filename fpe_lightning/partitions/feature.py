@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from fpe_lightning.partitions.partition import Partition
+
 
 @dataclass(frozen=True)
-class Feature:
+class Feature(Partition):
     """Inputs that the layer uses alike go to the same child; one partition serves all neurons of the layer.
 
     The rows of the Gram matrix ``W^T W`` of the inputs are clustered by k-means into ``4 * alpha`` clusters. Clusters

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from fpe_lightning.partitions.partition import Partition
+
 
 def input_affinity(inputs: Tensor, residuals: Tensor, projections: int = 16, seed: int = 0) -> Tensor:
     """How much each pair of inputs matters together.
@@ -58,7 +60,7 @@ def input_affinity(inputs: Tensor, residuals: Tensor, projections: int = 16, see
 
 
 @dataclass(frozen=True)
-class Affinity:
+class Affinity(Partition):
     """A balanced partition of the inputs of each neuron that keeps inputs of high affinity in the same child.
 
     Neurons that read the same inputs share it. From a random start, the exchange of two inputs that raises the
@@ -107,7 +109,7 @@ class Affinity:
 
 
 @dataclass(frozen=True)
-class Interaction:
+class Interaction(Partition):
     """Inputs whose product says something about the target go to the same child; see :func:`input_affinity`.
 
     The residuals are those of a network that knows the shares of the classes and nothing else, as an untrained or

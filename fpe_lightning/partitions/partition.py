@@ -23,7 +23,8 @@ PartitionName: TypeAlias = Literal[
 class Partition(Protocol):
     """Which child inherits which input."""
 
-    def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
+    # It returns a Tensor. A config's parser would take a class that is named for a tensor's, were that written here.
+    def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Any:
         """Assign inputs to children.
 
         Args:

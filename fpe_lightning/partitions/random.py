@@ -8,10 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.partitions.balanced import balanced
+from fpe_lightning.partitions.partition import Partition
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Partition):
     """Each neuron draws its own random partition, balanced to within one input (the paper's rule).
 
     Example:
@@ -26,7 +27,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class SemiStructured:
+class SemiStructured(Partition):
     """Each run of 4 consecutive inputs is split 2 + 2, so that adjacent children form 2:4 tiles in both directions.
 
     The call raises ValueError if ``alpha`` is not 2, or the number of inputs is not a multiple of 4.
@@ -52,7 +53,7 @@ class SemiStructured:
 
 
 @dataclass(frozen=True)
-class Overlapping:
+class Overlapping(Partition):
     """The paper's control: every child draws its own inputs, so that children share some and miss others.
 
     It returns bool ``(neurons, alpha, inputs)`` with exactly as many entries per neuron as a partition has.

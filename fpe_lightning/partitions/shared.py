@@ -15,13 +15,14 @@ import torch
 from torch import Generator, Tensor
 
 from fpe_lightning.partitions.balanced import balanced
+from fpe_lightning.partitions.partition import Partition
 
 CHUNK = 64
 """Neurons that are compared at a time."""
 
 
 @dataclass(frozen=True)
-class SharedPartition(ABC):
+class SharedPartition(Partition, ABC):
     """A partition that depends on the number of inputs and on the group that a neuron belongs to, and on nothing else.
 
     Attributes:

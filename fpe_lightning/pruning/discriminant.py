@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from fpe_lightning.pruning.magnitude import remove_smallest
-from fpe_lightning.pruning.pruning import SiteWeights
+from fpe_lightning.pruning.pruning import FinalizingRule, SiteWeights
 
 
 @dataclass(frozen=True)
-class DiscriminantRefit:
+class DiscriminantRefit(FinalizingRule):
     """Half of the pruned weights are outgoing ones, chosen by a fit of the classifier to the children.
 
     Incoming weights go by magnitude. Of the outgoing ones those go whose contribution to their class varies least over
@@ -43,7 +44,7 @@ class DiscriminantRefit:
         (True, 8)
     """
 
-    activation: Callable[[Tensor], Tensor] = torch.relu
+    activation: Callable[[Tensor], Tensor] = functional.relu
     samples: int = 4096
     shrinkage: float = 0.1
     _x: Tensor | None = field(default=None, init=False, repr=False, compare=False)

@@ -52,15 +52,16 @@ def select_sites(found: Sequence[Site], sites: Names | None = None, exclude: Nam
     return chosen
 
 
-def by_pattern(found: Sequence[Site], mapping: Mapping[str, T]) -> list[tuple[Site, T]]:
+def by_pattern(found: Sequence[Site], mapping: Mapping[str, T], strict: bool = False) -> list[tuple[Site, T]]:
     """Give each site the value of the first pattern that matches its name; sites that none matches are left out.
 
     Args:
         found: The sites of a model.
         mapping: Values by names or globs.
+        strict: Whether a site that none matches is refused: somebody named it.
 
     Raises:
-        ValueError: If the mapping is empty, or one of its patterns matches no site.
+        ValueError: If the mapping is empty, one of its patterns matches no site, or a site that was named has no value.
 
     Example:
         >>> found = [Site("encoder", 8, 4, (), (), ()), Site("head.0", 8, 4, (), (), ())]
@@ -75,6 +76,8 @@ def by_pattern(found: Sequence[Site], mapping: Mapping[str, T]) -> list[tuple[Si
         first = next((pattern for pattern in patterns if fnmatchcase(site.name, pattern)), None)
         if first is not None:
             pairs.append((site, mapping[first]))
+        elif strict:
+            raise ValueError(f"`expansion` holds nothing for the chosen site {site.name!r}; add it to the mapping.")
     return pairs
 
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks import coverage, coverage_builders, coverage_checks, coverage_zoo
-from benchmarks.coverage_checks import Row
 from benchmarks.coverage_counts import sites_that_exist
 from benchmarks.coverage_page import page
+from benchmarks.coverage_row import Row
 from benchmarks.coverage_table import print_report, totals
 from benchmarks.coverage_zoo import Entry, pick
 from fpe_lightning.sites import find_sites

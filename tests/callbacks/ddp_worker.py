@@ -119,7 +119,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def train_by_fabric(processes: int) -> dict[str, Any]:
-    """Without a Trainer: DDP holds the parameters that it was made with, so the split module is wrapped anew."""
+    """Without a Trainer: DDP holds the parameters that it was made with, so the split module needs a new wrapper."""
     fabric = Fabric(accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto")
     fabric.launch()
     net = WithoutNorm().net

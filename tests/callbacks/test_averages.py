@@ -68,7 +68,7 @@ def test_a_mean_over_buffers_is_refused(ours_first: bool) -> None:
 
 
 def test_the_average_is_what_an_average_from_hand_is(tmp_path: Path) -> None:
-    """An EMA that is split by its own repeated rows and the module's masks, kept beside the callback's."""
+    """An EMA that is split by its own repeated rows and the module's masks, kept next to the callback's."""
 
     class ByHand(pl.Callback):
         def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -99,7 +99,7 @@ def test_the_average_is_what_an_average_from_hand_is(tmp_path: Path) -> None:
         assert torch.allclose(p, hand.weights[name], atol=1e-6), name
 
 
-def test_copies_are_split_by_hand_too() -> None:
+def test_averages_are_split_by_hand_too() -> None:
     model = network()
     average = AveragedModel(model)
     with torch.no_grad():
@@ -115,11 +115,11 @@ def test_copies_are_split_by_hand_too() -> None:
     check_masks(average)
 
 
-def test_a_copy_of_another_structure_is_refused_and_nothing_changes() -> None:
+def test_an_average_of_another_structure_is_refused_and_nothing_changes() -> None:
     model, other = network(), network(width=7)
     states = copy.deepcopy((model.state_dict(), other.state_dict()))
     with pytest.raises(
-        ValueError, match=r"A copy of the model has `0.weight` of shape \(7, 48\), and the model has \(6"
+        ValueError, match=r"An average of the model has `0.weight` of shape \(7, 48\), and the model has \(6"
     ):
         fpe.expand(model, alpha=2, example_inputs=torch.zeros(2, 48), averages=[network(), other])
     assert equal(states, (model.state_dict(), other.state_dict()))

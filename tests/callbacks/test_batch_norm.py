@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from fpe_lightning.callbacks import BatchNormReestimation, ExpansionCallback
-from fpe_lightning.expansion.statistics import restart_statistics
+from fpe_lightning.callbacks.batch_norm import restart_statistics
 
 
 class Seen(pl.Callback):

@@ -113,7 +113,7 @@ def test_fabric_wraps_anew_after_a_split(tmp_path: Path) -> None:
     ids=["FSDP", "ModelParallel", "DeepSpeed", "XLA"],
 )
 def test_sharding_strategies_are_refused_in_setup(strategy: Any) -> None:
-    way_out = 'Use `strategy="ddp"`.*; or .* widen the checkpoint with `fpe_lightning.expand_checkpoint`'
+    way_out = 'Use `strategy="ddp"`.*; or .* expand the checkpoint with `fpe_lightning.expand_checkpoint`'
     message = f"single device or under DDP; found {type(strategy).__name__}, .* {way_out}"
     with pytest.raises(MisconfigurationException, match=message):
         ExpansionCallback(epoch=1).setup(fake_trainer(strategy), Plain(), "fit")
@@ -142,10 +142,10 @@ def test_one_process_agrees_with_itself() -> None:
 
 
 @pytest.mark.usefixtures("_alone")
-def test_an_optimizer_that_deals_parameters_out_is_refused() -> None:
+def test_an_optimizer_that_assigns_parameters_to_processes_is_refused() -> None:
     module = WithoutNorm()
     optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
-    message = "ZeroRedundancyOptimizer cannot train on after a split: it deals parameters out to processes"
+    message = "ZeroRedundancyOptimizer cannot train on after a split: it assigns parameters to processes"
     with pytest.raises(ValueError, match=message):
         fpe.expand(module.net, alpha=2, optimizer=optimizer, example_inputs=torch.zeros(1, 48))
     assert module.net[0].out_features == 6
@@ -154,7 +154,5 @@ def test_an_optimizer_that_deals_parameters_out_is_refused() -> None:
 @pytest.mark.usefixtures("_alone")
 def test_a_communication_hook_with_a_memory_is_refused() -> None:
     strategy = DDPStrategy(ddp_comm_hook=powerSGD_hook, ddp_comm_state=PowerSGDState(torch.distributed.group.WORLD))
-    with pytest.raises(
-        MisconfigurationException, match=r"PowerSGDState, remembers gradients .* such as `fp16_compress"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"PowerSGDState, stores gradients .* such as `fp16_compress"):
         check_strategy(fake_trainer(strategy), Plain())

@@ -19,16 +19,15 @@ from torch import nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.partitions import Shared
 from fpe_lightning.sparse import check_masks, mask_of, structure_of
 
 X = torch.randn(5, 48, generator=torch.Generator().manual_seed(5))
 
 
 WAYS = {
-    "masked": {},
-    "blocks": {"partition": Shared(groups=2), "budget": "columns", "layout": "grouped"},
-    "blocks with holes": {"partition": Shared(groups=2), "budget": "total", "layout": "grouped"},
+    "masked": fpe.Paper(),
+    "blocks": fpe.Blocks(groups=2),
+    "blocks with holes": fpe.Blocks(groups=2, prune="total"),
 }
 
 
@@ -36,7 +35,7 @@ WAYS = {
 def split(request: pytest.FixtureRequest) -> nn.Module:
     """The network of a module that was split while training."""
     module = Plain()
-    trainer(ExpansionCallback(step=[1, 3], **WAYS[request.param]), max_epochs=1).fit(module, resumable())
+    trainer(ExpansionCallback(WAYS[request.param], step=[1, 3]), max_epochs=1).fit(module, resumable())
     assert (structure_of(module.net[0]) is None) == (request.param == "masked")
     assert (mask_of(module.net[0]) is None) == (request.param == "blocks")
     return module.net.eval()
@@ -53,24 +52,24 @@ def built(*layers: nn.Module) -> nn.Sequential:
 
 IMAGES = torch.randn(5, 32, 6, 6, generator=torch.Generator().manual_seed(5))
 HEAD = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
-LEAVING: dict[str, tuple[nn.Module, torch.Tensor, dict[str, Any]]] = {
-    "masked": (network(), X, {}),
-    "grouped": (network(), X, {"partition": "shared", "layout": "grouped"}),
+LEAVING: dict[str, tuple[nn.Module, torch.Tensor, fpe.Expansion]] = {
+    "masked": (network(), X, fpe.Paper()),
+    "grouped": (network(), X, fpe.Expansion(partition="shared", layout="grouped")),
     "semi_structured": (
         built(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)),
         torch.randn(5, 64, generator=torch.Generator().manual_seed(5)),
-        {"partition": "semi_structured", "layout": "semi_structured"},
+        fpe.SemiStructured(),
     ),
     "masked convolutions": (
         built(
             *(nn.Conv2d(32, 8, 3), nn.GroupNorm(2, 8), nn.Tanh(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)),
             *(nn.ChannelShuffle(2), HEAD),
         ),
-        *(IMAGES, {}),
+        *(IMAGES, fpe.Paper()),
     ),
     "grouped convolutions": (
         built(nn.Conv2d(32, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), copy.deepcopy(HEAD)),
-        *(IMAGES, {"partition": "shared", "budget": "blocks", "layout": "grouped"}),
+        *(IMAGES, fpe.Blocks(groups=1, outgoing="partition")),
     ),
 }
 
@@ -78,8 +77,8 @@ LEAVING: dict[str, tuple[nn.Module, torch.Tensor, dict[str, Any]]] = {
 @pytest.fixture(scope="module", params=LEAVING)
 def leaving(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
     """A split network of each kind that is exported, with an input."""
-    net, x, options = copy.deepcopy(LEAVING[request.param])
-    fpe.expand(net, alpha=2, example_inputs=x, **options)
+    net, x, expansion = copy.deepcopy(LEAVING[request.param])
+    fpe.expand(net, expansion, example_inputs=x)
     trained(net, x)
     return net.eval(), x
 

@@ -66,50 +66,50 @@ class Compiled(Plain):
         self.net = torch.compile(self.net, backend="aot_eager")
 
 
-CASES: dict[str, tuple[Callable[[], pl.LightningModule], dict[str, Any], dict[str, Any]]] = {
-    "AdamW": (scheduled, {}, {}),
-    "several optimizers and groups": (Groups, {}, {}),
-    "Adafactor": (lambda: Plain(optimizer=partial(optim.Adafactor, lr=0.01)), {}, {}),
-    "options": (Plain, {"alpha": 3, "budget": "incoming", "seed": 7, "partition": "feature"}, {}),
-    "grouped": (Plain, {"alpha": 2, "partition": "shared", "layout": "grouped"}, {}),
-    "reset": (Plain, {"optimizer_state": "reset"}, {}),
-    "compiled": (Compiled, {}, {}),
-    "bf16": (Plain, {"partition": "feature"}, {"precision": "bf16-true"}),
+CASES: dict[str, tuple[Callable[[], pl.LightningModule], fpe.Expansion | fpe.ByShape, dict[str, Any]]] = {
+    "AdamW": (scheduled, fpe.ByShape(), {}),
+    "several optimizers and groups": (Groups, fpe.ByShape(), {}),
+    "Adafactor": (lambda: Plain(optimizer=partial(optim.Adafactor, lr=0.01)), fpe.ByShape(), {}),
+    "all fields": (Plain, fpe.Expansion(alpha=3, prune="incoming", seed=7, partition="feature"), {}),
+    "grouped": (Plain, fpe.Expansion(partition="shared", layout="grouped"), {}),
+    "reset": (Plain, fpe.ByShape(optimizer_state="reset"), {}),
+    "compiled": (Compiled, fpe.ByShape(), {}),
+    "bf16": (Plain, fpe.Expansion(partition="feature"), {"precision": "bf16-true"}),
 }
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("options", "grouped", "compiled") else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("all fields", "grouped", "compiled") else [])
         for name in CASES
     ],
 )
 def test_widening_the_file_is_splitting_in_the_run(name: str, tmp_path: Path) -> None:
-    make, options, trainers = CASES[name]
-    live = fit(make, tmp_path / "live", ExpansionCallback(epoch=2, **options), **trainers)
+    make, expansion, trainers = CASES[name]
+    live = fit(make, tmp_path / "live", ExpansionCallback(expansion, epoch=2), **trainers)
     fit(make, tmp_path, max_epochs=2, **trainers)
     narrow, wide = tmp_path / "step=12.ckpt", tmp_path / "wide.ckpt"
     if make is Groups:  # two optimizers step twice a batch
         narrow = tmp_path / "step=24.ckpt"
     before = narrow.read_bytes()
-    report = fpe.expand_checkpoint(narrow, wide, make(), example_batch=BATCH, **options)
+    report = fpe.expand_checkpoint(narrow, wide, make(), expansion, example_batch=BATCH)
     assert report.nonzeros_before == report.nonzeros_after
     assert narrow.read_bytes() == before
     resumed = fit(make, tmp_path / "resumed", ckpt_path=wide, **trainers)
     assert resumed.current_epoch == 4
     net = resumed.lightning_module.net
-    assert getattr(net, "_orig_mod", net)[0].out_features == 6 * options.get("alpha", 2)
+    assert getattr(net, "_orig_mod", net)[0].out_features == 6 * expansion.alpha
     check_masks(resumed.lightning_module)
     assert equal(outcome(resumed), outcome(live))
 
 
-@pytest.mark.parametrize("options", [{}, {"partition": "shared", "layout": "grouped"}], ids=["masked", "grouped"])
+@pytest.mark.parametrize("expansion", [None, CASES["grouped"][1]], ids=["masked", "grouped"])
 def test_a_second_split_in_the_middle_of_an_epoch_after_one_of_the_callback(
-    options: dict[str, Any], tmp_path: Path
+    expansion: fpe.Expansion | None, tmp_path: Path
 ) -> None:
     def first() -> ExpansionCallback:
-        return ExpansionCallback(step=3, **options)
+        return ExpansionCallback(expansion, step=3)
 
     live = fit(Plain, tmp_path / "live", first(), ExpansionCallback(step=9))
     fit(Plain, tmp_path, first(), every_n_train_steps=9)
@@ -229,7 +229,9 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (Plain(), {"alpha": 1}, "an integer of at least 2; found 1"),
     (Plain(), {"alpha": 40}, "Splitting net.0 by alpha=40"),
     (Plain(), {"sites": "body"}, "No site matches 'body'"),
-    (Plain(), {"budget": "none"}, "Unknown budget"),
+    (Plain(), {"expansion": fpe.Paper(), "alpha": 3}, "`alpha=3` is short for an expansion, and `expansion` is given"),
+    (Plain(), {"expansion": {"net.0": fpe.Paper(), "body": fpe.Paper()}}, "No site matches 'body'"),
+    (Plain(), {"exclude": "*"}, "`exclude` leaves no site to split: net.0 are all excluded"),
     (Plain(), {"configure_optimizers": two_optimizers}, "holds 1 optimizers, and the module makes 2"),
     (
         Plain(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.partitions import Clause
 from fpe_lightning.sparse import check_masks
 
 HOOKS = [
@@ -110,10 +111,21 @@ class TwoNetworks(Plain):
 
 def test_every_network_of_a_step_is_split() -> None:
     module = TwoNetworks()
-    callback = ExpansionCallback(step=1, alpha={"image.*": 2, "text.*": 3})
+    callback = ExpansionCallback({"image.*": fpe.ByShape(), "text.*": fpe.ByShape(alpha=3)}, step=1)
     trainer(callback, max_epochs=1).fit(module, loader())
     assert [site.name for site in callback.reports[0].sites] == ["image.0", "text.0"]
     assert (module.image[0].out_features, module.text[0].out_features, module.net[0].out_features) == (12, 21, 6)
+
+
+def test_a_mapping_that_leaves_out_a_chosen_site_is_refused() -> None:
+    expansion = {"image.*": fpe.ByShape()}
+    module = TwoNetworks()
+    callback = ExpansionCallback(expansion, step=1)
+    trainer(callback, max_epochs=1).fit(module, loader())
+    assert [site.name for site in callback.reports[0].sites] == ["image.0"], "none that it does not name is asked for"
+    chosen = ExpansionCallback(expansion, step=1, sites=["image.0", "text.0"])
+    with pytest.raises(MisconfigurationException, match="`expansion` holds nothing for the chosen site 'text"):
+        trainer(chosen, max_epochs=1).fit(TwoNetworks(), loader())
 
 
 class PartlyUsed(Plain):
@@ -186,10 +198,12 @@ def test_nested_inputs_are_noted_by_shape() -> None:
     ("options", "message"),
     [
         ({"sites": "net.1"}, r"No site matches 'net.1'. Did you mean 'net.0'\? Sites of this model: net.0"),
-        ({"alpha": {"body.*": 2}}, r"No site matches 'body.\*'"),
+        ({"expansion": {"body.*": fpe.Paper()}}, r"No site matches 'body.\*'"),
+        ({"exclude": "net.*"}, "`exclude` leaves no site to split: net.0 are all excluded"),
+        ({"exclude": "net.1"}, r"No site matches 'net.1'. Did you mean 'net.0'\?"),
         ({"alpha": 99}, "alpha=99 was asked for net.0, whose neurons have 48 incoming weights at most"),
-        ({"partition": "clause"}, "needs `groups`"),
-        ({"partition": "clause", "groups": [[0], [1]]}, "`groups` miss 46 of 48 inputs"),
+        ({"expansion": fpe.Paper(partition="clause")}, "has no clauses: give `clauses`"),
+        ({"expansion": fpe.Paper(partition=Clause([[0], [1]]))}, "`clauses` miss 46 of 48 inputs"),
         ({"example_inputs": torch.zeros(1, 48)}, "the forward raises NotImplementedError"),
         ({"example_inputs": [3]}, "it is a list"),
     ],
@@ -199,9 +213,9 @@ def test_what_cannot_be_split_is_said_at_the_split(options: dict[str, Any], mess
         trainer(ExpansionCallback(step=1, **options), max_epochs=1).fit(Plain(), loader())
 
 
-def test_clause_groups_may_come_from_the_datamodule() -> None:
+def test_clauses_may_come_from_the_datamodule() -> None:
     class Data(pl.LightningDataModule):
-        groups = tuple(range(start, start + 6) for start in range(0, 48, 6))
+        clauses = tuple(range(start, start + 6) for start in range(0, 48, 6))
 
         def train_dataloader(self) -> Any:
             return loader()

@@ -227,7 +227,7 @@ def test_clauses_that_the_data_knows_are_followed_in_the_layer_that_reads_them()
     key = "interference/network.layers.0/clause_collisions"
     collisions = [row[key] for _, row in recorder.monitored() if key in row]
     state = LayerState.of(model.network.layers[0])
-    expected = clause_collisions(state.mask, data.groups, state.parents).item()
+    expected = clause_collisions(state.mask, data.clauses, state.parents).item()
     assert collisions[0] == 1.0  # a dense neuron holds every clause
     assert collisions[-1] == expected < 1.0
 

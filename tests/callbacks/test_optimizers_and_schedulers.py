@@ -15,6 +15,7 @@ from torch import optim
 from torch.optim import lr_scheduler as lrs
 from torch.optim import swa_utils
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -91,17 +92,17 @@ class Preconditioned(optim.SGD):
         return result
 
 
-def test_an_unknown_optimizer_is_refused_unless_its_state_follows_or_begins_anew() -> None:
-    def fit(**options: Any) -> Any:
-        run = trainer(ExpansionCallback(step=3, **options), max_epochs=1)
+def test_an_unknown_optimizer_is_refused_unless_its_state_follows_or_is_reset() -> None:
+    def fit(expansion: fpe.ByShape) -> Any:
+        run = trainer(ExpansionCallback(expansion, step=3), max_epochs=1)
         run.fit(Plain(optimizer=partial(Preconditioned, lr=0.01, momentum=0.9)), resumable())
         return run
 
     with pytest.raises(
         MisconfigurationException, match=r"Preconditioned state `axes` of `net.0.weight` has shape \(6, 6\)"
     ):
-        fit()
-    run = fit(optimizer_state="reset")
+        fit(fpe.ByShape())
+    run = fit(fpe.ByShape(optimizer_state="reset"))
     weight = run.lightning_module.net[0].weight
     assert [len(axis) for axis in run.optimizers[0].state[weight]["axes"]] == [12, 48]
 

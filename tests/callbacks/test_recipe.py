@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import fpe_lightning as fpe
@@ -15,9 +18,23 @@ from fpe_lightning.modules import Classifier
 from fpe_lightning.networks import MLP
 
 
-def test_it_splits_twice_within_the_budget_and_keeps_clauses_together() -> None:
+class Data(pl.LightningDataModule):
+    """Gives batches, and with ``samples`` training samples too."""
+
+    def __init__(self, x: Tensor, y: Tensor, samples: bool) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+        if samples:
+            self.training_samples = lambda: (x, y)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(self.x, self.y.float()), batch_size=512, shuffle=True)
+
+
+@pytest.mark.parametrize("samples", [True, False], ids=["samples of the datamodule", "samples of the first batches"])
+def test_it_splits_twice_within_the_count_and_keeps_clauses_together(samples: bool) -> None:
     task = dnf_task(seed=0)
-    callbacks = two_splits(*task.train, early=0.1, again=0.4)
+    callbacks = two_splits(early=0.1, again=0.4)
     module = Classifier(MLP(24, 8, 1), task="binary")
     before = fpe.count_nonzeros(module)
     trainer = pl.Trainer(
@@ -29,20 +46,18 @@ def test_it_splits_twice_within_the_budget_and_keeps_clauses_together() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    x, y = task.train
-    trainer.fit(module, DataLoader(TensorDataset(x, y.float()), batch_size=512, shuffle=True))
+    trainer.fit(module, datamodule=Data(*task.train, samples))
     assert [len(callback.reports) for callback in callbacks] == [1, 1]
     assert module.network.layers[0].out_features == 32
     assert fpe.count_nonzeros(module) == before
     mask = module.network.layers[0].fpe_mask_weight
     reached = torch.stack([mask[:, list(group)].any(1).view(8, 4).sum(1) for group in task.groups])
-    # Equal shares of what is left after weights made room may tear a clause; random shares tear nearly all.
+    # Equal shares of what is left after pruning may tear a clause; random shares tear nearly all.
     assert float((reached > 1).float().mean()) < 0.15
 
 
 def test_what_cannot_be_is_refused() -> None:
-    x, y = torch.randn(6, 4), torch.arange(6) % 2
     with pytest.raises(MisconfigurationException, match=r"`again` has to be later than `early`, found 0.1 and 0.2"):
-        two_splits(x, y, early=0.2, again=0.1)
-    with pytest.raises(ValueError, match="`targets` are class numbers"):
-        two_splits(x, y.float())
+        two_splits(early=0.2, again=0.1)
+    with pytest.raises(MisconfigurationException, match="integer of at least 2; found 1"):
+        two_splits(alpha=1)

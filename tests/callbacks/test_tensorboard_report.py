@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams import metadata
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback, SaturationTrigger, TensorBoardReport
-from fpe_lightning.callbacks.tensorboard_columns import columns_of
+from fpe_lightning.callbacks.tensorboard_hparams import columns_of
 from fpe_lightning.callbacks.tensorboard_report import layout, marker
 from fpe_lightning.cli import CLI
 from fpe_lightning.interference.curves import curves_figure
@@ -85,7 +85,7 @@ def test_the_curves_are_drawn_when_training_ends_with_a_point_an_epoch(
         drawn[label] = (curves, splits)
         return curves_figure(curves, splits, label)
 
-    monkeypatch.setattr("fpe_lightning.callbacks.tensorboard_report.curves_figure", note)
+    monkeypatch.setattr("fpe_lightning.interference.curves.curves_figure", note)
     fit(tmp_path, ExpansionCallback(epoch=1), TensorBoardReport())
     found = events(tmp_path)
     assert {"curves/loss", "curves/accuracy"} <= set(found.Tags()["images"])
@@ -127,7 +127,7 @@ def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     values, metrics, ended = table(tmp_path / "dense")
     assert values | {"seed": "any"} == {
         **{"network": "MLP", "alpha": 1, "split at": "never"},
-        **{"split partition": "none", "split budget": "none"},
+        **{"split partition": "none", "split pruning": "none"},
         **{"optimizer": "Adam", "lr": 0.001, "max_epochs": 3, "seed": "any", "non-zero parameters": 315},
     }
     assert metrics == ["best/val/accuracy", "test/loss", "test/accuracy"]
@@ -136,7 +136,7 @@ def test_runs_have_the_same_columns_whatever_they_train(tmp_path: Path) -> None:
     assert last == (3 * BATCHES, pytest.approx(float(best.best_model_score)))
     others, metrics, _ = table(tmp_path / "split")
     assert others.keys() == values.keys()
-    assert (others["alpha"], others["split at"], others["split budget"]) == (3, "epoch 1", "incoming")
+    assert (others["alpha"], others["split at"], others["split pruning"]) == (3, "epoch 1", "incoming")
     assert metrics == ["test/loss", "test/accuracy"]
 
 
@@ -145,13 +145,13 @@ def test_several_splits_triggers_and_functions_are_named_in_words() -> None:
         raise NotImplementedError
 
     several = trainer(
-        ExpansionCallback(alpha={"net.*": 2}, step=[1, 2]),
+        ExpansionCallback({"net.0": fpe.ByShape(), "net.*": fpe.Paper(alpha=3)}, step=[1, 2]),
         ExpansionCallback(fpe.Expansion(partition=own_partition), epoch=3),
     )
     found = columns_of(several, Plain())
-    assert found["alpha"] == "{'net.*': 2}, 2"
+    assert found["alpha"] == "2, 3, 2"
     assert found["split at"] == "step 1, 2, epoch 3"
-    assert found["split partition"] == "by_shape, own_partition"
+    assert found["split partition"] == "by shape, random, own_partition"
     asked = trainer(ExpansionCallback(trigger=SaturationTrigger("val_loss")))
     assert columns_of(asked, Plain())["split at"] == "SaturationTrigger"
     assert columns_of(asked, Plain())["network"] == "Plain"
@@ -177,7 +177,7 @@ def test_hyperparameters_that_are_not_there_are_refused_with_those_that_are(tmp_
 
 
 def test_a_logger_that_writes_a_table_of_its_own_is_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="give it `default_hp_metric=False` for that of `TensorBoardReport`"):
+    with pytest.warns(UserWarning, match="give it `default_hp_metric=False` to keep the table of `TensorBoardReport`"):
         fit(tmp_path, TensorBoardReport(), logger=TensorBoardLogger(tmp_path), max_epochs=1)
 
 

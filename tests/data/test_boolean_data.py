@@ -12,7 +12,7 @@ from fpe_lightning.data.boolean_data import BooleanDataModule
 def test_defaults_are_the_regime_nearest_to_the_paper() -> None:
     data = BooleanDataModule()
     assert (data.num_features, data.num_classes, data.num_outputs) == (24, 2, 1)
-    assert [len(group) for group in data.groups] == [3] * 8
+    assert [len(group) for group in data.clauses] == [3] * 8
     data.setup()
     sizes = [
         [(tuple(x.shape), tuple(y.shape)) for x, y in loader]
@@ -35,7 +35,7 @@ def test_groups_are_those_of_the_samples() -> None:
     data = BooleanDataModule(seed=7)
     data.setup()
     (inputs, targets), *_ = data.test_dataloader()
-    satisfied = torch.stack([(inputs[:, group] > 0).all(dim=1) for group in data.groups]).any(dim=0)
+    satisfied = torch.stack([(inputs[:, group] > 0).all(dim=1) for group in data.clauses]).any(dim=0)
     assert torch.equal(satisfied, targets > 0)
 
 

@@ -140,14 +140,14 @@ def change_manifest(folder: Path, **changes: Any) -> None:
         (lambda folder: (folder / "manifest.json").unlink(), r"is incomplete: manifest.json is missing"),
         (lambda folder: (folder / "labels.npy").unlink(), r"is incomplete: labels.npy is missing"),
         (truncate, r"is damaged: features.npy has \d+ bytes instead of \d+"),
-        (flip_one_bit, r"is damaged: the content of features.npy is not what was written"),
+        (flip_one_bit, r"is damaged: the digest of features.npy differs from the manifest"),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"is damaged: manifest.json is no JSON"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), r"was not written by fpe_lightning"),
         (lambda folder: change_manifest(folder, format="other"), r"was not written by fpe_lightning"),
         (lambda folder: change_manifest(folder, version=2), r"has format version 2, and this release reads version 1"),
         (
             lambda folder: change_manifest(folder, key={"encoder": "ViT"}),
-            r"was made for other data: it has encoder='ViT', and encoder='tiny/rows' was asked for",
+            r"holds other data: it has encoder='ViT', and encoder='tiny/rows' was asked for",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_an_unusable_cache_is_named_with_what_to_do(
     folder = ensure_cache(KEY, tmp_path, batches)
     damage(folder)
     with pytest.raises(
-        ValueError, match=rf"{folder} {message}.*; delete this folder and run again to encode it anew\."
+        ValueError, match=rf"{folder} {message}.*; delete this folder and run again to encode the data\."
     ):
         ensure_cache(KEY, tmp_path, never)
 

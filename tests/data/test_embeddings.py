@@ -178,5 +178,5 @@ def test_bad_arguments_are_refused_before_encoding(make: Any, kwargs: dict[str, 
 
 
 def test_unknown_data_set_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"did you mean 'fashion_mnist'"):
+    with pytest.raises(ValueError, match=r"Did you mean 'fashion_mnist'"):
         make(dataset="fashionmnist").prepare_data()

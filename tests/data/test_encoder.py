@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from fpe_lightning.data.encoder import GLYPH_CLIP_DIRECTORY, ImageEncoder, load_encoder, zero_shot_accuracy
+from fpe_lightning.data.encoder import GLYPH_CLIP_DIRECTORY, ImageEncoder, load_encoder
 from fpe_lightning.data.glyphs import GlyphDataset
+from fpe_lightning.data.zero_shot import zero_shot_accuracy
 from studies.train_glyph_clip import CONFIG
 
 

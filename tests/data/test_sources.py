@@ -72,7 +72,7 @@ def test_image_folder_fingerprint_follows_names_and_sizes(image_folder: Path, tm
 
 def test_a_misspelt_name_gets_the_nearest_right_one() -> None:
     with pytest.raises(
-        ValueError, match=r"no data set 'FashionMNIST' \(did you mean 'fashion_mnist'\?\); choose one of"
+        ValueError, match=r"Unknown data set 'FashionMNIST'\. Did you mean 'fashion_mnist'\? Known: cifar10, "
     ):
         load_images("FashionMNIST")
 

@@ -17,10 +17,15 @@ from torch.optim import SGD, AdamW
 
 import fpe_lightning as fpe
 from fpe_lightning.expansion.split_site import site_generator
+from fpe_lightning.partitions import Clause
 from fpe_lightning.sparse import check_masks, mask_of, masked_parameters, parents_of
 from tests.support.nets import cnn, mlp, train
 
 CLAUSES = [list(range(start, start + 4)) for start in range(0, 48, 4)]
+WAYS_TO_PRUNE: dict[str, dict[str, Any]] = {
+    **{name: {"prune": name} for name in ("total", "incoming", "outgoing", "global", "columns")},
+    "columns, outgoing partitioned": {"prune": "columns", "outgoing": "partition"},
+}
 
 
 @cache
@@ -32,13 +37,12 @@ def sites_of(depth: int, bias: bool, norm: bool) -> list[fpe.Site]:
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_nonzeros_are_kept_and_stay_kept(data: st.DataObject) -> None:
-    partition = data.draw(
-        st.sampled_from(["random", "shared", "feature", "semi_structured", "overlapping", "clause"]), label="partition"
-    )
+    names = ["random", "shared", "feature", "semi_structured", "overlapping"]
+    partition = data.draw(st.sampled_from([*names, Clause(CLAUSES)]), label="partition")
     alpha = 2 if partition == "semi_structured" else data.draw(st.integers(2, 4), label="alpha")
-    shapes = [(1, True, False), (1, False, True), (3, True, True)][: 2 if partition == "clause" else 3]
+    shapes = [(1, True, False), (1, False, True), (3, True, True)][: 2 if isinstance(partition, Clause) else 3]
     depth, bias, norm = data.draw(st.sampled_from(shapes), label="depth, bias, norm")
-    budget = data.draw(st.sampled_from(["total", "incoming"]), label="budget")
+    prune = data.draw(st.sampled_from(["total", "incoming"]), label="prune")
     model = mlp(48, *[8] * depth, 3, bias=bias, norm=norm, seed=data.draw(st.integers(0, 9)))
     x = torch.randn(8, 48, generator=torch.Generator().manual_seed(0))
     optimizer = data.draw(
@@ -50,11 +54,11 @@ def test_nonzeros_are_kept_and_stay_kept(data: st.DataObject) -> None:
     train(model, optimizer, x)
     before = fpe.count_nonzeros(model)
     found = sites_of(depth, bias, norm)
-    sites = found if alpha == 2 and budget == "total" else found[:1]
+    sites = found if alpha == 2 and prune == "total" else found[:1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fpe.ExpansionWarning)
         report = fpe.expand(
-            model, fpe.Expansion(alpha=alpha, partition=partition, prune=budget), sites=sites, optimizer=optimizer
+            model, fpe.Expansion(alpha=alpha, partition=partition, prune=prune), sites=sites, optimizer=optimizer
         )
     assert report.nonzeros_before == report.nonzeros_after == before == fpe.count_nonzeros(model)
     train(model, optimizer, x)
@@ -84,7 +88,7 @@ def test_children_share_their_parents_inputs_and_copy_its_outputs() -> None:
     assert parent[0].weight.abs()[~kept].max() <= parent[0].weight.abs()[kept].min()
 
 
-def test_total_budget_removes_by_one_magnitude_order() -> None:
+def test_total_prunes_by_one_magnitude_order() -> None:
     model = mlp(64, 5, 8)
     with torch.no_grad():
         model[2].weight.mul_(0.1)
@@ -106,15 +110,15 @@ def test_total_budget_removes_by_one_magnitude_order() -> None:
     assert torch.cat(gone).max() <= torch.cat(kept).min()
 
 
-@pytest.mark.parametrize("budget", ["total", "incoming", "columns"])
-def test_each_site_reports_its_own_room_where_sites_share_a_weight(budget: str) -> None:
+@pytest.mark.parametrize("prune", ["total", "incoming", "columns"])
+def test_each_site_reports_what_it_prunes_where_sites_share_a_weight(prune: str) -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    first, second = fpe.expand(model, fpe.Expansion(alpha=2, prune=budget), example_inputs=torch.randn(2, 64)).sites
+    first, second = fpe.expand(model, fpe.Expansion(alpha=2, prune=prune), example_inputs=torch.randn(2, 64)).sites
     assert first.removed_incoming + first.removed_outgoing == 8 + 8 * 6, "copies of biases and of outgoing weights"
     assert second.removed_incoming + second.removed_outgoing == 6 + 6 * 2
 
 
-def test_outgoing_budget_keeps_every_input() -> None:
+def test_outgoing_keeps_every_input() -> None:
     model = mlp(16, 8, 8, bias=False)
     (site,) = fpe.expand(model, fpe.Expansion(alpha=2, prune="outgoing"), example_inputs=torch.randn(2, 16)).sites
     assert (site.removed_incoming, site.removed_outgoing) == (0, 64)
@@ -134,7 +138,7 @@ def test_batch_norm_children_copy_their_parents_statistics() -> None:
     assert torch.equal(model[1].num_batches_tracked, parent[1].num_batches_tracked)
 
 
-def test_convolutions_hand_out_whole_kernels_and_flattened_blocks() -> None:
+def test_convolutions_assign_whole_kernels_and_flattened_blocks() -> None:
     model, x = cnn(), torch.randn(2, 16, 8, 8)
     optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     train(model, optimizer, x)
@@ -149,10 +153,9 @@ def test_convolutions_hand_out_whole_kernels_and_flattened_blocks() -> None:
     assert (mask.view(8, 2, 16, 9).sum(1) <= 1).all(), "an entry reaches two children"
     whole = mask.view(8, 2, 16, 9).any(3).sum(1)
     assert (whole <= 1).all(), "an input channel reaches two children"
-    assert torch.equal(
-        model[9].weight.view(6, 4, 2, 4),
-        parent[9].weight.view(6, 4, 1, 4).expand(6, 4, 2),
-    ), "blocks of a flattened channel stand beside each other"
+    assert torch.equal(model[9].weight.view(6, 4, 2, 4), parent[9].weight.view(6, 4, 1, 4).expand(6, 4, 2, 4)), (
+        "blocks of a flattened channel are adjacent"
+    )
     assert fpe.count_nonzeros(model) == before
     train(model, optimizer, x)
     check_masks(model)
@@ -227,11 +230,10 @@ def masks(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_the_draw_depends_on_seed_and_site_alone() -> None:
     x = torch.randn(2, 64)
-    options: dict[str, Any] = {"budget": "incoming", "example_inputs": x}
 
-    def split(seed: int, **more: Any) -> dict[str, torch.Tensor]:
+    def split(seed: int, sites: str) -> dict[str, torch.Tensor]:
         model = mlp(64, 16, 16, 3)
-        fpe.expand(model, alpha=2, seed=seed, **options, **more)
+        fpe.expand(model, fpe.Expansion(prune="incoming", seed=seed), sites=sites, example_inputs=x)
         return masks(model)
 
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
@@ -243,10 +245,10 @@ def test_the_draw_depends_on_seed_and_site_alone() -> None:
     assert not torch.equal(other["0.weight"], alone["0.weight"])
 
     def draws(model: nn.Sequential, sites: str | None) -> torch.Tensor:
-        fpe.expand(model, fpe.Expansion(alpha=2, prune="outgoing"), sites=sites, **{"example_inputs": x})
+        fpe.expand(model, fpe.Expansion(alpha=2, prune="outgoing"), sites=sites, example_inputs=x)
         return masks(model)["0.weight"]
 
-    # With outgoing weights alone making room, a producer's mask is the draw itself.
+    # Where outgoing weights alone are pruned, a producer's mask is the draw itself.
     with pytest.warns(fpe.ExpansionWarning):
         both = draws(mlp(64, 16, 16, 64, bias=False), None)
     assert torch.equal(draws(mlp(64, 16, 16, 64, bias=False), "0"), both)
@@ -297,14 +299,14 @@ class Gate(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Splitting first")
-@pytest.mark.parametrize("budget", ["total", "incoming", "outgoing", "global", "columns", "blocks"])
-def test_a_weight_that_produces_and_consumes_makes_room_once(budget: str) -> None:
+@pytest.mark.parametrize("fields", WAYS_TO_PRUNE.values(), ids=WAYS_TO_PRUNE)
+def test_a_weight_that_produces_and_consumes_is_pruned_once(fields: dict[str, Any]) -> None:
     model, x = Gate(), torch.randn(4, 64)
     (site,) = fpe.find_sites(model, x)
     both = {axis.parameter for axis in site.producers} & {axis.parameter for axis in site.consumers}
     assert both == {"gate.weight"}, "the case is not the one that is meant"
     before = fpe.count_nonzeros(model)
-    report = fpe.expand(model, fpe.Expansion(alpha=2, prune=budget), sites=[site])
+    report = fpe.expand(model, fpe.Expansion(alpha=2, **fields), sites=[site])
     assert report.nonzeros_after == fpe.count_nonzeros(model) == before
     assert report.sites[0].removed_incoming >= 0
     assert report.sites[0].removed_outgoing >= 0
@@ -326,18 +328,18 @@ class Joined(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Splitting left")
 @pytest.mark.parametrize("partition", ["random", "shared", "overlapping"])
-@pytest.mark.parametrize("budget", ["total", "outgoing", "columns"])
-def test_producers_of_some_units_each_hand_out_their_own(partition: str, budget: str) -> None:
+@pytest.mark.parametrize("prune", ["total", "outgoing", "columns"])
+def test_producers_of_some_units_each_assign_their_own(partition: str, prune: str) -> None:
     model, x = Joined(), torch.randn(4, 64)
     sites = fpe.find_sites(model, x)
     assert [(site.width, len(site.producers)) for site in sites] == [(10, 3)]
-    report = fpe.expand(model, fpe.Expansion(alpha=2, partition=partition, prune=budget), sites=sites)
+    report = fpe.expand(model, fpe.Expansion(alpha=2, partition=partition, prune=prune), sites=sites)
     assert report.nonzeros_after == report.nonzeros_before
     mask = mask_of(model.right)
     assert mask is not None
     shared = mask.view(4, 2, 48).sum(1)
     assert bool((shared <= 1).all()) == (partition != "overlapping")
-    if (partition, budget) == ("random", "outgoing"):
+    if (partition, prune) == ("random", "outgoing"):
         assert torch.equal(shared, torch.ones(4, 48, dtype=shared.dtype)), "every input stays with one child"
 
 

@@ -139,9 +139,9 @@ def test_every_kind_is_split_trains_on_and_loads_again(kind: str, partition: str
         mask = mask_of(owner)
         assert mask is not None
         children = mask if producer.dim == 0 else mask.transpose(0, 1)
-        handed = children.flatten(2).any(2) if children.dim() > 2 else children
+        assigned = children.flatten(2).any(2) if children.dim() > 2 else children
         # A neuron's input is a channel: all entries of a kernel go to one child, and none of them to its sibling.
-        assert handed.unflatten(0, (-1, 2)).sum(1).max() == 1, producer.parameter
+        assert assigned.unflatten(0, (-1, 2)).sum(1).max() == 1, producer.parameter
     assert report.nonzeros_before == report.nonzeros_after == before == fpe.count_nonzeros(model)
     start = copy.deepcopy(model.state_dict())
     train(model, optimizer, x)

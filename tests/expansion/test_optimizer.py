@@ -84,7 +84,7 @@ def test_state_follows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW", "Adafactor"])
-def test_state_may_begin_anew_for_split_parameters_alone(name: str) -> None:
+def test_state_may_be_reset_for_split_parameters_alone(name: str) -> None:
     model = mlp(64, 6, 3)
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer, X)

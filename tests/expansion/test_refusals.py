@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,33 +14,50 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 import fpe_lightning as fpe
+from fpe_lightning.partitions import Clause
 from tests.support.nets import cnn, equal, mlp, snapshot, train
 
-CASES: list[tuple[dict[str, Any], str]] = [
+Arguments = Callable[[], dict[str, Any]]
+
+
+def to(**fields: Any) -> Arguments:
+    """An expansion of some fields, which its own constructor may refuse."""
+    return lambda: {"expansion": fpe.Expansion(**fields)}
+
+
+def by_site(**expansions: fpe.Expansion) -> Arguments:
+    """A mapping from the sites ``s0`` and ``s2``."""
+    return lambda: {"expansion": {name.removeprefix("s"): expansion for name, expansion in expansions.items()}}
+
+
+CASES: list[tuple[Arguments | dict[str, Any], str]] = [
     ({"alpha": 1}, "integer of at least 2; found 1"),
     ({"alpha": 2.0}, "integer of at least 2; found 2.0"),
     ({"alpha": True}, "integer of at least 2; found True"),
-    ({"alpha": {}}, "empty mapping"),
-    ({"alpha": {"3": 2}}, r"No site matches '3'"),
+    ({"expansion": {}}, "mapping from sites to expansions is empty"),
+    (by_site(s3=fpe.Paper()), r"No site matches '3'"),
     (
-        {"alpha": {"2": 40}},
+        by_site(s2=fpe.Paper(alpha=40)),
         "alpha=40 was asked for 2, whose neurons have (16|32) incoming weights at most.*Use alpha <= ",
     ),
-    ({"alpha": {"0": 2, "2": 999}}, "alpha=999 was asked for 2"),
+    (by_site(s0=fpe.ByShape(), s2=fpe.ByShape(alpha=999)), "alpha=999 was asked for 2"),
+    ({"expansion": {"0": fpe.Paper()}, "sites": "*"}, "`expansion` holds nothing for the chosen site '2'"),
+    ({"expansion": fpe.Paper(), "alpha": 3}, "`alpha=3` is short for an expansion, and `expansion` is given too"),
+    ({"exclude": "*"}, "`exclude` leaves no site to split: 0, 2 are all excluded"),
+    ({"exclude": "00"}, r"No site matches '00'. Did you mean '0'\?"),
     ({"sites": "layers.*"}, r"No site matches 'layers.\*'.* Sites of this model: 0, 2"),
     ({"sites": "00"}, r"No site matches '00'. Did you mean '0'\?"),
     ({"sites": []}, "`sites` is empty"),
-    ({"budget": "totl"}, "Unknown budget 'totl'; known: total, incoming, outgoing"),
-    ({"layout": "sparse"}, "Unknown layout 'sparse'; known: auto"),
-    ({"optimizer_state": "keep"}, '`optimizer_state` has to be "follow" or "reset", found \'keep\''),
-    ({"partition": "radnom"}, r"Unknown partition 'radnom'. Did you mean 'random'"),
-    ({"partition": "clause"}, "needs `groups`"),
-    ({"partition": "clause", "groups": [[0, 1], [2]]}, "miss"),
-    ({"partition": "semi_structured", "alpha": 4}, "needs alpha=2"),
-    ({"groups": [[0]]}, "`groups` are used by"),
-    ({"partition": lambda *_: torch.zeros(3)}, "A partition has to return int64"),
+    (to(prune="totl"), r"Unknown pruning rule 'totl'. Did you mean 'total'\? Known: columns, global, incoming"),
+    (to(layout="sparse"), "Unknown layout 'sparse'"),
+    (to(optimizer_state="follow"), "Unknown `optimizer_state` 'follow'; known: keep, reset"),
+    (to(partition="radnom"), r"Unknown partition 'radnom'. Did you mean 'random'"),
+    (to(partition="clause"), "has no clauses: give `clauses`"),
+    (to(partition=Clause([[0, 1], [2]])), "miss"),
+    (to(partition="semi_structured", alpha=4), "needs alpha=2"),
+    (to(partition=lambda *_: torch.zeros(3)), "A partition has to return int64"),
     (
-        {"budget": "incoming", "alpha": {"0": 2, "2": 15}},
+        by_site(s0=fpe.Paper(prune="incoming"), s2=fpe.Paper(prune="incoming", alpha=15)),
         "adds 1792 copies .* weights of 2.weight have to go. Cannot rem",
     ),
     ({"example_inputs": None}, "pass `example_inputs`"),
@@ -72,10 +89,11 @@ def trained(splits: int) -> tuple[nn.Module, Optimizer, Tensor]:
 @pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")
 @pytest.mark.parametrize("splits", [0, 1])
 @pytest.mark.parametrize(("arguments", "message"), CASES, ids=[message[:30] for _, message in CASES])
-def test_refused_arguments_change_nothing(arguments: dict[str, Any], message: str, splits: int) -> None:
+def test_refused_arguments_change_nothing(arguments: Arguments | dict[str, Any], message: str, splits: int) -> None:
     model, optimizer, x = copy.deepcopy(trained(splits))
     with refused(message, model, optimizer):
-        fpe.expand(model, **{"optimizer": optimizer, "example_inputs": x, **arguments})
+        given = arguments() if callable(arguments) else arguments
+        fpe.expand(model, **{"optimizer": optimizer, "example_inputs": x, **given})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -128,7 +146,9 @@ def test_state_of_an_unknown_shape_is_named_and_may_be_reset() -> None:
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
     train(model, optimizer, x)
     optimizer.state[model[0].weight]["sketch"] = torch.zeros(5, 2)
-    with refused(r"SGD state `sketch` of `0.weight` has shape \(5, 2\), .* \(8, 64\); pass optimi", model, optimizer):
+    with refused(
+        r"SGD state `sketch` of `0.weight` has shape \(5, 2\), .* \(8, 64\); expand with opt", model, optimizer
+    ):
         fpe.expand(model, alpha=2, optimizer=optimizer, example_inputs=x)
     fpe.expand(model, fpe.ByShape(alpha=2, optimizer_state="reset"), optimizer=optimizer, example_inputs=x)
     assert model[0].weight not in optimizer.state
@@ -169,7 +189,7 @@ def test_cheap_splits_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     assert not [warning for warning in recwarn if issubclass(warning.category, fpe.ExpansionWarning)]
 
 
-def test_a_budget_that_would_not_be_kept_is_refused_before_anything_is_touched(monkeypatch: pytest.MonkeyPatch):
+def test_a_count_that_would_not_be_kept_is_refused_before_anything_is_touched(monkeypatch: pytest.MonkeyPatch):
     model = mlp(32, 8, 4)
     before = snapshot(model)
     monkeypatch.setattr("fpe_lightning.expansion.draft.Draft.change", lambda draft: 3)

@@ -12,13 +12,8 @@ from matplotlib.figure import Figure
 from torch.nn.functional import one_hot
 
 from fpe_lightning.interference import LayerState
-from fpe_lightning.interference.figures import (
-    capacity_figure,
-    gram_figure,
-    kernel_figure,
-    mask_figure,
-    weights_figure,
-)
+from fpe_lightning.interference.figures import capacity_figure, gram_figure, mask_figure
+from fpe_lightning.interference.weight_figures import kernel_figure, weights_figure
 
 BEFORE_AND_AFTER = [gram_figure, weights_figure, kernel_figure, capacity_figure]
 

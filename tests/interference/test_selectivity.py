@@ -100,7 +100,7 @@ def test_top_samples_come_strongest_first_and_ties_by_number() -> None:
         (torch.ones(12, 2, dtype=torch.int64), LABELS, TypeError, "floating point, found torch.int64"),
         (torch.ones(12), LABELS, ValueError, r"shape \(n, neurons\), found \(12,\)"),
         (torch.ones(0, 2), LABELS[:0], ValueError, r"found \(0, 2\)"),
-        (-torch.ones(12, 2), LABELS, ValueError, "not negative, found -1 among them: pass what a ReLU gives"),
+        (-torch.ones(12, 2), LABELS, ValueError, "not negative, found -1: pass the output of a ReLU"),
         (torch.full((12, 2), math.nan), LABELS, ValueError, "finite and not negative, found nan"),
         (torch.full((12, 2), math.inf), LABELS, ValueError, "finite and not negative, found inf"),
         (torch.ones(12, 2), LABELS.float(), TypeError, "int64 class numbers, found torch.float32"),

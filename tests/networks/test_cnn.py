@@ -42,5 +42,5 @@ def test_a_split_keeps_the_count(sites: str | None) -> None:
 
 
 def test_pictures_too_small_for_the_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 blocks halve 4 pixels to nothing; use fewer blocks"):
+    with pytest.raises(ValueError, match="3 blocks halve 4 pixels to zero; use fewer blocks"):
         SmallCNN(3, 4, 10, (4, 4, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,12 +10,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import fpe_lightning as fpe
 from fpe_lightning import count_nonzeros, load_expanded_state_dict
-from fpe_lightning.networks import FPEMLP, MLP, WideSparseMLP
+from fpe_lightning.networks import MLP, Expanded, WideSparseMLP
 from fpe_lightning.networks.mlp import ACTIVATIONS
 from fpe_lightning.networks.sparse_init import ALLOCATIONS
 from fpe_lightning.sparse import mask_of, masked_parameters
+
+
+def expanded(in_features: int, hidden: Any, out_features: int, *, seed: int = 0, **options: Any) -> Expanded:
+    """An MLP that is split at construction by the rule of the paper."""
+    return Expanded(MLP(in_features, hidden, out_features, **options), fpe.Paper(seed=seed))
+
 
 SIZES = {
     "in_features": st.integers(96, 160),
@@ -63,9 +72,10 @@ def test_a_wide_sparse_mlp_keeps_the_dense_budget(
     st.sampled_from(["random", "shared"]),
     st.integers(0, 5),
 )
-def test_an_fpe_mlp_keeps_the_dense_budget(sizes: dict[str, Any], alpha: int, partition: str, seed: int) -> None:
-    network = FPEMLP(**sizes, alpha=alpha, partition=partition, seed=seed)
+def test_an_expanded_mlp_keeps_the_dense_budget(sizes: dict[str, Any], alpha: int, partition: str, seed: int) -> None:
+    network = Expanded(MLP(**sizes), fpe.Paper(alpha=alpha, partition=partition, seed=seed))
     assert count_nonzeros(network) == expected_count(**sizes)
+    assert (network.in_features, network.out_features) == (sizes["in_features"], sizes["out_features"])
     assert network(torch.zeros(3, sizes["in_features"])).shape == (3, sizes["out_features"])
 
 
@@ -86,16 +96,16 @@ def test_even_allocation_gives_layers_the_same_density_to_within_one_weight() ->
         assert abs(count - layer.weight.numel() * sum(kept) / total) < 1
 
 
-@pytest.mark.parametrize("make", [WideSparseMLP, FPEMLP])
-def test_masks_are_decided_by_the_seed_alone(make: type[MLP]) -> None:
+@pytest.mark.parametrize("make", [WideSparseMLP, expanded])
+def test_masks_are_decided_by_the_seed_alone(make: Callable[..., nn.Module]) -> None:
     def masks(seed: int) -> list[torch.Tensor]:
-        return [mask for name, mask in make(40, 8, 3, seed=seed).named_buffers() if "fpe_mask" in name]  # type: ignore[call-arg]
+        return [mask for name, mask in make(40, 8, 3, seed=seed).named_buffers() if "fpe_mask" in name]
 
     torch.manual_seed(1)
     first = masks(0)
     torch.manual_seed(2)
     assert first
-    if make is WideSparseMLP:  # a split also looks at the weights, to make room
+    if make is WideSparseMLP:  # a split also looks at the weights, to prune
         assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
     torch.manual_seed(1)
     assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
@@ -122,8 +132,8 @@ def test_sparse_layers_are_drawn_within_the_bound_of_their_connectivity() -> Non
     assert float(layer.bias.detach().abs().max()) <= bound
 
 
-@pytest.mark.parametrize("make", [WideSparseMLP, FPEMLP])
-def test_masked_weights_stay_zero_under_adamw(make: type[MLP]) -> None:
+@pytest.mark.parametrize("make", [WideSparseMLP, expanded])
+def test_masked_weights_stay_zero_under_adamw(make: Callable[..., nn.Module]) -> None:
     torch.manual_seed(0)
     network = make(40, 8, 3, batch_norm=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
@@ -138,9 +148,9 @@ def test_masked_weights_stay_zero_under_adamw(make: type[MLP]) -> None:
     assert not any(parameter.detach()[~mask].any() for _, parameter, mask in masked)
 
 
-@pytest.mark.parametrize("make", [WideSparseMLP, FPEMLP])
-def test_a_state_dict_goes_into_a_fresh_network_of_another_seed(make: type[MLP]) -> None:
-    network, fresh = make(40, 8, 3, seed=0), make(40, 8, 3, seed=1)  # type: ignore[call-arg]
+@pytest.mark.parametrize("make", [WideSparseMLP, expanded])
+def test_a_state_dict_goes_into_a_fresh_network_of_another_seed(make: Callable[..., nn.Module]) -> None:
+    network, fresh = make(40, 8, 3, seed=0), make(40, 8, 3, seed=1)
     x = torch.randn(4, 40)
     assert not torch.equal(network(x), fresh(x))
     load_expanded_state_dict(fresh, network.state_dict())
@@ -149,14 +159,14 @@ def test_a_state_dict_goes_into_a_fresh_network_of_another_seed(make: type[MLP])
 
 
 def test_a_split_network_goes_into_a_dense_one() -> None:
-    network, dense = FPEMLP(40, 8, 3), MLP(40, 8, 3)
-    load_expanded_state_dict(dense, network.state_dict())
+    network, dense = expanded(40, 8, 3), MLP(40, 8, 3)
+    load_expanded_state_dict(dense, network.network.state_dict())
     x = torch.randn(4, 40)
     assert torch.equal(network(x), dense(x))
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_layers_stand_in_the_usual_order(activation: str) -> None:
+def test_layers_are_in_the_usual_order(activation: str) -> None:
     network = MLP(6, [5, 4], 3, activation, bias=False, batch_norm=True, dropout=0.5)
     block = ["Linear", "BatchNorm1d", ACTIVATIONS[activation].__name__, "Dropout"]
     assert [type(layer).__name__ for layer in network.layers] == [*block, *block, "Linear"]
@@ -181,9 +191,10 @@ def test_an_integer_is_one_hidden_layer() -> None:
             "Unknown allocation 'hiden'; known: hidden, even, fan_in",
         ),
         (lambda: WideSparseMLP(40, 8, 3, alpha=0), "`alpha` has to be an integer of at least 1, found 0"),
-        (lambda: WideSparseMLP(4, 8, 30, alpha=4), "The budget asks for .* use a smaller alpha"),
-        (lambda: FPEMLP(40, 8, 3, alpha=0), "alpha"),
-        (lambda: FPEMLP(40, 8, 3, partition="rndom"), "rndom"),
+        (lambda: WideSparseMLP(4, 8, 30, alpha=4), "zeros among .* leave .* use a smaller alpha"),
+        (lambda: Expanded(MLP(40, 8, 3), fpe.Paper(alpha=0)), "alpha"),
+        (lambda: Expanded(MLP(40, 8, 3), fpe.Paper(partition="rndom")), "rndom"),
+        (lambda: Expanded(MLP(40, 8, 3), fpe.Paper(alpha=41)), "alpha=41 was asked for layers.0"),
     ],
 )
 def test_what_cannot_be_built_is_refused(make: Any, message: str) -> None:

@@ -27,8 +27,8 @@ def test_allocated_counts_add_up_and_fit(sizes: list[int], allocation: str, data
     assert allocation == "even" or counts[-1] == sizes[-1]
 
 
-def test_a_budget_that_empties_the_sparse_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"asks for 100 zeros among 100 weights .* leaves 0; use a smaller alpha"):
+def test_zeros_that_empty_the_sparse_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"100 zeros among 100 weights .* leave 0 non-zeros; use a smaller alpha"):
         allocate([100, 50], 100, "hidden")
 
 

@@ -14,14 +14,14 @@ from fpe_lightning.data import BatchLoader
 from fpe_lightning.data.boolean import dnf_task
 from fpe_lightning.modules import Classifier
 from fpe_lightning.networks import MLP
-from fpe_lightning.partitions.interaction import affinity_partition, input_affinity, interaction_partition
+from fpe_lightning.partitions import Affinity, Interaction, input_affinity
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_clauses_of_a_formula_are_found_without_being_named(seed: int) -> None:
     task = dnf_task(seed=seed)
     inputs, truth = task.train
-    partition = affinity_partition(input_affinity(inputs, truth.float().unsqueeze(1) - 0.5))
+    partition = Affinity(input_affinity(inputs, truth.float().unsqueeze(1) - 0.5))
     child = partition(torch.ones(8, 24, 1), torch.ones(8, 24, dtype=torch.bool), 2, torch.Generator().manual_seed(0))
     assert all(len(child[0, list(group)].unique()) == 1 for group in task.groups)
 
@@ -32,7 +32,7 @@ def test_children_are_balanced_to_within_one_input(alpha: int, inputs: int, seed
     generator = torch.Generator().manual_seed(seed)
     affinity = torch.rand(inputs, inputs, generator=generator)
     alive = torch.ones(3, inputs, dtype=torch.bool)
-    child = affinity_partition(affinity + affinity.T)(torch.ones(3, inputs, 1), alive, alpha, generator)
+    child = Affinity(affinity + affinity.T)(torch.ones(3, inputs, 1), alive, alpha, generator)
     sizes = child[0].bincount(minlength=alpha)
     assert int(sizes.max() - sizes.min()) <= 1
     assert bool((child == child[0]).all())
@@ -45,7 +45,7 @@ def test_it_is_deterministic_and_expand_takes_it() -> None:
         network = MLP(24, 4, 1)
         fpe.expand(
             network,
-            fpe.Expansion(partition=affinity_partition(affinity + affinity.T)),
+            fpe.Expansion(partition=Affinity(affinity + affinity.T)),
             example_inputs=torch.zeros(2, 24),
         )
         masks.append(network.layers[0].fpe_mask_weight.any(0))
@@ -68,7 +68,7 @@ def test_a_few_random_signs_stand_in_for_many_outputs() -> None:
 def test_a_callback_takes_the_partition_of_training_samples() -> None:
     task = dnf_task(seed=0)
     callback = ExpansionCallback(
-        fpe.Expansion(alpha=2, partition=interaction_partition(*task.train), prune="incoming"), epoch=1
+        fpe.Expansion(alpha=2, partition=Interaction().fit(*task.train), prune="incoming"), epoch=1
     )
     module = Classifier(MLP(24, 8, 1), task="binary")
     trainer = L.Trainer(
@@ -88,16 +88,18 @@ def test_a_callback_takes_the_partition_of_training_samples() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"class numbers \(n,\), bool or integer; found torch.float32 \(3, 1\)"):
-        interaction_partition(torch.ones(3, 2), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"class numbers \(3,\), bool or integer; found torch.float32 \(3, 1\)"):
+        Interaction().fit(torch.ones(3, 2), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"Interaction needs samples \(n, inputs\), found \(3, 2, 1\)"):
+        Interaction().fit(torch.ones(3, 2, 1), torch.ones(3).long())
     with pytest.raises(ValueError, match=r"3 samples of inputs do not fit 2 rows"):
         input_affinity(torch.ones(3, 2), torch.ones(2, 1))
     with pytest.raises(ValueError, match="NaN or infinity"):
         input_affinity(torch.full((3, 2), float("nan")), torch.ones(3, 1))
     with pytest.raises(ValueError, match=r"finite symmetric .* found shape \(2, 3\)"):
-        affinity_partition(torch.ones(2, 3))
+        Affinity(torch.ones(2, 3))
     with pytest.raises(ValueError, match="finite symmetric"):
-        affinity_partition(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        Affinity(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
     alive = torch.ones(2, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="of 4 inputs, but the layer has 5"):
-        affinity_partition(torch.ones(4, 4))(torch.ones(2, 5, 1), alive, 2, torch.Generator())
+        Affinity(torch.ones(4, 4))(torch.ones(2, 5, 1), alive, 2, torch.Generator())

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fpe_lightning.partitions.builtin import children_masks, resolve_partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from fpe_lightning.partitions import Contiguous, Shared
-from fpe_lightning.partitions.shared import contiguous_by_groups, group_size, shared_by_groups
+from fpe_lightning.partitions import Contiguous, Partition, Shared, SharedPartition, resolve_partition
+from fpe_lightning.partitions.partition import children_masks
+from fpe_lightning.partitions.shared import group_size
 
 
-def masks_of(name: str, alive: Tensor, alpha: int, seed: int = 0) -> Tensor:
+def masks_of(partition: str | Partition, alive: Tensor, alpha: int, seed: int = 0) -> Tensor:
     weight = torch.randn(*alive.shape, 1)
-    return children_masks(resolve_partition(name), weight, alive, alpha, Generator().manual_seed(seed))
+    return children_masks(resolve_partition(partition), weight, alive, alpha, Generator().manual_seed(seed))
 
 
 @settings(deadline=None)
 @given(
-    kind=st.sampled_from(["shared", "contiguous"]),
+    kind=st.sampled_from([Shared, Contiguous]),
     groups=st.sampled_from([1, 2, 3, 6]),
     inputs=st.integers(8, 33),
     alpha=st.integers(2, 4),
 )
-def test_every_child_of_every_group_gets_its_share(kind: str, groups: int, inputs: int, alpha: int) -> None:
-    masks = masks_of(f"{kind}:{groups}", torch.ones(6, inputs, dtype=torch.bool), alpha)
+def test_every_child_of_every_group_gets_its_share(
+    kind: type[SharedPartition], groups: int, inputs: int, alpha: int
+) -> None:
+    masks = masks_of(kind(groups=groups), torch.ones(6, inputs, dtype=torch.bool), alpha)
     assert bool((masks.sum(1) == 1).all())
     fan_in = masks.sum(2)
     assert int(fan_in.max()) - int(fan_in.min()) <= 1
@@ -35,7 +37,7 @@ def test_every_child_of_every_group_gets_its_share(kind: str, groups: int, input
 
 
 def test_contiguous_children_read_neighbours_and_groups_cut_elsewhere() -> None:
-    child = contiguous_by_groups(2)(torch.zeros(2, 12, 1), torch.ones(2, 12, dtype=torch.bool), 3, Generator())
+    child = Contiguous(groups=2)(torch.zeros(2, 12, 1), torch.ones(2, 12, dtype=torch.bool), 3, Generator())
     assert child.tolist() == [[0] * 4 + [1] * 4 + [2] * 4, [1] * 2 + [2] * 4 + [0] * 4 + [1] * 2]
 
 
@@ -47,20 +49,20 @@ def test_groups_draw_different_partitions_and_one_group_is_the_shared_rule() -> 
     assert not torch.equal(masks_of(Shared(groups=4), alive, 2, seed=1), masks_of(Shared(groups=4), alive, 2, seed=2))
 
 
-@pytest.mark.parametrize("kind", ["shared", "contiguous"])
-def test_after_an_earlier_split_each_stretch_of_neurons_deals_out_what_it_reads(kind: str) -> None:
+@pytest.mark.parametrize("partition", [Shared(groups=1), Contiguous(groups=1)], ids=str)
+def test_after_an_earlier_split_each_stretch_of_neurons_assigns_what_it_reads(partition: Partition) -> None:
     alive = torch.zeros(8, 16, dtype=torch.bool)
     alive[:4, :8] = True
     alive[4:, 8:] = True
-    masks = masks_of(f"{kind}:1", alive, 2)
+    masks = masks_of(partition, alive, 2)
     assert torch.equal(masks.sum(2), torch.full((8, 2), 4))
     assert group_size(masks) == 4
 
 
-@pytest.mark.parametrize("kind", ["shared", "contiguous"])
-def test_single_missing_inputs_do_not_break_a_group(kind: str) -> None:
+@pytest.mark.parametrize("partition", [Shared(groups=2), Contiguous(groups=2)], ids=str)
+def test_single_missing_inputs_do_not_break_a_group(partition: Partition) -> None:
     alive = torch.rand(8, 64, generator=Generator().manual_seed(0)) < 0.9
-    masks = masks_of(f"{kind}:2", alive, 2)
+    masks = masks_of(partition, alive, 2)
     assert group_size(masks) == 4
     assert torch.equal(masks.any(1), alive)
 
@@ -69,8 +71,9 @@ def test_bad_groups_are_named() -> None:
     alive = torch.ones(6, 8, dtype=torch.bool)
     with pytest.raises(ValueError, match="4 groups of one size cannot be made of 6 neurons; use one of 1, 2, 3, 6"):
         masks_of(Shared(groups=4), alive, 2)
-    for make in (shared_by_groups, contiguous_by_groups):
-        with pytest.raises(ValueError, match="`neuron_groups` has to be an integer of at least 1, found 0"):
-            make(0)
-    with pytest.raises(ValueError, match="has to name a number of neuron groups, as in Shared(groups=8)"):
-        resolve_partition("shared:many")
+    for make in (Shared, Contiguous):
+        for groups in (0, True, 2.0):
+            with pytest.raises(ValueError, match=f"`groups`, .* has to be an integer of at least 1, found {groups}"):
+                make(groups=groups)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Unknown partition 'shared:4'\. Did you mean 'shared'"):
+        resolve_partition("shared:4")

@@ -1,4 +1,4 @@
-"""Whole columns and blocks make room: exactly as much as was asked, evenly, the smallest first."""
+"""Whole columns of blocks are pruned: exactly as many weights as asked, evenly, the smallest first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fpe_lightning.expansion.assign import kept_outputs
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.pruning.columns import Incoming, hand_out_outgoing, remove_columns
+from fpe_lightning.pruning.columns import Incoming, remove_columns
 from fpe_lightning.sites.site import Attribute, Axis, Producer, Site
 
 
@@ -68,10 +69,10 @@ def test_a_block_is_never_emptied() -> None:
 @given(groups=st.integers(1, 5), alpha=st.integers(2, 4), outputs=st.integers(4, 11))
 def test_one_copy_of_each_outgoing_weight_stays_and_every_child_has_some(groups: int, alpha: int, outputs: int) -> None:
     child = torch.arange(alpha).repeat(groups)
-    stays = hand_out_outgoing(child, outputs, alpha)
+    stays = kept_outputs(child, outputs, alpha)
     assert bool((stays.view(outputs, groups, alpha).sum(2) == 1).all())
     assert int(stays.sum(0).min()) >= outputs // alpha
-    untouched = hand_out_outgoing(torch.tensor([-1, 0, 1]), 4, 2)
+    untouched = kept_outputs(torch.tensor([-1, 0, 1]), 4, 2)
     assert bool(untouched[:, 0].all())
 
 
@@ -81,7 +82,7 @@ def make_site(*names: str, units: torch.Tensor | None = None) -> Site:
     return Site("0", 4, 8, (producer,), (), (Axis("2.weight", 1, 0, 8, 2, units),), attributes)
 
 
-def test_children_of_one_number_stand_together() -> None:
+def test_children_of_one_number_are_adjacent() -> None:
     site = block_order(torch.nn.Identity(), make_site("out_features", units=torch.arange(4).repeat_interleave(2)))
     assert [site.producers[0].run, site.consumers[0].run] == [4, 8]
 

@@ -10,7 +10,7 @@ TINY = """
 settings:
   S: {epochs: 6, split: 2, samples: 32}
   T: {epochs: 6, split: 3, switch: 3, lr_after: 0.01, samples: 32}
-arms: [dense, random, wide_sparse]
+arms: {dense: Dense, random: Split, wide_sparse: WideSparse}
 seeds: 3
 block: 2
 """

@@ -13,7 +13,6 @@ from torch import nn
 
 import fpe_lightning as fpe
 from studies import clip_probe, pictures
-from studies.arms import ARMS, arms_named
 from studies.clip_probe import Probe
 from studies.errors import StudyError
 from studies.from_scratch import begin
@@ -24,6 +23,7 @@ from studies.setting import Setting
 from studies.study import Study
 from studies.task import Task
 from studies.training import run_block
+from tests.support.arms import ARMS, arms
 
 pytestmark = pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")  # the networks here are tiny
 
@@ -78,9 +78,9 @@ def by_hand(network: nn.Module, layers: Sequence[str]) -> dict[str, float]:
 @pytest.mark.parametrize("kind", OTHERS)
 def test_networks_are_those_of_the_other_study(kind: str) -> None:
     other = replace(OTHERS[kind][0], epochs=3, split=1)
-    arms = arms_named(["dense", "random", "shared", "wide_sparse", "dropconnect"])
-    theirs = run_block(other, arms, [3])
-    ours = run_block(measured(other, kind.split()[0]), arms, [3])
+    chosen = arms("dense", "random", "shared", "wide_sparse", "dropconnect")
+    theirs = run_block(other, chosen, [3])
+    ours = run_block(measured(other, kind.split()[0]), chosen, [3])
     for before, after in zip(theirs, ours, strict=True):
         assert (after.status, after.why) == ("done", "")
         assert (after.nonzeros, after.train, after.test) == (before.nonzeros, before.train, before.test)
@@ -94,10 +94,10 @@ def test_measures_are_means_over_the_layers_that_are_split(kind: str) -> None:
     other, layers = OTHERS[kind]
     setting = replace(measured(other, kind.split()[0]), epochs=1, when=0.0)
     task = setting.task(0)
-    (row,) = run_block(setting, arms_named(["random"]), [0])
+    (row,) = run_block(setting, arms("random"), [0])
     network = begin(ARMS["dense"], setting, task, 0)
     seen = {f"{name}_before": value for name, value in by_hand(network, layers).items()}
-    fpe.expand(network, alpha=2, seed=0, sites=layers, example_inputs=task.train[0][:2])
+    fpe.expand(network, fpe.Paper(), sites=layers, example_inputs=task.train[0][:2])
     after = by_hand(network, layers)
     seen |= {f"{name}_after": value for name, value in after.items()}
     assert {name: row.measures[name] for name in seen} == pytest.approx(seen, abs=1e-6)
@@ -110,16 +110,16 @@ def test_measures_are_means_over_the_layers_that_are_split(kind: str) -> None:
 @pytest.mark.parametrize(
     ("values", "arm", "sentence"),
     [
-        ({"of": "cnn"}, "interaction_incoming", "it asks for the partition 'interaction'"),
+        ({"of": "cnn"}, "interaction_incoming", "it asks for the partition 'residual_interaction'"),
         ({"of": "transformer"}, "clause", "it asks for the partition 'clause'"),
     ],
 )
 def test_an_arm_that_the_other_study_refuses_gets_its_sentence(values: dict[str, Any], arm: str, sentence: str) -> None:
     with pytest.raises(StudyError, match=f"^Arm '{arm}' cannot be in setting 'S': {sentence}"):
-        Study({"S": Interference(**values)}, ["dense", arm]).check()
+        Study({"S": Interference(**values)}, arms("dense", arm)).check()
 
 
 def test_sizes_that_do_not_fit_the_data_are_refused_before_anything_runs() -> None:
     setting = Interference(of="transformer", data={"patch": 5})
     with pytest.raises(StudyError, match=r"Setting 'S' cannot be: .* found patch=5 of 16 pixels"):
-        Study({"S": setting}, ["dense"]).prepare()
+        Study({"S": setting}, arms("dense")).prepare()

@@ -24,20 +24,21 @@ from fpe_lightning.interference import (
 )
 from fpe_lightning.networks import MLP
 from studies.__main__ import main
-from studies.arms import arms_named
 from studies.errors import StudyError
 from studies.interference import Interference
 from studies.interference_report import accuracies, findings, fold, gain, points
 from studies.results import Row
+from studies.runs import Runs
 from studies.study import Study
 from studies.tables import as_markdown
 from studies.training import run_block
+from tests.support.arms import ARMS, arms
 
 SMALL = Interference(epochs=20, when=0.5, data={"samples": 128})
 
 
 def test_measures_are_those_of_the_network_at_the_split_and_at_the_end() -> None:
-    rows = {row.arm: row for row in run_block(SMALL, arms_named(["dense", "random", "wide_sparse"]), [4])}
+    rows = {row.arm: row for row in run_block(SMALL, arms("dense", "random", "wide_sparse"), [4])}
     task = SMALL.task(4)
     x, y = task.train[0], task.train[1].float()
     torch.manual_seed(4)
@@ -54,7 +55,7 @@ def test_measures_are_those_of_the_network_at_the_split_and_at_the_end() -> None
     for epoch in range(20):
         if epoch == 10:
             look("before")
-            fpe.expand(network, seed=4, optimizer=optimizer, example_inputs=x[:2])
+            fpe.expand(network, fpe.Paper(seed=4), optimizer=optimizer, example_inputs=x[:2])
             look("after")
             mask = network.layers[0].fpe_mask_weight
             assert task.groups is not None
@@ -72,23 +73,27 @@ def test_measures_are_those_of_the_network_at_the_split_and_at_the_end() -> None
 
 
 def test_members_of_an_ensemble_are_averaged_and_a_failed_run_measures_nothing() -> None:
-    (row,) = run_block(SMALL, arms_named(["ensemble"]), [0])
+    (row,) = run_block(SMALL, arms("ensemble"), [0])
     assert set(row.measures) == set(SMALL.measures)
-    (alone,) = run_block(SMALL, arms_named(["random"]), [0])
+    (alone,) = run_block(SMALL, arms("random"), [0])
     assert row.measures["capacity_before"] == pytest.approx(alone.measures["capacity_before"], abs=1e-4)
     assert row.measures["capacity_after"] != pytest.approx(alone.measures["capacity_after"], abs=1e-6)
-    (failed,) = run_block(Interference(alpha=40, epochs=2, when=0.0, data={"samples": 32}), arms_named(["random"]), [0])
+    (failed,) = run_block(Interference(alpha=40, epochs=2, when=0.0, data={"samples": 32}), arms("random"), [0])
     assert (failed.status, failed.measures) == ("failed", {})
 
 
 def test_the_split_is_a_share_of_the_epochs_unless_the_arm_says_an_epoch() -> None:
-    arms = arms_named(["dense", "random", "random_at_3", "wide_sparse"])
-    assert [SMALL.starts(arm) for arm in arms.values()] == [20, 10, 3, 0]
-    assert Interference(split=7).starts(arms["random"]) == 7
+    chosen = arms("dense", "random", "random_at_3", "wide_sparse")
+    assert [SMALL.starts(arm) for arm in chosen.values()] == [20, 10, 3, 0]
+    assert Interference(split=7).starts(chosen["random"]) == 7
 
 
 def row(setting: str, arm: str, seed: int, test: float, measures: Mapping[str, float]) -> Row:
     return Row(arm, seed, "done", "", 209, test, test, test, 1.0, setting, measures=measures)
+
+
+def runs(*rows: Row) -> Runs:
+    return Runs(rows, ARMS)
 
 
 def made(gains: Mapping[str, float], folds: Mapping[str, float]) -> list[Row]:
@@ -108,7 +113,8 @@ def made(gains: Mapping[str, float], folds: Mapping[str, float]) -> list[Row]:
 
 
 FOLDS = {"A hidden=2": 1.5, "A hidden=4": 2.0, "A hidden=8": 3.0, "A hidden=16": 2.5}
-EXACT = made({setting: 0.1 * value for setting, value in FOLDS.items()}, FOLDS)
+ROWS = made({setting: 0.1 * value for setting, value in FOLDS.items()}, FOLDS)
+EXACT = runs(*ROWS)
 
 
 def test_fold_changes_and_gains_are_ratios_of_means() -> None:
@@ -124,21 +130,21 @@ def test_fold_changes_and_gains_are_ratios_of_means() -> None:
 def test_layers_without_cosines_make_no_point_and_leave_the_others_in_the_fit() -> None:
     rows = [
         Row(**{**vars(each), "measures": {name.replace("capacity", "cosine"): v for name, v in each.measures.items()}})
-        for each in EXACT
+        for each in ROWS
     ]
     dead = next(each for each in rows if each.setting == "A hidden=16" and each.arm == "random")
     rows[rows.index(dead)] = Row(**{**vars(dead), "measures": {**dead.measures, "cosine_after": math.nan}})
-    assert fold(rows, "A hidden=16", "random", "cosine", "split") is None
-    assert [point.fold for point in points(rows, "cosine", "split")] == pytest.approx([1.5, 2, 3])
-    text = as_markdown(findings(rows).tables)
+    assert fold(runs(*rows), "A hidden=16", "random", "cosine", "split") is None
+    assert [point.fold for point in points(runs(*rows), "cosine", "split")] == pytest.approx([1.5, 2, 3])
+    text = as_markdown(findings(runs(*rows)).tables)
     assert "| mean cosine similarity | just after / just before the split | 3 | +10 | 1.00 [1.00, 1.00] |" in text
     assert "| A | 3 to 4 | - | - | 1.00 [1.00, 1.00] rising |" in text  # at the end it has one
     assert "| A hidden=16 | random | 50.0 -> 62.5 (+25.0 %) | 0.300 -> - (-); 0.200 -> 1.250 (6.25) |" in text
 
 
 def test_the_report_holds_fits_and_a_panel_for_each_measure() -> None:
-    other = [Row(**{**vars(each), "setting": each.setting.replace("A", "B")}) for each in EXACT]
-    found = findings([*EXACT, *other])
+    other = [Row(**{**vars(each), "setting": each.setting.replace("A", "B")}) for each in ROWS]
+    found = findings(runs(*ROWS, *other))
     text = as_markdown(found.tables)
     line = next(line for line in text.splitlines() if line.startswith("| feature capacity"))
     assert line == (
@@ -163,7 +169,7 @@ def test_one_table_says_how_much_each_measure_explains_and_which_way() -> None:
         Row(**{**vars(each), "setting": each.setting.replace("A hidden=", "b c hidden=[2, 2] width=")})
         for each in made({setting: -0.1 * value for setting, value in FOLDS.items()}, FOLDS)
     ]
-    table = findings([*EXACT, *falling]).tables[0]
+    table = findings(runs(*ROWS, *falling)).tables[0]
     assert table.header[:4] == (
         *("study", "points"),
         *("feature capacity, at the split", "feature capacity, at the end"),
@@ -172,18 +178,18 @@ def test_one_table_says_how_much_each_measure_explains_and_which_way() -> None:
     assert found["A"][:2] == ("4", "1.00 [1.00, 1.00] rising")
     assert found["b c"][:2] == ("4", "1.00 [1.00, 1.00] falling")  # a list of widths is no part of the name
     assert all(line[4:] == ("-",) * 4 for line in table.lines)  # cosines were not measured
-    assert list(findings(falling).figures) == ["interference_b_c"]
+    assert list(findings(runs(*falling)).figures) == ["interference_b_c"]
 
 
 def test_a_gain_is_over_the_seeds_that_have_both_accuracies() -> None:
-    rows = [row("A", "dense", 0, 0.5, {}), row("A", "dense", 1, 0.1, {}), row("A", "random", 0, 0.6, {})]
+    rows = runs(row("A", "dense", 0, 0.5, {}), row("A", "dense", 1, 0.1, {}), row("A", "random", 0, 0.6, {}))
     assert accuracies(rows, "A", "random") == pytest.approx((50, 60))
     assert gain(rows, "A", "random") == pytest.approx(20)
     assert gain(rows, "A", "shared") is None
 
 
 def test_rows_without_measures_make_no_figure() -> None:
-    assert not findings([row("A", "dense", 0, 0.5, {})]).figures
+    assert not findings(runs(row("A", "dense", 0, 0.5, {}))).figures
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,7 @@ def test_rows_without_measures_make_no_figure() -> None:
 )
 def test_a_setting_that_cannot_be_gets_one_sentence(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError) as caught:
-        Study({"S": Interference(**values)}, ["dense"]).check()
+        Study({"S": Interference(**values)}, arms("dense")).check()
     assert str(caught.value).startswith(f"Setting 'S' cannot be: {sentence}")
     assert "\n" not in str(caught.value)
 
@@ -220,7 +226,7 @@ settings:
   picture: {of: cnn, epochs: 2, batch_size: 128, data: {classes: [15, 17], shrink: 8, channels: [4]}}
 grid:
   - {hidden: [2, 4], when: [0.5]}
-arms: [dense, random]
+arms: {dense: Dense, random: Split}
 seeds: 1
 """
 

@@ -87,9 +87,19 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
     ("words", "sentence"),
     [
         (["bolean"], "Unknown study 'bolean'. Did you mean 'boolean'? Known: boolean, "),
-        (["boolean", "--arms", "[dense, randum]"], "Unknown arm 'randum'. Did you mean 'random'?"),
+        (["boolean", "--arms", "{dense: Dense, a: Splitt}"], "Unknown class `Splitt`. Did you mean `Split`?"),
+        (["boolean", "--arms", "{a: {att: 3}}"], "Unknown key `att`. Did you mean `at`?"),
+        (["boolean", "--arms", "{a: {expansion: {prune: incomin}}}"], "Unknown pruning rule 'incomin'. Did you mean"),
+        (
+            ["boolean", "--arms", "{a: {expansion: {alpha: 4}}}"],
+            "The expansion of an arm leaves `alpha` to the run, fo",
+        ),
+        (
+            ["boolean", "--arms", "{a: {expansion: SemiStructured, alpha: 4}}"],
+            "SemiStructured always has alpha=2, foun",
+        ),
         (["boolean", "--seeds", 0], "The grid is empty: 2 settings x 3 arms x 0 seeds; give at least one of each."),
-        (["boolean", "--arms", "[]"], "The grid is empty: 2 settings x 0 arms x 3 seeds"),
+        (["boolean", "--arms", "{}"], "The grid is empty: 2 settings x 0 arms x 3 seeds"),
         (["boolean", "--settings", "{}"], "The grid is empty: 0 settings"),
         (["boolean", "--jobs", 0], "`--jobs` has to be at least 1, found 0."),
         (["boolean", "--block", 0], "`block` has to be at least 1"),
@@ -100,10 +110,21 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_writes_nothing(tiny: Path
             ["boolean", "--grid", "[{lr: [fast]}]"],
             "Setting 'S lr=fast' cannot be: Parser key \"setting.lr\": Expected a <class 'float'>. Got value: fast",
         ),
-        (["boolean", "--arms", "[dense, random, dense]"], "Arm 'dense' is given twice; name each arm once."),
+        (
+            ["boolean", "--arms", "{dense: Dense, random: Split, dense: Split}"],
+            "'dense' is given twice; give each key on",
+        ),
         (["boolean", "--settings.S.inputs", 3], "Setting 'S' has no data: 8 disjoint clauses of 3 literals do not fit"),
         (["boolean", "--ray", "auto", "--jobs", 4], "A Ray cluster has workers of its own: drop `--jobs 4`, or give "),
-        (["boolean", "--arms", "[random_at_100]"], "Arm 'random_at_100' splits at epoch 100, but setting 'S' has 6"),
+        (
+            ["boolean", "--arms", "{late: {at: 100}}"],
+            "Arm 'late' cannot be in setting 'S': it splits at epoch 100, but",
+        ),
+        (["studies.boolen.Regime"], "The study 'studies.boolen.Regime' cannot be imported: No module named"),
+        (
+            ["studies.boolean.Task"],
+            "'studies.boolean.Task' is no subclass of studies.setting.Setting, so it is no study.",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(tiny: Path, tmp_path: Path, words: list[object], sentence: str) -> None:
@@ -114,6 +135,23 @@ def test_bad_input_gets_one_sentence(tiny: Path, tmp_path: Path, words: list[obj
     assert sentence in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_of_a_config_splits_twice_and_refits(tiny: Path, tmp_path: Path) -> None:
+    then = "{at: 4, expansion: {partition: residual_interaction, prune: DiscriminantRefit, optimizer_state: reset}}"
+    arms = f"{{dense: Dense, twice: {{at: 2, expansion: {{partition: residual_interaction}}, then: {then}}}}}"
+    words = ["--config", tiny, "--arms", arms, "--seeds", 1, "--output", tmp_path / "out"]
+    code, said = run("boolean", *words)
+    assert code == 0, said
+    assert "4 runs, 0 failed" in said
+    config = json.loads(records(tmp_path / "out")[1]["config"])["arm"]
+    assert config["init_args"]["then"]["init_args"]["at"] == 4
+
+
+def test_a_study_by_import_path_needs_no_registration(tiny: Path, tmp_path: Path) -> None:
+    run("boolean", "--config", tiny, "--output", tmp_path / "name", "--seeds", 1)
+    run("studies.boolean.Regime", "--config", tiny, "--output", tmp_path / "path", "--seeds", 1)
+    assert records(tmp_path / "name") == records(tmp_path / "path")
 
 
 def test_a_grid_makes_settings_of_their_own(tiny: Path, tmp_path: Path) -> None:
@@ -128,13 +166,13 @@ def test_a_grid_makes_settings_of_their_own(tiny: Path, tmp_path: Path) -> None:
     [
         ("pixels", "fashion_mnist", "FashionMNIST was not found or is damaged; put the four files "),
         ("clip_probe", "cifar100", "CIFAR100 was not found or is damaged; put the files of "),
-        ("pixels", "fashion_mnits", "There is no data set 'fashion_mnits' (did you mean 'fashion_mnist'?)"),
+        ("pixels", "fashion_mnits", "Unknown data set 'fashion_mnits'. Did you mean 'fashion_mnist'?"),
     ],
 )
 def test_data_that_are_not_there_get_one_sentence_and_no_folder(
     study: str, dataset: str, sentence: str, tmp_path: Path
 ) -> None:
-    words = ["--settings", f"{{S: {{dataset: {dataset}, data_dir: {tmp_path}}}}}", "--arms", "[dense]"]
+    words = ["--settings", f"{{S: {{dataset: {dataset}, data_dir: {tmp_path}}}}}", "--arms", "{dense: Dense}"]
     code, said = run(study, *words, "--output", tmp_path / "out")
     assert code == 2
     assert said.startswith(f"error: Setting 'S' has no data: {sentence}")
@@ -144,7 +182,7 @@ def test_data_that_are_not_there_get_one_sentence_and_no_folder(
 
 def test_a_dry_run_downloads_nothing_and_says_why_it_cannot_estimate(tmp_path: Path) -> None:
     words = ["--settings", f"{{S: {{dataset: fashion_mnist, data_dir: {tmp_path}, download: true}}}}"]
-    code, said = run("pixels", *words, "--arms", "[dense]", "--dry-run")
+    code, said = run("pixels", *words, "--arms", "{dense: Dense}", "--dry-run")
     assert code == 0
     assert "24 runs, no estimate (" in said
     assert not list(tmp_path.iterdir())
@@ -209,11 +247,11 @@ def test_a_row_says_with_what_it_was_made(tiny: Path, tmp_path: Path) -> None:
     run("boolean", "--config", tiny, "--output", tmp_path / "out", "--seeds", 1)
     for row in records(tmp_path / "out"):
         config = json.loads(row["config"])
-        kind = {"random": "split", "wide_sparse": "wide"}.get(row["arm"], row["arm"])
+        kind = {"dense": "Dense", "random": "Split", "wide_sparse": "WideSparse"}[row["arm"]]
         assert (row["seed"], row["version"], row["torch"]) == ("0", __version__, torch.__version__)
         assert config["setting"]["split"] == {"S": 2, "T": 3}[row["setting"]]
         assert config["setting"]["hidden"] == 8  # a default, resolved
-        assert config["arm"]["kind"] == kind
+        assert config["arm"]["class_path"] == kind
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/studies").glob("*.yaml")), ids=lambda path: path.stem)

@@ -15,14 +15,14 @@ from fpe_lightning.networks import SmallCNN
 from fpe_lightning.sites.select import select_sites
 from fpe_lightning.sparse import check_masks, mask_of
 from studies import pictures
-from studies.arms import ARMS, arm_named, arms_named
-from studies.dropconnect import DropConnect
+from studies.dropconnect import DropConnectNetwork
 from studies.errors import StudyError
 from studies.from_scratch import begin, layers_of
 from studies.pictures import CNN, Pictures, ViT
 from studies.study import Study
 from studies.task import Task
 from studies.training import run_block
+from tests.support.arms import ARMS, KINDS, arms
 
 pytestmark = pytest.mark.filterwarnings("ignore::fpe_lightning.ExpansionWarning")  # the networks here are tiny
 
@@ -47,8 +47,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("setting", EVERY.values(), ids=EVERY)
 def test_every_arm_keeps_the_budget_unless_it_is_marked(setting: Pictures) -> None:
-    names = [name for name in ARMS if name not in SENSELESS]
-    rows = run_block(setting, arms_named(names), [0])
+    names = [name for name in KINDS if name not in SENSELESS]
+    rows = run_block(setting, arms(*names), [0])
     budget = fpe.count_nonzeros(setting.build(drawn(), setting.widths()))
     assert {row.arm: row.why for row in rows if row.status != "done"} == {}
     assert [row.arm for row in rows] == names
@@ -63,9 +63,9 @@ def test_a_network_from_scratch_has_the_shapes_and_the_count_of_a_split_one(sett
     task = drawn()
     network = begin(ARMS["dense"], setting, task, 0)
     dense = [parameter.shape for parameter in network.parameters()]
-    sites = select_sites(fpe.find_sites(network, task.train[0][:2]), setting.alpha, setting.splits)
+    sites = select_sites(fpe.find_sites(network, task.train[0][:2]), setting.splits)
     before = fpe.count_nonzeros(network)
-    fpe.expand(network, alpha=setting.alpha, sites=[site for site, _ in sites])
+    fpe.expand(network, fpe.Paper(alpha=setting.alpha), sites=sites)
     wide = begin(ARMS[arm], setting, task, 0)
     assert [parameter.shape for parameter in wide.parameters()] == [p.shape for p in network.parameters()] != dense
     assert fpe.count_nonzeros(wide) == before
@@ -93,7 +93,7 @@ def test_a_network_from_scratch_has_the_shapes_and_the_count_of_a_split_one(sett
 @pytest.mark.parametrize("setting", [HEAD, BLOCKS], ids=["cnn", "vit"])
 def test_a_split_run_equals_a_plain_loop(setting: Pictures) -> None:
     setting = replace(setting, epochs=3, split=1)
-    (row,) = run_block(setting, arms_named(["random"]), [5])
+    (row,) = run_block(setting, arms("random"), [5])
     task = drawn()
     (x, y), seed = task.train, 5
     torch.manual_seed(seed)
@@ -105,7 +105,7 @@ def test_a_split_run_equals_a_plain_loop(setting: Pictures) -> None:
     for epoch in range(3):
         if epoch == 1:
             assert setting.splits is not None
-            fpe.expand(network, seed=seed, sites=setting.splits, optimizer=optimizer, example_inputs=x[:2])
+            fpe.expand(network, fpe.Paper(seed=seed), sites=setting.splits, optimizer=optimizer, example_inputs=x[:2])
         order = torch.randperm(40, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
         for rows in order.split(16):
             optimizer.zero_grad()
@@ -116,22 +116,22 @@ def test_a_split_run_equals_a_plain_loop(setting: Pictures) -> None:
 
 
 def test_an_arm_does_not_depend_on_the_other_arms_and_seeds() -> None:
-    alone = run_block(BOTH, arms_named(["random"]), [1])
-    among = run_block(BOTH, arms_named(["dense", "random_at_0", "random", "dropconnect", "ensemble"]), [0, 1])
+    alone = run_block(BOTH, arms("random"), [1])
+    among = run_block(BOTH, arms("dense", "random_at_0", "random", "dropconnect", "ensemble"), [0, 1])
     (same,) = [row for row in among if row.arm == "random" and row.seed == 1]
     assert replace(same, seconds=0) == replace(alone[0], seconds=0)
 
 
 def test_progress_adds_up_to_the_work_announced() -> None:
-    arms, seen = arms_named(["dense", "random", "wide_sparse"]), list[int]()
-    run_block(HEAD, arms, [0, 1], seen.append)
-    assert sum(seen) == 2 * HEAD.work(list(arms.values())) == 2 * (2 + 1 + 2)
+    chosen, seen = arms("dense", "random", "wide_sparse"), list[int]()
+    run_block(HEAD, chosen, [0, 1], seen.append)
+    assert sum(seen) == 2 * HEAD.work(list(chosen.values())) == 2 * (2 + 1 + 2)
 
 
 def test_drop_connect_drops_in_training_alone() -> None:
     torch.manual_seed(0)
     network = begin(ARMS["dropconnect"], HEAD, drawn(), 0)
-    assert isinstance(network, DropConnect)
+    assert isinstance(network, DropConnectNetwork)
     assert network.layers == ["head.0"]
     x = drawn().train[0]
     network.train()
@@ -142,12 +142,12 @@ def test_drop_connect_drops_in_training_alone() -> None:
     network.eval()
     assert torch.equal(network(x), network.network(x))
     with pytest.raises(ValueError, match=r"DropConnect keeps a weight with a probability in \(0, 1\], found 0.0"):
-        DropConnect(nn.Sequential(nn.Linear(2, 1)), ["0"], 0.0)
+        DropConnectNetwork(nn.Sequential(nn.Linear(2, 1)), ["0"], 0.0)
 
 
 def test_an_arm_at_a_rate_of_its_own_is_one_of_a_setting_with_that_rate() -> None:
     rates = replace(HEAD, rates={"random": 0.02})
-    study = Study({"S": rates}, ["dense", "random", "shared"], seeds=2, block=2)
+    study = Study({"S": rates}, arms("dense", "random", "shared"), seeds=2, block=2)
     study.check()
     blocks = study.blocks(set())
     assert [(list(block.arms), block.setting.lr) for block in blocks] == [
@@ -158,16 +158,15 @@ def test_an_arm_at_a_rate_of_its_own_is_one_of_a_setting_with_that_rate() -> Non
     with pytest.raises(
         StudyError, match="Setting 'S' has a rate for 'feature', which is no arm of the study; its arms"
     ):
-        Study({"S": replace(HEAD, rates={"feature": 0.1})}, ["dense"]).check()
+        Study({"S": replace(HEAD, rates={"feature": 0.1})}, arms("dense")).check()
     with pytest.raises(StudyError, match=r"Learning rates have to be positive, found 0\.0 for arm 'dense'"):
-        Study({"S": replace(HEAD, rates={"dense": 0.0})}, ["dense"]).check()
+        Study({"S": replace(HEAD, rates={"dense": 0.0})}, arms("dense")).check()
 
 
 def test_a_rule_that_leaves_too_little_fails_alone_and_says_why() -> None:
-    rows = {row.arm: row for row in run_block(BLOCKS, arms_named(["dense", "random_incoming", "random_blocks"]), [0])}
+    rows = {row.arm: row for row in run_block(BLOCKS, arms("dense", "random_incoming", "random_blocks"), [0])}
     assert [row.status for row in rows.values()] == ["done", "failed", "done"]
     assert "as many weights of blocks.0.ffn.0.weight have to go" in rows["random_incoming"].why
-    assert arm_named("random_outgoing").budget == "outgoing"
 
 
 @pytest.mark.parametrize("arm", SENSELESS)
@@ -175,7 +174,7 @@ def test_an_arm_that_makes_no_sense_for_pictures_is_refused(arm: str) -> None:
     with pytest.raises(
         StudyError, match=rf"^Arm '{arm}' cannot be in setting 'S': it asks for the partition .*leave it out\.$"
     ):
-        Study({"S": HEAD}, ["dense", arm]).check()
+        Study({"S": HEAD}, arms("dense", arm)).check()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_an_arm_that_makes_no_sense_for_pictures_is_refused(arm: str) -> None:
 )
 def test_a_setting_that_cannot_be_gets_one_sentence(setting: Pictures, sentence: str) -> None:
     with pytest.raises(StudyError, match=f"^Setting 'S' cannot be: .*{sentence}"):
-        Study({"S": setting}, ["dense"]).check()
+        Study({"S": setting}, arms("dense")).check()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_a_setting_that_cannot_be_gets_one_sentence(setting: Pictures, sentence:
 )
 def test_a_network_that_does_not_fit_the_pictures_gets_one_sentence(setting: Pictures, sentence: str) -> None:
     with pytest.raises(StudyError, match=f"^Setting 'S' cannot be: {sentence}"):
-        Study({"S": setting}, ["dense"]).prepare()
+        Study({"S": setting}, arms("dense")).prepare()
 
 
 class Drawings:

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from studies.__main__ import main
 
+ARMS = "{dense: Dense, wide_sparse: WideSparse, random_incoming: {expansion: {prune: incoming}}}"
+
 
 @pytest.mark.parametrize("config", ["clip_probe", "clip_probe_alpha_8"])
 def test_two_keys_take_the_shipped_config_to_a_folder_of_pictures(
@@ -27,7 +29,7 @@ def test_two_keys_take_the_shipped_config_to_a_folder_of_pictures(
     words = [f"--settings.glyphs.{key}={value}" for key, value in keys.items()]
     console = Console(file=io.StringIO(), width=300)
     grid = "--grid=[{hidden: [2], alpha: [2]}]"
-    some = ["--settings.glyphs.rates={}", "--arms=[dense, wide_sparse, random_incoming]", "--seeds=1", grid]
+    some = ["--settings.glyphs.rates={}", f"--arms={ARMS}", "--seeds=1", grid]
     where = f"--output={tmp_path / 'out'}"
     code = main(["clip_probe", f"--config=configs/studies/{config}.yaml", *words, *some, where], console)
     said = console.file.getvalue()  # type: ignore[attr-defined]

@@ -20,12 +20,13 @@ from studies.setting import Setting
 from studies.study import Study
 from studies.task import Task
 from studies.workers import in_turn
+from tests.support.arms import arms
 
 SETTINGS = {
     "S": Regime(epochs=6, split=2, samples=32),
     "T": Regime(epochs=6, split=3, switch=3, lr_after=0.01, samples=32),
 }
-ARMS = ["dense", "random", "wide_sparse"]
+ARMS = arms("dense", "random", "wide_sparse")
 
 
 def study(settings: dict[str, Setting]) -> Study:

@@ -37,7 +37,7 @@ def test_rows_come_back_as_they_went_and_each_cell_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [5, 70])
-def test_half_a_row_that_a_kill_left_behind_is_dropped_and_written_anew(tmp_path: Path, kept: int) -> None:
+def test_half_a_row_that_a_kill_left_behind_is_dropped_and_written_again(tmp_path: Path, kept: int) -> None:
     results = Results(tmp_path, "boolean", CONFIG)
     results.append([row(0)])
     whole = results.path.read_text()

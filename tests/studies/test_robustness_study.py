@@ -14,14 +14,15 @@ from fpe_lightning.data import embeddings
 from fpe_lightning.data.glyphs import GlyphDataset
 from fpe_lightning.data.sources import ImageSplits
 from studies import clip_probe, robustness
-from studies.arms import arms_named
 from studies.errors import StudyError
 from studies.results import Row
 from studies.robustness import Robustness, mislabelled
 from studies.robustness_report import ERROR, findings
+from studies.runs import Runs
 from studies.study import Study
 from studies.task import Task
 from studies.training import run_block
+from tests.support.arms import ARMS, arms
 
 
 def samples(seed: int, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +64,7 @@ def test_only_training_samples_get_fewer_and_worse(small: Robustness) -> None:
 
 
 def test_every_run_is_measured_on_all_pictures(small: Robustness) -> None:
-    rows = run_block(small, arms_named(["dense", "wide_sparse", "random_incoming", "overlapping_incoming"]), [0, 1])
+    rows = run_block(small, arms("dense", "wide_sparse", "random_incoming", "overlapping_incoming"), [0, 1])
     assert {row.status for row in rows} == {"done"}
     assert len({row.nonzeros for row in rows}) == 1
     names = ("clean", "noise=0.1", "shift=2")
@@ -81,7 +82,7 @@ class Constant(torch.nn.Module):
         self.logits = torch.tensor(logits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.logits.expand(len(x), alpha=-1)
+        return self.logits.expand(len(x), -1)
 
 
 def test_a_calibration_error_is_confidence_minus_accuracy() -> None:
@@ -144,7 +145,7 @@ def test_pictures_are_corrupted_before_they_are_encoded_and_kept_in_the_cache(fe
 )
 def test_a_setting_that_cannot_be_gets_one_sentence(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError) as caught:
-        Study({"S": Robustness(**values)}, ["dense"]).check()
+        Study({"S": Robustness(**values)}, arms("dense")).check()
     assert str(caught.value) == f"Setting 'S' cannot be: {sentence}"
 
 
@@ -152,7 +153,7 @@ def test_more_training_samples_than_there_are_get_one_sentence(small: Robustness
     with pytest.raises(
         StudyError, match=r"^Setting 'S' has no data: Cannot choose 999 of 200 samples; `size` has to be"
     ):
-        Study({"S": replace(small, train_size=999)}, ["dense"]).prepare()
+        Study({"S": replace(small, train_size=999)}, arms("dense")).prepare()
 
 
 def made(setting: str, lift: float) -> list[Row]:
@@ -169,7 +170,7 @@ def made(setting: str, lift: float) -> list[Row]:
 
 
 def test_the_report_holds_every_condition_and_differences_to_both_baselines() -> None:
-    found = findings(made("S", 0.1))
+    found = findings(Runs(made("S", 0.1), ARMS))
     tables = {table.title.partition(": ")[2]: {line[0]: line[1:] for line in table.lines} for table in found.tables}
     assert all(table.header == ("arm", "clean", "noise=0.1", "noise=0.2") for table in found.tables)
     levels = tables["accuracy in % on test pictures, mean ± standard error"]
@@ -190,10 +191,10 @@ def test_the_figure_has_a_column_for_everything_that_gets_worse() -> None:
     settings = ["S label_noise=0 train_size=9", "S label_noise=0 train_size=4", "S label_noise=0.2 train_size=4",
                 "S label_noise=0.4 train_size=4"]  # fmt: skip
     rows = [row for setting, lift in zip(settings, (0.1, 0.08, 0.06, 0.04), strict=True) for row in made(setting, lift)]
-    first = findings(rows).tables[0]
+    first = findings(Runs(rows, ARMS)).tables[0]
     assert first.title.startswith("Expected calibration error in % on the clean pictures")
     assert first.lines[0] == (settings[0], "4.0 ± 0.0", "4.0 ± 0.0", "4.0 ± 0.0")
-    drawn = findings(rows).figures["robustness"]
+    drawn = findings(Runs(rows, ARMS)).figures["robustness"]
     top, bottom = drawn.axes[:3], drawn.axes[3:]
     assert [ax.get_xlabel().split("\n")[0] for ax in bottom] == [
         "noise (standard deviation,", "share of training labels", "training samples"]  # fmt: skip
@@ -205,4 +206,4 @@ def test_the_figure_has_a_column_for_everything_that_gets_worse() -> None:
 
 
 def test_rows_without_measures_make_no_figure() -> None:
-    assert not findings([Row("dense", 0, "done", "", 9, 0.5, 0.5, 0.5, 1.0, "S")]).figures
+    assert not findings(Runs([Row("dense", 0, "done", "", 9, 0.5, 0.5, 0.5, 1.0, "S")], ARMS)).figures

@@ -45,7 +45,7 @@ def split(network: MLP, optimizer: torch.optim.Optimizer, seed: int, state: str)
     )
 
 
-@pytest.mark.parametrize("state", ["follow", "reset"])
+@pytest.mark.parametrize("state", ["keep", "reset"])
 @pytest.mark.parametrize("hidden", [4, [6, 4]])
 def test_each_network_equals_a_run_of_its_own_with_a_split_in_the_middle(hidden: int | list[int], state: str) -> None:
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_each_network_in_mini_batches_equals_a_run_of_its_own_with_a_split_in_th
         together, optimizers, x, labels, nn.functional.cross_entropy, epochs=6, batches=Batches(16, seeds), at_once=3
     )
     for seed, (network, optimizer) in enumerate(zip(together, optimizers, strict=True)):
-        split(network, optimizer, seed, "follow")
+        split(network, optimizer, seed, "keep")
     later = Batches(16, seeds, first_epoch=6)
     train_together(together, optimizers, x, labels, nn.functional.cross_entropy, epochs=6, batches=later)
 
@@ -113,7 +113,7 @@ def test_each_network_in_mini_batches_equals_a_run_of_its_own_with_a_split_in_th
         group = seed // 3
         for epoch in range(12):
             if epoch == 6:
-                split(network, optimizer, seed, "follow")
+                split(network, optimizer, seed, "keep")
             order = Batches(16, seeds).order(group, epoch, n)
             assert torch.equal(order.sort().values, torch.arange(n))
             for rows in order.split(16):  # the last has 2

@@ -1,4 +1,4 @@
-"""What the data of a study are, and what is said where there are none."""
+"""The data of studies, and the messages where there are none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from fpe_lightning.networks import MLP
 from studies import clip_probe
-from studies.arms import ARMS, arms_named
 from studies.boolean import Regime
 from studies.clip_probe import Probe
 from studies.errors import StudyError
@@ -20,6 +19,7 @@ from studies.pixels import Pixels, digits
 from studies.study import Study, on_grid
 from studies.task import Task
 from studies.training import run_block
+from tests.support.arms import ARMS, KINDS, arms
 
 
 def classes(seed: int = 0, n: int = 60) -> Task:
@@ -36,8 +36,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
 
 
 def test_every_arm_of_a_probe_keeps_the_budget_unless_it_is_marked(probe: Probe) -> None:
-    names = [name for name in ARMS if name != "clause"]
-    rows = run_block(probe, arms_named(names), [0, 1])
+    names = [name for name in KINDS if name != "clause"]
+    rows = run_block(probe, arms(*names), [0, 1])
     budget = 21 * 6 + 7 * 5
     assert {row.status for row in rows} == {"done"}
     assert {row.arm for row in rows if row.nonzeros != budget} == {n for n in names if ARMS[n].marked}
@@ -46,14 +46,14 @@ def test_every_arm_of_a_probe_keeps_the_budget_unless_it_is_marked(probe: Probe)
 @pytest.mark.parametrize("hidden", [[6, 6, 6], [6] * 5])
 def test_deep_networks_keep_it_too(probe: Probe, hidden: list[int]) -> None:
     deep = Probe(**{**vars(probe), "hidden": hidden})
-    rows = run_block(deep, arms_named(["dense", "random", "interaction_at_0", "wide_sparse", "dense_larger"]), [0])
+    rows = run_block(deep, arms("dense", "random", "interaction_at_0", "wide_sparse", "dense_larger"), [0])
     assert [row.status for row in rows] == ["done"] * 5
     assert len({row.nonzeros for row in rows[:4]}) == 1 < rows[4].nonzeros / rows[0].nonzeros
 
 
 def test_an_arm_in_mini_batches_does_not_depend_on_the_others(probe: Probe) -> None:
-    alone = run_block(probe, arms_named(["random"]), [1])
-    among = run_block(probe, arms_named(["dense", "random_at_0", "random", "wide_sparse", "ensemble"]), [0, 1])
+    alone = run_block(probe, arms("random"), [1])
+    among = run_block(probe, arms("dense", "random_at_0", "random", "wide_sparse", "ensemble"), [0, 1])
     (same,) = [row for row in among if row.arm == "random" and row.seed == 1]
     assert same.test == pytest.approx(alone[0].test, abs=1 / 60)
 
@@ -75,7 +75,7 @@ def test_residuals_are_targets_minus_probabilities() -> None:
 
 
 def test_a_budget_that_a_wide_network_cannot_meet_fails_alone(probe: Probe) -> None:
-    rows = run_block(Probe(**{**vars(probe), "hidden": 2, "alpha": 9}), arms_named(["dense", "wide_sparse"]), [0])
+    rows = run_block(Probe(**{**vars(probe), "hidden": 2, "alpha": 9}), arms("dense", "wide_sparse"), [0])
     assert [row.status for row in rows] == ["done", "failed"]
     assert "use a smaller alpha" in rows[1].why
 
@@ -126,9 +126,9 @@ def test_data_that_are_not_there_get_one_sentence(tmp_path: Path) -> None:
         Probe(dataset="cifar100", data_dir=str(tmp_path)),
     ):
         with pytest.raises(StudyError, match=r"^Setting 'S' has no data: [^\n]+$"):
-            Study({"S": setting}, ["dense"]).prepare()
+            Study({"S": setting}, arms("dense")).prepare()
     with pytest.raises(StudyError, match=r"has no data: .*glyphs"):
-        Study({"S": Probe(dataset="glyfs")}, ["dense"]).prepare()
+        Study({"S": Probe(dataset="glyfs")}, arms("dense")).prepare()
 
 
 def test_digits_without_scikit_learn_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_digits_without_scikit_learn_get_one_sentence(monkeypatch: pytest.Monkey
 )
 def test_a_setting_that_cannot_be_gets_one_sentence(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError, match=f"^Setting 'S' cannot be: {sentence}$"):
-        Study({"S": Probe(**values)}, ["dense"]).check()
+        Study({"S": Probe(**values)}, arms("dense")).check()
 
 
 def test_a_grid_of_an_unknown_key_is_refused() -> None:

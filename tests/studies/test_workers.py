@@ -22,6 +22,7 @@ from studies.results import Results
 from studies.runner import run_study
 from studies.study import Study
 from studies.task import Task
+from tests.support.arms import arms
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -87,6 +88,6 @@ def test_a_killed_process_gets_one_sentence_after_what_is_finished(tmp_path: Pat
     results = Results(tmp_path, "boolean", {})
     settings = {"S": Killing(epochs=4, split=2, samples=32)}
     with pytest.raises(StudyError, match=r"A process was killed \(for lack of memory, perhaps\) with \d+ runs to"):
-        run_study(Study(settings, ["dense"], seeds=4, block=1), results, jobs=2)
+        run_study(Study(settings, arms("dense"), seeds=4, block=1), results, jobs=2)
     assert 1 not in {row.seed for row in results.rows()}
     assert multiprocessing.active_children() == []

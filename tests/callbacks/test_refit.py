@@ -1,17 +1,16 @@
-"""A budget rule reaches the split through the callback."""
+"""A pruning rule reaches the split through the callback."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback
-from fpe_lightning.pruning.discriminant import DiscriminantRefit
+from fpe_lightning.pruning import DiscriminantRefit
 
 
 class Probe(pl.LightningModule):
@@ -33,13 +32,13 @@ class Probe(pl.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
-def test_the_callback_splits_by_a_rule_and_the_budget_holds_through_training() -> None:
+@pytest.mark.parametrize("fitted", [True, False], ids=["fitted before", "fitted to the first batches"])
+def test_the_callback_splits_by_a_rule_and_the_count_holds_through_training(fitted: bool) -> None:
     x, y = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
     module = Probe()
     before = fpe.count_nonzeros(module)
-    callback = ExpansionCallback(
-        fpe.Expansion(alpha=2, prune=DiscriminantRefit(x, y), optimizer_state="reset"), epoch=1
-    )
+    rule = DiscriminantRefit().fit(x, y) if fitted else DiscriminantRefit()
+    callback = ExpansionCallback(fpe.Expansion(alpha=2, prune=rule, optimizer_state="reset"), epoch=1)
     trainer = pl.Trainer(
         max_epochs=2,
         callbacks=[callback],
@@ -56,5 +55,8 @@ def test_the_callback_splits_by_a_rule_and_the_budget_holds_through_training() -
 
 
 def test_what_is_neither_a_name_nor_a_rule_is_refused() -> None:
-    with pytest.raises(MisconfigurationException, match="Unknown budget 3; known: total, incoming"):
-        ExpansionCallback(fpe.Expansion(alpha=2, prune=3), epoch=1)
+    for rule in (3, DiscriminantRefit):
+        with pytest.raises(
+            ValueError, match=r"A pruning rule is a short name \(columns, global, .* `keep\(weights, exc"
+        ):
+            fpe.Expansion(prune=rule)  # type: ignore[arg-type]

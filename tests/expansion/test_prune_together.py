@@ -1,4 +1,4 @@
-"""``budget="global"``: the incoming weights of all sites make room together."""
+"""``prune="global"``: one order of magnitudes over the incoming weights of all sites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import fpe_lightning as fpe
-from fpe_lightning.expansion.split_site import ExpansionWarning
 from fpe_lightning.partitions import Contiguous
 from fpe_lightning.sparse.masked import mask_of
 
@@ -59,11 +58,11 @@ def test_what_goes_is_smaller_than_what_stays_in_any_layer() -> None:
 
 
 @pytest.mark.parametrize("partition", ["random", "shared", Contiguous(groups=2)])
-def test_one_site_is_split_as_its_incoming_weights_alone_would_have_it(partition: str) -> None:
+def test_one_site_is_split_as_its_incoming_weights_alone_would_have_it(partition: str | Contiguous) -> None:
     first, second = deep(4), deep(4)
     reports = [
-        fpe.expand(model, fpe.Expansion(alpha=2, partition=partition, prune=budget), sites=["0"], example_inputs=X)
-        for model, budget in ((first, "global"), (second, "incoming"))
+        fpe.expand(model, fpe.Expansion(alpha=2, partition=partition, prune=prune), sites=["0"], example_inputs=X)
+        for model, prune in ((first, "global"), (second, "incoming"))
     ]
     assert reports[0] == reports[1]
     for name, tensor in first.state_dict().items():
@@ -81,7 +80,7 @@ def test_repeated_splits_keep_the_budget_and_the_optimizer(alpha: int, partition
             model(x).square().mean().backward()
             optimizer.step()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExpansionWarning)
+            warnings.simplefilter("ignore", fpe.ExpansionWarning)
             fpe.expand(
                 model,
                 fpe.Expansion(alpha=factor, partition=partition, prune="global"),
@@ -111,7 +110,7 @@ def test_a_layer_that_would_vanish_is_refused_and_nothing_changes() -> None:
     with torch.no_grad():
         model[2].weight.mul_(1e-6)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r'budget="global" takes all weights of `2\.weight`'):
+    with pytest.raises(ValueError, match=r"for the whole model prunes all weights of `2\.weight`, whose magn"):
         fpe.expand(model, fpe.Expansion(alpha=2, prune="global"), example_inputs=X)
     assert model[0].out_features == 8
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

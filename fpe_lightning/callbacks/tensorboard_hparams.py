@@ -1,4 +1,4 @@
-"""What runs are compared by in a table: the same few columns for each of them, whatever was trained."""
+"""The columns of TensorBoard's tab *HParams*: the same for all runs, so that a table compares them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
 def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float | str]:
-    """What every run can be compared by; a run without a split has alpha 1.
+    """The columns that every run has; a run without a split has alpha 1.
 
-    TensorBoard sorts columns by name and shows the first five unless asked for more: names begin accordingly.
+    TensorBoard sorts columns by name and shows the first five by default, so the important names sort first.
 
     Args:
-        trainer: With its optimizers made.
-        pl_module: Its ``network``, where it has one, gives its name.
+        trainer: The trainer, after it created the optimizers.
+        pl_module: The module; its ``network``, if any, gives the first column.
+
+    Returns:
+        Numbers and short texts by column name.
     """
     expansions = [each for each in trainer.callbacks if isinstance(each, ExpansionCallback)]  # type: ignore[attr-defined]
     ways = [way for each in expansions for way in each.expansions()]
@@ -48,14 +51,17 @@ def columns_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, float 
 
 
 def chosen_hparams(hparams: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, float | str]:
-    """Those hyper-parameters that are asked for, each under the last part of its name.
+    """The hyper-parameters that match the patterns, each under the last part of its name.
 
     Args:
-        hparams: Of the module, nested or not.
+        hparams: Hyper-parameters of the module, nested or not.
         patterns: Names or globs, nested names joined by ``/``.
 
+    Returns:
+        Values by column name.
+
     Raises:
-        MisconfigurationException: If a name matches none.
+        MisconfigurationException: If a pattern matches no hyper-parameter.
 
     Example:
         >>> chosen_hparams({"network": {"init_args": {"hidden": 8, "bias": True}}}, ["network/*/hidden"])
@@ -87,7 +93,7 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, A
 
 
 def _moment(expansion: ExpansionCallback) -> str:
-    """When it splits, in words."""
+    """The moment of a split, in words."""
     schedule = expansion.schedule
     if schedule.trigger is not None:
         return type(schedule.trigger).__name__
