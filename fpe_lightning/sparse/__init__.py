@@ -23,6 +23,8 @@ from fpe_lightning.sparse.layout import layout_of as layout_of
 from fpe_lightning.sparse.layout import register_layout as register_layout
 from fpe_lightning.sparse.masked import mask_of as mask_of
 from fpe_lightning.sparse.masked import set_mask as set_mask
+from fpe_lightning.sparse.merge import merge as merge
+from fpe_lightning.sparse.model_masks import MaskWarning as MaskWarning
 from fpe_lightning.sparse.model_masks import check_masks as check_masks
 from fpe_lightning.sparse.model_masks import count_nonzeros as count_nonzeros
 from fpe_lightning.sparse.model_masks import masked_parameters as masked_parameters
