@@ -252,23 +252,14 @@ class Fused(nn.Module):
         return self.down(gate.sigmoid() * value)
 
 
-class Numbers(Smallest):
-    """Adds its number to the biases of each producer."""
-
-    def finalize(self, weights: SiteWeights) -> SiteWeights:
-        biases = [bias for bias in weights.biases if bias is not None]
-        assert [bias.shape for bias in biases] == [(16,), (16,)]
-        return replace(weights, biases=[bias + number for number, bias in enumerate(biases, 1)])
-
-
-def test_a_rule_sees_and_changes_the_biases_of_its_own_units() -> None:
+def test_a_rule_sees_a_bias_for_each_row_of_weights() -> None:
     models, x = [Fused(), Fused()], torch.randn(4, 64)
     models[1].load_state_dict(models[0].state_dict())
     fpe.expand(models[0], fpe.Paper(), example_inputs=x)
-    fpe.expand(models[1], fpe.Paper(prune=Numbers()), example_inputs=x)
-    change = models[1].up.bias - models[0].up.bias
-    torch.testing.assert_close(change, torch.tensor([1.0] * 16 + [2.0] * 16))
-    assert torch.equal(models[1].down.bias, models[0].down.bias)
+    fpe.expand(models[1], fpe.Paper(prune=Refits()), example_inputs=x)
+    assert torch.equal(models[1].up.weight, models[0].up.weight)
+    assert torch.equal(models[1].up.bias, models[0].up.bias + 1)
+    assert torch.equal(models[1].down.bias, models[0].down.bias - 1)
 
 
 def test_a_weight_that_computes_and_reads_its_neurons_is_named() -> None:
