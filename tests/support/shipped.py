@@ -8,7 +8,15 @@ EXPERIMENTS = [
 TRAINERS = ["trainer/ddp_cpu", "trainer/ddp_gpu"]
 STUDIES = [
     *("boolean", "boolean_frozen", "boolean_groups", "boolean_layouts", "boolean_recipe", "boolean_recipes"),
-    *("boolean_refit", "boolean_sweeps", "children", "clip_probe", "clip_probe_alpha_8", "clip_probe_frozen", "clip_probe_rates"),
+    *(
+        "boolean_refit",
+        "boolean_sweeps",
+        "children",
+        "clip_probe",
+        "clip_probe_alpha_8",
+        "clip_probe_frozen",
+        "clip_probe_rates",
+    ),
     *("clip_probe_recipes", "clip_probe_refit", "clip_probe_refit_long", "cnn", "cnn_convolutions", "cnn_rates"),
     *("deep", "deep_rates", "interference", "interference_deep", "interference_networks", "open_problem", "pixels"),
     *("pixels_fashion_mnist", "robustness", "robustness_rates", "transformer", "transformer_rates"),
