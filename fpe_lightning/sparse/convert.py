@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.sparse.exchange import States, exchange_parameters
+from fpe_lightning.sparse.exchange import States, exchange_parameters, parameter_like
 from fpe_lightning.sparse.layout import LAYOUTS, MASKED, PLAN, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 
@@ -250,8 +250,7 @@ def _converted(
     for optimizer in optimizers:
         if old in optimizer.state:
             states.append((optimizer, old, {k: _state(old, k, v, convert) for k, v in optimizer.state[old].items()}))
-    new = type(old)(convert(old.detach()), requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
+    new = parameter_like(old, convert(old.detach()))
     if old.grad is not None:
         new.grad = convert(old.grad)
     return new, states

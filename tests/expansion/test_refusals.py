@@ -136,8 +136,8 @@ def test_subclasses_of_refused_optimizers_are_refused_too() -> None:
 
 def test_an_optimizer_that_holds_nothing_of_the_split_may_be_anything() -> None:
     model = mlp(64, 8, 3)
-    other = nn.Parameter(torch.zeros(3))
-    fpe.expand(model, alpha=2, optimizer=[LBFGS([other]), SGD(model.parameters())], example_inputs=torch.randn(4, 64))
+    others = LBFGS([model[2].bias])
+    fpe.expand(model, alpha=2, optimizer=[others, SGD(model.parameters())], example_inputs=torch.randn(4, 64))
     assert model[0].out_features == 16
 
 
