@@ -46,7 +46,7 @@ from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
 from fpe_lightning.sparse.exchange import exchange_parameters
-from fpe_lightning.sparse.model_masks import count_nonzeros
+from fpe_lightning.sparse.model_masks import count_allowed, count_nonzeros
 
 
 def expand(
@@ -112,7 +112,7 @@ def expand(
     check_holds(model, trained_by)
     optimizers = holders_of(trained_by)
     given = resolve_averages(model, averages)
-    before = count_nonzeros(model)
+    before = count_allowed(model)  # masked entries that are not zero become zero
     with ExitStack() as masked:
         for each in (model, *given):
             masked.enter_context(stored_masked(each, optimizers))

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fpe_lightning.sparse.guard import mask_name
 from fpe_lightning.sparse.layout import PLAN, PreparedModule
-from fpe_lightning.sparse.masked import mask_name, set_mask
+from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.semi_structured.format import DTYPES, pack_semi_structured, unpack_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import backend_of, multiply
 from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
