@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fpe_lightning.callbacks.averages import averages_of, check_averages
+from fpe_lightning.callbacks.averages import averages_of, check_averages, holders_of_shadows
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException
@@ -186,7 +186,7 @@ class ExpansionCallback(Callback):
         hand_over(holders_of(trainer.optimizers), self._at_setup, pl_module)
         self._at_setup = {}
         with _as_misconfiguration():
-            find_teachers(pl_module, trainer.optimizers, resolve_averages(pl_module, self.averages))
+            find_teachers(pl_module, trainer.optimizers, resolve_averages(pl_module, self.averages)[0])
             check_holds(pl_module, self._optimizers(trainer, pl_module))
         check_fsdp2(trainer, pl_module, [getattr(each, "layout", "masked") for each in self.expansions()])
 
@@ -338,7 +338,7 @@ class ExpansionCallback(Callback):
         """The parts of the module that follow another part: named, alike, or changed since training began."""
         now = watch(pl_module, trainer.optimizers)
         changed = [name for name, value in now.items() if name in self._watched and value != self._watched[name]]
-        named = resolve_averages(pl_module, self.averages)
+        named = resolve_averages(pl_module, self.averages)[0]
         return find_teachers(pl_module, trainer.optimizers, named, changed)
 
     @staticmethod
@@ -368,7 +368,11 @@ class ExpansionCallback(Callback):
                     self._fitted(trainer),
                     sites=chosen,
                     optimizer=self._optimizers(trainer, pl_module),
-                    averages=[*averages_of(trainer, pl_module), *(each.module for each in teachers)],
+                    averages=[
+                        *averages_of(trainer, pl_module),
+                        *(each.module for each in teachers),
+                        *holders_of_shadows(trainer, pl_module),
+                    ],
                 )
         # Compiled code is specialised on shapes; without this it would give up after a few splits and run uncompiled.
         torch._dynamo.reset()

@@ -65,7 +65,11 @@ class Teacher:
 
 
 def find_teachers(
-    model: nn.Module, optimizer: Any = None, averages: Iterable[nn.Module] = (), following: Collection[str] = ()
+    model: nn.Module,
+    optimizer: Any = None,
+    averages: Iterable[nn.Module] = (),
+    following: Collection[str] = (),
+    outside: Iterable[Teacher] = (),
 ) -> list[Teacher]:
     """Find the teachers of a model, and the students of given ones.
 
@@ -78,6 +82,7 @@ def find_teachers(
             ``requires_grad``.
         averages: Copies inside of the model or outside, whatever their weights.
         following: Names of parts of the model that are known to be updated, whatever their weights.
+        outside: Copies outside of the model whose students are known.
 
     Returns:
         The teachers, those in ``averages`` first. A copy of the whole model brings its own copies of the teachers.
@@ -94,7 +99,7 @@ def find_teachers(
     """
     names = {module: name for name, module in model.named_modules()}
     parts = dict(names_of(model))
-    given = [_given(module, names.get(module, ""), parts) for module in averages]
+    given = [*(_given(module, names.get(module, ""), parts) for module in averages), *outside]
     found = list(given)
     for copy in _candidates(model, optimizer, [teacher.name for teacher in given if teacher.name]):
         if copy.follows or copy.name in following:
@@ -167,21 +172,22 @@ def part_of(model: nn.Module, name: str) -> nn.Module | None:
     return None if isinstance(found, Mirror) else found
 
 
-def resolve_averages(model: nn.Module, averages: Iterable[nn.Module | str]) -> list[nn.Module]:
-    """Modules for the names or globs of parts of a model.
+def resolve_averages(model: nn.Module, averages: Iterable[Any]) -> tuple[list[nn.Module], list[Any]]:
+    """Averages as modules, where names or globs stand for parts of the model, and all that are neither.
 
     Raises:
         ValueError: If a name matches no part of the model.
 
     Example:
         >>> resolve_averages(nn.Sequential(nn.Linear(2, 1)), ["0"])
-        [Linear(in_features=2, out_features=1, bias=True)]
+        ([Linear(in_features=2, out_features=1, bias=True)], [])
     """
     names = {name: module for name, module in model.named_modules() if name}
     found: list[nn.Module] = []
+    others: list[Any] = []
     for each in [averages] if isinstance(averages, (str, nn.Module)) else averages:
-        if isinstance(each, nn.Module):
-            found.append(each)
+        if not isinstance(each, str):
+            (found if isinstance(each, nn.Module) else others).append(each)
             continue
         matching = [name for name in names if fnmatchcase(name, each)]
         # A glob matches the parts of a part too.
@@ -191,7 +197,7 @@ def resolve_averages(model: nn.Module, averages: Iterable[nn.Module | str]) -> l
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"`averages` names {each!r}, and the model has no such part.{hint}")
         found.extend(names[name] for name in outermost)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), others
 
 
 def copies_of(teachers: Iterable[Teacher]) -> dict[str, list[str]]:
