@@ -25,7 +25,7 @@ from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.resume import changes, done_with, outlook, state_of, times, times_split
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
-from fpe_lightning.checkpoints.restore import restore_structure_on_load
+from fpe_lightning.checkpoints.restore import restore_structure_on_load, restores_structure_on_load
 from fpe_lightning.expansion import AnyExpansion, BaseExpansion, ExpansionReport, expand, resolve_expansion
 from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.teachers import Teacher, find_teachers, resolve_averages, sites_of_students, watch
@@ -185,10 +185,11 @@ class ExpansionCallback(Callback):
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(holders_of(trainer.optimizers), self._at_setup, pl_module)
         self._at_setup = {}
+        layouts = [getattr(each, "layout", "masked") for each in self.expansions()]
+        check_fsdp2(trainer, pl_module, layouts)
         with _as_misconfiguration():
             find_teachers(pl_module, trainer.optimizers, resolve_averages(pl_module, self.averages)[0])
             check_holds(pl_module, self._optimizers(trainer, pl_module))
-        check_fsdp2(trainer, pl_module, [getattr(each, "layout", "masked") for each in self.expansions()])
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -280,6 +281,9 @@ class ExpansionCallback(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        # Copies that other callbacks made in their `setup` load their states after this.
+        known = [each for each in averages_of(trainer, pl_module) if not restores_structure_on_load(each)]
+        self._restoring += [restore_structure_on_load(each) for each in known]
         # Lightning gives each callback the state of its key; other arguments, or more callbacks, may have moved it.
         keys = sorted(key for key in checkpoint.get("callbacks", {}) if key.startswith("ExpansionCallback"))
         saved = [checkpoint["callbacks"][key] for key in keys if "arguments" in checkpoint["callbacks"][key]]

@@ -28,6 +28,8 @@ Form = tuple[tuple[str, str, tuple[int, ...], str], ...]
 
 T = TypeVar("T")
 
+SAMPLES = 65536
+
 ALIKE = 0.25
 """Cosine of the weights of two networks above which one is a copy of the other; independent networks are near 0."""
 
@@ -281,7 +283,7 @@ def watch(model: nn.Module, optimizer: Any = None) -> dict[str, float]:
         True
     """
     return {
-        copy.name: sum(float(parameter.detach().double().abs().sum()) for parameter in copy.module.parameters())
+        copy.name: sum(float(_sample(parameter).abs().sum()) for parameter in copy.module.parameters())
         for copy in _candidates(model, optimizer)
         if not copy.follows
     }
@@ -385,9 +387,16 @@ def _cosine(module: nn.Module, other: nn.Module) -> float:
     for left, right in zip(module.parameters(), other.parameters(), strict=True):
         if left is right or left.dim() < 2:  # biases and norms are alike in independent networks
             continue
-        one, two = left.detach().flatten().double(), right.detach().flatten().double().to(left.device)
+        one, two = _sample(left), _sample(right).to(left.device)
         product, own, others = product + float(one @ two), own + float(one @ one), others + float(two @ two)
     return product / (own * others) ** 0.5 if own and others else 0.0
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    """Some of the entries of a parameter, always the same; of a shard those that are here."""
+    value: Any = parameter.detach()
+    flat = (value.to_local() if hasattr(value, "to_local") else value).flatten()
+    return flat[:: max(1, flat.numel() // SAMPLES)].double()
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
