@@ -111,10 +111,10 @@ def test_a_diverged_run_is_not_split(name: str, bad: float) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (LBFGS, "LBFGS cannot train on after a split: it keeps one flat history"),
+        (LBFGS, "LBFGS cannot continue after a split: it keeps one flat history"),
         (
             lambda parameters: torch.optim.Muon([p for p in parameters if p.dim() == 2], lr=0.01),
-            "Muon cannot train on after a split: it mixes the entries of a matrix",
+            "Muon cannot continue after a split: it mixes the entries of a matrix",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_subclasses_of_refused_optimizers_are_refused_too() -> None:
         pass
 
     model = mlp(64, 8, 3)
-    with pytest.raises(ValueError, match="Mine cannot train on after a split: it keeps one flat history"):
+    with pytest.raises(ValueError, match="Mine cannot continue after a split: it keeps one flat history"):
         fpe.expand(model, alpha=2, optimizer=Mine(model.parameters()), example_inputs=torch.randn(4, 64))
 
 

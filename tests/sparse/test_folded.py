@@ -232,3 +232,19 @@ def test_overlapping_partitions_are_refused() -> None:
     with pytest.raises(ValueError, match="two children of one neuron share an input"):
         fpe.expand(model, fpe.Expansion(partition=Overlapping(), layout="folded"), sites=["0"], example_inputs=x)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_pruned_places_stay_zero_for_every_reader_and_optimizer() -> None:
+    masked, _ = pair("linear", 2)
+    layer = copy.deepcopy(masked)
+    store(layer, "folded")
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(24, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before = fpe.count_nonzeros(model)
+    for _ in range(3):
+        optimizer.zero_grad()
+        penalty = (layer.get_parameter("weight") @ layer.get_parameter("weight").T - torch.eye(12)).square().sum()
+        (model(torch.randn(4, 20)).square().mean() + penalty).backward()
+        optimizer.step()
+    assert fpe.count_nonzeros(model) == before
+    fpe.sparse.check_masks(model)

@@ -123,6 +123,16 @@ def encode(mask: Tensor, fold: Fold) -> Tensor:
     return torch.cat([torch.tensor(header, dtype=torch.uint8, device=mask.device), _pack(code.flatten(), fold.bits)])
 
 
+def bytes_of(fold: Fold, shape: torch.Size) -> int:
+    """Bytes of the codes of a folded weight, with their header.
+
+    Example:
+        >>> bytes_of(Fold(2), torch.Size([1, 3]))
+        6
+    """
+    return HEADER + math.ceil(math.prod(shape) * fold.bits / 8)
+
+
 def fold_of(codes: Tensor) -> Fold:
     """The fold that a header names.
 
@@ -143,6 +153,17 @@ def decode(codes: Tensor, fold: Fold, shape: torch.Size) -> Tensor:
         shape: Of the folded weight.
     """
     return _unpack(codes[HEADER:], fold.bits, math.prod(shape)).view(shape)
+
+
+def has_pruned(codes: Tensor, fold: Fold) -> bool:
+    """Whether some place is pruned.
+
+    Example:
+        >>> has_pruned(encode(torch.eye(2, dtype=torch.bool), Fold(2)), Fold(2))
+        False
+    """
+    body = codes[HEADER:]
+    return bool((_unpack(body, fold.bits, len(body) * 8 // fold.bits) == fold.children).any())
 
 
 def _pack(code: Tensor, bits: int) -> Tensor:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import Fold, fold_of
+from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
 from fpe_lightning.sparse.folded.products import apply_unfolded
+from fpe_lightning.sparse.guard import GuardedModule
 from fpe_lightning.sparse.layout import PreparedModule
 
 CODES = "fpe_fold"
@@ -30,13 +31,15 @@ class FoldPlan:
         fold: Which rows fold together.
         codes: A copy of the buffer. An average of the weights (EMA) may average buffers too, and an average of equal
             integers, rounded down, is another integer.
+        pruned: Whether some place is pruned.
     """
 
     fold: Fold
     codes: Tensor
+    pruned: bool
 
 
-class FoldedModule(PreparedModule):
+class FoldedModule(GuardedModule, PreparedModule):
     """Common to all folded layers."""
 
     fpe_fold: Tensor
@@ -45,7 +48,18 @@ class FoldedModule(PreparedModule):
     @override
     def prepare(self) -> None:
         if not self.fpe_fold.is_meta:
-            self.fpe_plan = FoldPlan(fold_of(self.fpe_fold), self.fpe_fold.clone())
+            fold = fold_of(self.fpe_fold)
+            self.fpe_plan = FoldPlan(fold, self.fpe_fold.clone(), has_pruned(self.fpe_fold, fold))
+
+    @override
+    def fpe_mask_of(self, name: str) -> Tensor | None:
+        """The places that are not pruned, bool of the folded weight's shape; None where none is pruned."""
+        plan, weight = self.__dict__.get("fpe_plan"), self._parameters.get("weight")
+        if name != "weight" or plan is None or not plan.pruned or weight is None or weight.is_meta:
+            return super().fpe_mask_of(name)
+        if len(plan.codes) != bytes_of(plan.fold, weight.shape):
+            return None
+        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.children
 
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

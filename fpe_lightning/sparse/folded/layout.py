@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import decode, encode, find_fold, fold_of
+from fpe_lightning.sparse.folded.codes import encode, find_fold, fold_of
 from fpe_lightning.sparse.folded.layers import (
     CODES,
     FoldedConv1d,
@@ -69,9 +69,13 @@ class Folded(Layout):
     @override
     def mask(self, module: nn.Module) -> Tensor | None:
         assert isinstance(module, FoldedModule)
-        fold, codes = module.fpe_plan.fold, module.fpe_plan.codes
-        kept = decode(codes, fold, module.get_parameter("weight").shape) < fold.children
-        return None if bool(kept.all()) else kept
+        return module.fpe_mask_of("weight")
+
+    @override
+    def put_on(self, module: nn.Module, structure: Structure) -> None:
+        super().put_on(module, structure)
+        assert isinstance(module, FoldedModule)
+        module.guard_parameters()
 
     @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
