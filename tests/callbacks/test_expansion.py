@@ -229,7 +229,7 @@ def test_clauses_may_come_from_the_datamodule() -> None:
 
 def test_optimizers_that_cannot_follow_are_refused_in_one_sentence() -> None:
     module = Plain(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.01))
-    with pytest.raises(MisconfigurationException, match="cannot split: LBFGS cannot train on after a split"):
+    with pytest.raises(MisconfigurationException, match="cannot split: LBFGS cannot continue after a split"):
         trainer(ExpansionCallback(step=1), max_epochs=1).fit(module, loader())
 
 
