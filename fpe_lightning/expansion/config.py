@@ -39,7 +39,7 @@ from fpe_lightning.sparse.layout import LAYOUTS
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
 
-LayoutName = Literal["masked", "grouped", "semi_structured", "auto"]
+LayoutName = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
