@@ -44,8 +44,8 @@ def choose_sites(
         model: The model.
         found: Its sites.
         mapping: How to expand sites, by names or globs; the first that matches counts.
-        sites: Names or globs of the sites to split, or None for all. A site is never left out if its own name is here or
-            in the mapping.
+        sites: Names or globs of the sites to split, or None for all. A site whose own name is here or in the mapping
+            is never left out.
         exclude: Names or globs of sites that are left as they are.
 
     Returns:
