@@ -393,9 +393,9 @@ def _cosine(module: nn.Module, other: nn.Module) -> float:
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
-    """Some of the entries of a parameter, always the same; of a shard those that are here."""
+    """Some of the entries of a parameter, always the same ones."""
     value: Any = parameter.detach()
-    flat = (value.to_local() if hasattr(value, "to_local") else value).flatten()
+    flat = (value.full_tensor() if hasattr(value, "full_tensor") else value).flatten()
     return flat[:: max(1, flat.numel() // SAMPLES)].double()
 
 

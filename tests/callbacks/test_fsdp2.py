@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,17 @@ def test_what_was_not_tested_is_refused_when_training_starts(tmp_path: Path) -> 
 
     with pytest.raises(MisconfigurationException, match="No parameter of Whole is sharded by FSDP2"):
         run(ExpansionCallback(step=1), module=Whole())
+
+    class Taught(Blocks):
+        def configure_model(self) -> None:
+            self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+            super().configure_model()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    with pytest.raises(MisconfigurationException, match=r"another \(`teacher` follows `net`\), and copies cannot"):
+        run(ExpansionCallback(step=1), module=Taught())
 
 
 @pytest.mark.usefixtures("_alone")

@@ -96,11 +96,10 @@ def check_fsdp2(trainer: pl.Trainer, pl_module: pl.LightningModule, layouts: Ite
     for layout in layouts:
         if layout not in ("masked", "by_shape"):
             raise MisconfigurationException(f'`layout="{layout}"` was not tested under FSDP2; use `layout="masked"`.')
-    teachers = find_teachers(pl_module, trainer.optimizers)
-    if trainer.strategy.reduce_boolean_decision(bool(teachers), all=False):
-        names = "".join(f" (`{teacher.name}` follows `{teacher.student}`)" for teacher in teachers[:1])
+    for teacher in find_teachers(pl_module, trainer.optimizers):
         raise MisconfigurationException(
-            f"A part of the module copies another{names}, and copies cannot be split under FSDP2; use DDP."
+            f"A part of the module copies another (`{teacher.name}` follows `{teacher.student}`), and copies cannot be "
+            "split under FSDP2; use DDP."
         )
     if averages_of(trainer, pl_module):
         raise MisconfigurationException(
