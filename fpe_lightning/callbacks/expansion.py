@@ -71,8 +71,8 @@ class ExpansionCallback(Callback):
             ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
             due before the very first batch happens one batch later where none of these suffices.
         plain_file: Where to write the trained model at the end of ``fit`` as ordinary layers, which nothing of this
-            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it; see
-            :func:`~fpe_lightning.checkpoints.plain_layers.save_plain`. None for nowhere.
+            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it. None for
+            nowhere.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
