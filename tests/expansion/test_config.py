@@ -52,12 +52,12 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         )
         for partition in ("random", Random(), Overlapping(), SemiStructuredPartition())
     ],
-    (fpe.Paper, {"alpha": 0}, "an integer of at least 2; found 0"),
+    (fpe.Paper, {"alpha": 0}, "or 1 to leave a site as it is; found 0"),
     (fpe.Blocks, {"groups": 0}, "has to be an integer of at least 1, found 0"),
     (fpe.Blocks, {"layout": "semi_structured", "alpha": 4}, "a child reads 1 of 4"),
     (fpe.SemiStructured, {"outgoing": "share"}, "Unknown `outgoing`"),
     (fpe.ByShape, {"layout": "grouped"}, "ByShape chooses the layout of each site itself, found layout='grouped'; use"),
-    (fpe.ByShape, {"alpha": 1}, "an integer of at least 2; found 1"),
+    (fpe.ByShape, {"alpha": -2}, "or 1 to leave a site as it is; found -2"),
     (Magnitude, {"side": "left"}, "Unknown side 'left'; known: both, incoming, outgoing"),
     (Magnitude, {"scope": "layer"}, "Unknown scope 'layer'; known: site, model"),
     (Magnitude, {"granularity": "row"}, "Unknown granularity 'row'; known: weight, column"),
@@ -196,6 +196,7 @@ DEEP = (64, 16, 16, 16, 3)
         ({"[04]": fpe.Paper(alpha=3), "*": fpe.Paper()}, {}, [48, 32, 48]),
         ({"*": fpe.Paper(), "0": fpe.Paper(alpha=3)}, {}, [32, 32, 32]),
         ({"*": fpe.Paper(), "0": fpe.Paper(alpha=3)}, {"exclude": "2"}, [32, 16, 32]),
+        ({"2": fpe.Paper(alpha=1), "*": fpe.Paper()}, {}, [32, 16, 32]),
         ({"*": fpe.Paper()}, {"sites": ["0", "2"]}, [32, 32, 16]),
         (fpe.Paper(), {"sites": "[02]", "exclude": ["0"]}, [16, 32, 16]),
         (fpe.Paper(), {"exclude": ["2", "4"]}, [32, 16, 16]),
