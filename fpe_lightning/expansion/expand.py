@@ -182,7 +182,7 @@ def resolve_expansion(
     """
     short = {name: value for name, value in (("alpha", alpha), ("seed", seed)) if value is not None}
     if expansion is None:
-        return ByShape(**short)  # type: ignore[arg-type]
+        expansion, short = ByShape(**short), {}  # type: ignore[arg-type]
     if short:
         given = ", ".join(f"{name}={value!r}" for name, value in short.items())
         raise ValueError(
@@ -201,6 +201,8 @@ def resolve_expansion(
                 f"`expansion` takes an expansion such as `fpe.Paper(alpha=4)`, or a mapping from names of sites to "
                 f"them; found {each!r}."
             )
+    if isinstance(expansion, BaseExpansion) and expansion.alpha == 1:  # in a mapping it leaves a site as it is
+        raise ValueError("`alpha` is the number of children of each neuron, an integer of at least 2; found 1.")
     return expansion
 
 

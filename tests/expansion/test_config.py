@@ -21,8 +21,8 @@ from tests.support.nets import equal, mlp, snapshot, train
 REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (
         fpe.Expansion,
-        {"alpha": 1},
-        "`alpha` is the number of children of each neuron, an integer of at least 2; found 1",
+        {"alpha": 0},
+        "`alpha` is the number of children of each neuron, an integer of at least 2; found 0",
     ),
     (fpe.Expansion, {"alpha": 2.0}, "an integer of at least 2; found 2.0"),
     (fpe.Expansion, {"alpha": True}, "an integer of at least 2; found True"),
@@ -52,12 +52,12 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         )
         for partition in ("random", Random(), Overlapping(), SemiStructuredPartition())
     ],
-    (fpe.Paper, {"alpha": 0}, "or 1 to leave a site as it is; found 0"),
+    (fpe.Paper, {"alpha": 0}, "an integer of at least 2; found 0"),
     (fpe.Blocks, {"groups": 0}, "has to be an integer of at least 1, found 0"),
     (fpe.Blocks, {"layout": "semi_structured", "alpha": 4}, "a child reads 1 of 4"),
     (fpe.SemiStructured, {"outgoing": "share"}, "Unknown `outgoing`"),
     (fpe.ByShape, {"layout": "grouped"}, "ByShape chooses the layout of each site itself, found layout='grouped'; use"),
-    (fpe.ByShape, {"alpha": -2}, "or 1 to leave a site as it is; found -2"),
+    (fpe.ByShape, {"alpha": -1}, "an integer of at least 2; found -1"),
     (Magnitude, {"side": "left"}, "Unknown side 'left'; known: both, incoming, outgoing"),
     (Magnitude, {"scope": "layer"}, "Unknown scope 'layer'; known: site, model"),
     (Magnitude, {"granularity": "row"}, "Unknown granularity 'row'; known: weight, column"),
