@@ -240,7 +240,7 @@ def test_weights_that_grow_back_are_noticed_at_once() -> None:
             with torch.no_grad():  # after the step, which sets masked weights to zero
                 self.net[0].weight.add_(0.01)
 
-    with pytest.raises(RuntimeError, match=r"masked entries of `net.0.weight` are no longer zero"):
+    with pytest.raises(RuntimeError, match=r"masked entries of `net.0.weight` are not zero: something wrote"):
         trainer(ExpansionCallback(step=1), max_epochs=1).fit(Noisy(), loader())
 
 
