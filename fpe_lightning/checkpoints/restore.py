@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
-from fpe_lightning.checkpoints.resize import all_or_nothing
+from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
 from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
 from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
@@ -70,18 +70,21 @@ def restore_structure(
     _check_scripted(model, state_dict, prefix)
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
-        rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
+        with trainable_mode(model):
+            rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
     except ValueError as error:
         raise StructureError(str(error)) from error
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
     if not changed:
         return False
     _check_parallel(model)
-    with all_or_nothing(rebuild.module for rebuild in changed):
+    with trainable_mode(model), all_or_nothing(rebuild.module for rebuild in changed):
         for rebuild in changed:
             apply_rebuild(rebuild)
     _forget(optimizers, shapes)
     hand_over(optimizers, before, model)
+    if not optimizers:
+        _warn_of_new(model, before)
     return True
 
 
@@ -263,6 +266,22 @@ def _check_parallel(model: nn.Module) -> None:
 
 
 _FIXED = "The checkpoint has other widths than the model, of which `{}` is {} already: load the weights first."
+
+
+def _may_train(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter and not parameter.is_inference()
+
+
+def _warn_of_new(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
+    """Say so where a parameter could not stay the same object, and something that trains may hold the old one."""
+    now = dict(model.named_parameters())
+    new = [name for name, old in before.items() if name in now and now[name] is not old and _may_train(old)]
+    if new:
+        warnings.warn(
+            f"`{new[0]}` is a new parameter, as a graph or DistributedDataParallel holds the old one: build optimizers "
+            "and wrappers that were there before the weights were loaded again.",
+            stacklevel=3,
+        )
 
 
 def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:

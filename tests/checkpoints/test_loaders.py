@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import threading
 from collections import OrderedDict
@@ -103,6 +104,25 @@ def test_a_model_on_the_meta_device() -> None:
         assert same(model, wide)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assign", [True, False])
+def test_scripts_that_load_in_inference_mode(layout: str, assign: bool) -> None:
+    wide, outside = expanded(LAYOUTS[layout]), narrow()
+    with torch.inference_mode(), fpe.expanded_checkpoints():
+        inside = narrow()
+        for model in (inside, outside):
+            model.load_state_dict(wide.state_dict(), assign=assign)
+            assert torch.equal(model(X), wide(X))
+            check_masks(model)
+
+
+def test_a_default_device_does_not_matter() -> None:
+    wide, model = expanded(LAYOUTS["grouped"]), narrow()
+    with torch.device("meta"), fpe.expanded_checkpoints():  # stands for a GPU
+        model.load_state_dict(wide.state_dict())
+    assert same(model, wide)
+
+
 def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return OrderedDict((prefix + name, tensor) for name, tensor in state.items())
 
@@ -118,9 +138,10 @@ def test_a_module_inside_and_each_child_alone() -> None:
     assert same(children, wide)
 
 
-@pytest.mark.parametrize(
-    "wrap", [AveragedModel, nn.DataParallel, torch.compile], ids=["average", "parallel", "compile"]
-)
+COMPILE = functools.partial(torch.compile, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, COMPILE], ids=["average", "parallel", "compile"])
 def test_wrappers_whose_names_have_a_prefix(wrap: Callable[[nn.Module], Any]) -> None:
     wide = expanded()
     saved = wrap(copy.deepcopy(wide)).state_dict()
@@ -130,6 +151,8 @@ def test_wrappers_whose_names_have_a_prefix(wrap: Callable[[nn.Module], Any]) ->
     if isinstance(target, nn.DataParallel):
         target = AveragedModel(narrow())  # what has been given to several devices cannot change: see below
         saved["n_averaged"] = torch.tensor(0)
+    with torch.no_grad():
+        target(X)  # what is compiled for the narrow module must not be used for the wide one
     with fpe.expanded_checkpoints():
         target.load_state_dict(saved)
         stripped = {name.partition(".")[2]: tensor for name, tensor in saved.items() if "." in name}
@@ -212,7 +235,10 @@ def test_an_optimizer_that_was_built_before_trains_what_was_loaded() -> None:
 def test_a_model_whose_graph_is_alive_gets_new_parameters() -> None:
     saved, model = expanded(), narrow()
     loss = model(X).sum()
-    with fpe.expanded_checkpoints():
+    with (
+        fpe.expanded_checkpoints(),
+        pytest.warns(UserWarning, match=r"`0.weight` is a new parameter, as a graph or Dist"),
+    ):
         model.load_state_dict(saved.state_dict())
     model(X).sum().backward()
     loss.backward()
