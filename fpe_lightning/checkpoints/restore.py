@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
 from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
+from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
 
@@ -67,6 +68,7 @@ def restore_structure(
     """
     optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
     shapes = {parameter: parameter.shape for parameter in before.values()}
+    state_dict = _read(state_dict)
     _check_scripted(model, state_dict, prefix)
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
@@ -118,6 +120,7 @@ def load_expanded_state_dict(
         >>> load_expanded_state_dict(model, model.state_dict())
         <All keys matched successfully>
     """
+    check_names(model, state_dict, strict)
     return load_into(model, state_dict, lambda state: model.load_state_dict(state, strict=strict), strict, optimizer)
 
 
@@ -134,7 +137,7 @@ def load_into(
         model: Narrow or wide; as before if anything raises.
         state_dict: From any stage of a run. Of tied weights one name suffices, as in files of safetensors.
         load: Loads the weights from what it is given: ``state_dict``, unpacked and with all names of tied weights.
-        strict: Whether ``load`` is strict: names that cannot be right are refused then, and else warned of.
+        strict: Whether ``load`` is strict.
         optimizer: See :func:`restore_structure`.
 
     Returns:
@@ -143,10 +146,6 @@ def load_into(
     Raises:
         ValueError: See :func:`restore_structure`.
     """
-    if reason := misnamed(model, state_dict):
-        if strict:
-            raise StructureError(reason)
-        warnings.warn(reason, stacklevel=3)
     packed = packed_layers(state_dict)
     optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
     shapes = {parameter: parameter.shape for parameter in before.values()}
@@ -217,6 +216,18 @@ def is_expanded(state_dict: Iterable[Any]) -> bool:
     return any(isinstance(key, str) and key.rpartition(".")[2] == RECORD for key in state_dict)
 
 
+def check_names(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) -> None:
+    """Refuse names that cannot be right, where loading is strict, and else warn of them.
+
+    Raises:
+        ValueError: Naming the prefix that is too many or missing.
+    """
+    if reason := misnamed(model, state_dict):
+        if strict:
+            raise StructureError(reason)
+        warnings.warn(reason, stacklevel=3)
+
+
 def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
     """Why the names of a ``state_dict`` are not those of a model, in one sentence, where one prefix explains it.
 
@@ -282,6 +293,14 @@ def _warn_of_new(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
             "and wrappers that were there before the weights were loaded again.",
             stacklevel=3,
         )
+
+
+def _read(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Read the structure of what Fabric loads lazily; weights stay in the file until they are copied."""
+    lazy: dict[str, Any] = {
+        key: value for key, value in state_dict.items() if is_structure(key) and hasattr(value, "_load_tensor")
+    }
+    return {**state_dict, **{key: value._load_tensor() for key, value in lazy.items()}} if lazy else state_dict
 
 
 def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:

@@ -394,6 +394,41 @@ def test_modules_that_load_in_a_way_of_their_own() -> None:
     assert same(model.hidden[0], wide.hidden[0])
 
 
+def choosy() -> type[nn.Module]:
+    """A class whose own ``load_state_dict`` drops what has another shape, as segmentation_models_pytorch has it."""
+
+    class Choosy(Wrapped):
+        def load_state_dict(self, state_dict: Any, strict: bool = True, **kwargs: Any) -> Any:
+            own = self.state_dict()
+            state_dict = {k: v for k, v in state_dict.items() if k not in own or own[k].shape == v.shape}
+            return super().load_state_dict(state_dict, strict=strict, **kwargs)
+
+    return Choosy
+
+
+def test_classes_that_drop_other_shapes_whenever_they_are_made() -> None:
+    wide, before = expanded(net=choosy()), choosy()
+    with fpe.expanded_checkpoints():
+        for cls in (before, choosy()):
+            model = cls()
+            model.load_state_dict(wide.state_dict(), strict=False)
+            assert torch.equal(model(X), wide(X))
+            assert hasattr(cls.load_state_dict, "fpe_patched")
+    assert not hasattr(before.load_state_dict, "fpe_patched")
+    assert "__init_subclass__" not in vars(nn.Module)
+
+
+def test_weights_that_fabric_reads_lazily(tmp_path: Path) -> None:
+    from lightning.fabric.utilities.load import _lazy_load
+
+    for layout in LAYOUTS.values():
+        wide, model = expanded(layout), narrow()
+        torch.save(wide.state_dict(), tmp_path / "lazy.pt")
+        with fpe.expanded_checkpoints():
+            model.load_state_dict(_lazy_load(tmp_path / "lazy.pt"))
+        assert same(model, wide)
+
+
 def test_loaders_that_drop_what_the_narrow_module_has_not(tmp_path: Path) -> None:
     """Nothing can be seen of a split in what arrives; the file still says it."""
     wide, model = expanded(), narrow()
