@@ -26,5 +26,6 @@ from fpe_lightning.expansion import expand as expand
 from fpe_lightning.sites import Site as Site
 from fpe_lightning.sites import find_sites as find_sites
 from fpe_lightning.sparse import count_nonzeros as count_nonzeros
+from fpe_lightning.sparse import merge as merge
 
 __version__ = "0.1.0"

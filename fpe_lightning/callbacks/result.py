@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.checkpoints.plain_layers import save_plain
 from fpe_lightning.checkpoints.restore import is_expanded
 

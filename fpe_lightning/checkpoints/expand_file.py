@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
@@ -23,8 +23,10 @@ from fpe_lightning.checkpoints.restore import restore_structure
 from fpe_lightning.expansion.config import AnyExpansion, Data
 from fpe_lightning.expansion.expand import expand, resolve_expansion
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
-from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.calls import sites_of_step
+from fpe_lightning.sites.plain import from_plain
+from fpe_lightning.sites.select import Names, check_found, sites_of
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.convert import stored_masked
 
@@ -103,10 +105,10 @@ def expand_checkpoint(
     state = weights_in(checkpoint, path)
     missing = _load(model, state, path)
     if sites is None or isinstance(sites, str) or not any(isinstance(site, Site) for site in sites):
-        found = select_sites(_find(model, checkpoint, example_inputs, example_batch), sites, exclude)  # type: ignore[arg-type]
-        if isinstance(expansion, Mapping):
-            by_pattern(found, expansion, strict=sites is not None)
-        sites, exclude = found, None
+        mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
+        found = _find(model, checkpoint, example_inputs, example_batch)
+        sites = [site for site, _ in choose_sites(model, found, mapping, cast("Names | None", sites), exclude)[0]]
+        exclude = None
     _take_dtypes(model, state)
     known, held = set(model.state_dict()), list(_averages_in(checkpoint, state))
     averages = [_average(model, each, prefix) for each, prefix in held]
@@ -166,17 +168,16 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> set[str]
 
 def _find(model: nn.Module, checkpoint: Mapping[str, Any], example_inputs: Any, example_batch: Any) -> list[Site]:
     """The sites of the model, from whatever is known of its inputs."""
-    calls = [call for state in checkpoint.get("callbacks", {}).values() for call in _calls(state)]
-    if example_batch is not None or (
-        calls and example_inputs is None and getattr(model, "example_input_array", None) is None
-    ):
-        return sites_of_calls(model, calls if example_batch is None else calls_of_step(model, example_batch))
+    if example_batch is not None:
+        return sites_of_step(model, example_batch)
+    if example_inputs is None and getattr(model, "example_input_array", None) is None:
+        states = (state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
+        for found in (from_plain(state.get("widths"), model) for state in states):
+            if found is not None:
+                check_found(model, found)
+                return list(found.sites)
     with stored_masked(model):
         return sites_of(model, example_inputs)
-
-
-def _calls(state: Any) -> list[Any]:
-    return state.get("calls", []) if isinstance(state, dict) and "done" in state else []
 
 
 def _take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -220,7 +221,7 @@ def _refill(state: dict[str, Any], model: nn.Module, prefix: str, known: set[str
 
 
 def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
-    """Write beside the target and link the whole file to its name, which fails where somebody else took it."""
+    """Write a file next to the target and link it to the target's name, which fails if that name exists by then."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fpe_lightning.checkpoints.resize import resized
 from fpe_lightning.expansion.draft import plain
+from fpe_lightning.sparse.guard import mask_name
 from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of, storage_in
-from fpe_lightning.sparse.masked import mask_name, mask_of, set_mask
+from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
 

@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
-from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
+from fpe_lightning.expansion.optimizer import hand_over
+from fpe_lightning.expansion.wrappers import check_holds, holders_of, listed
 from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
@@ -66,7 +67,9 @@ def restore_structure(
         >>> narrow.load_state_dict(wide.state_dict())
         <All keys matched successfully>
     """
-    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
+    given = listed(optimizer)
+    check_holds(model, given)
+    optimizers, before = holders_of(given), dict(model.named_parameters())
     shapes = {parameter: parameter.shape for parameter in before.values()}
     state_dict = _read(state_dict)
     _check_scripted(model, state_dict, prefix)
@@ -147,7 +150,9 @@ def load_into(
         ValueError: See :func:`restore_structure`.
     """
     packed = packed_layers(state_dict)
-    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
+    given = listed(optimizer)
+    check_holds(model, given)
+    optimizers, before = holders_of(given), dict(model.named_parameters())
     shapes = {parameter: parameter.shape for parameter in before.values()}
     with all_or_nothing([model], state_dict):
         unpack_for_training(model)

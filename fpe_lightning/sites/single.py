@@ -49,6 +49,8 @@ def single_unit_sites(trials: Trials, shared: Mapping[str, str]) -> list[Site]:
 
 
 def _is_plain(module: nn.Module) -> bool:
+    if module._parameters.get("weight") is None:  # computed from other parameters, as by torch's prune
+        return False
     if isinstance(module, _ConvNd):
         return module.groups == 1 and not isinstance(module, _ConvTransposeNd)
     return isinstance(module, nn.Linear)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.sparse.exchange import States, exchange_parameters
+from fpe_lightning.sparse.exchange import States, exchange_parameters, parameter_like
+from fpe_lightning.sparse.guard import GuardedModule
 from fpe_lightning.sparse.layout import LAYOUTS, MASKED, PLAN, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 
@@ -120,6 +121,8 @@ def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: l
     module._parameters["weight"] = new
     if inside is not None and not bool(inside.all()) and layout.mask(module) is None:
         set_mask(module, "weight", inside)
+    if isinstance(module, GuardedModule):
+        module.guard_parameters()
     exchange_parameters(optimizers, {weight: new}, states)
 
 
@@ -250,8 +253,7 @@ def _converted(
     for optimizer in optimizers:
         if old in optimizer.state:
             states.append((optimizer, old, {k: _state(old, k, v, convert) for k, v in optimizer.state[old].items()}))
-    new = type(old)(convert(old.detach()), requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
+    new = parameter_like(old, convert(old.detach()))
     if old.grad is not None:
         new.grad = convert(old.grad)
     return new, states

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.registry import Registry
-from fpe_lightning.sparse.masked import PREFIX, mask_of, masked_class, set_mask
+from fpe_lightning.sparse.guard import PREFIX
+from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
 
 Structure = dict[str, Tensor]
 """What a layout keeps of a mask: tensors by the names of the buffers that hold them; empty for the masked layout."""

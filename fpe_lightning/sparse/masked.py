@@ -1,24 +1,24 @@
-"""Layers whose masked weights never receive a gradient, so that what is zero stays zero.
+"""Layers with masks: what is zero stays zero.
 
 A mask is a bool buffer ``fpe_mask_<name>`` next to the parameter ``<name>``, in the module that owns both: True where
-the parameter may be non-zero. Nothing is multiplied in the forward pass; the gradient is masked in the backward pass. A
-weight that starts at zero and never sees a gradient stays exactly zero under momentum, weight decay, clipping and
-averaging.
+the parameter may be non-zero. Nothing is multiplied in the forward pass. A hook of the parameter masks its gradient,
+and masked entries are zero after every optimizer step (see :mod:`fpe_lightning.sparse.guard`). Where a forward pass
+runs on another tensor than that parameter (shards, ``functional_call``, reparametrizations), the layer masks the
+gradient itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-PREFIX = "fpe_"
-"""What the names of all buffers begin with that this package adds to modules; no other package names its own so."""
+from fpe_lightning.sparse.guard import GuardedModule, guard, is_guarded, mask_name, refresh, zero_masked_
 
 ROWS = 2**16
 """Rows of a parameter that are masked together, so that no second mask of the size of the first is made."""
@@ -49,14 +49,15 @@ torch.fx.wrap("mask_gradient")
 
 
 def mask_gradient(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return ``weight`` unchanged, with a gradient that is zero wherever ``mask`` is False.
+    """Return ``weight`` with a gradient that is zero wherever ``mask`` is False.
 
     Args:
-        weight: Tensor of any shape and floating dtype.
+        weight: Tensor of any shape and floating dtype, zero wherever ``mask`` is False. A tensor that was computed from
+            others need not be zero there.
         mask: Bool tensor of the same shape.
 
     Returns:
-        A view of ``weight``; ``weight`` itself where no gradient is recorded.
+        ``weight`` itself where no gradient is recorded, or a hook masks it; else a view or a masked copy.
 
     Example:
         >>> weight = torch.ones(3, requires_grad=True)
@@ -64,6 +65,12 @@ def mask_gradient(weight: Tensor, mask: Tensor) -> Tensor:
         >>> weight.grad
         tensor([1., 0., 1.])
     """
+    if is_guarded(weight):
+        if not torch.compiler.is_compiling():
+            refresh(weight)
+        return weight
+    if not weight.is_leaf:
+        return torch.where(mask, weight, 0)
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return weight
     # DDP writes buffers in place before every forward pass; a copy that autograd alone holds keeps an earlier
@@ -76,7 +83,7 @@ def _is_overwritten_by_ddp() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-class MaskedLinear(nn.Linear):
+class MaskedLinear(GuardedModule, nn.Linear):
     """An ``nn.Linear`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Linear
@@ -87,7 +94,7 @@ class MaskedLinear(nn.Linear):
         return F.linear(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv1d(nn.Conv1d):
+class MaskedConv1d(GuardedModule, nn.Conv1d):
     """An ``nn.Conv1d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv1d
@@ -98,7 +105,7 @@ class MaskedConv1d(nn.Conv1d):
         return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv2d(nn.Conv2d):
+class MaskedConv2d(GuardedModule, nn.Conv2d):
     """An ``nn.Conv2d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv2d
@@ -109,7 +116,7 @@ class MaskedConv2d(nn.Conv2d):
         return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv3d(nn.Conv3d):
+class MaskedConv3d(GuardedModule, nn.Conv3d):
     """An ``nn.Conv3d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv3d
@@ -120,8 +127,10 @@ class MaskedConv3d(nn.Conv3d):
         return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedModule(nn.Module):
+class MaskedModule(GuardedModule):
     """Mixin for a module of any other type: its own forward pass runs on parameters with masked gradients."""
+
+    fpe_base: ClassVar[type[nn.Module]]
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +140,7 @@ class MaskedModule(nn.Module):
     @override
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time and cannot be imported by name; its base can.
-        return _new_masked, (type(self).__mro__[2],), self.__dict__
+        return _new_masked, (self.fpe_base,), self.__dict__
 
 
 @contextmanager
@@ -169,14 +178,14 @@ def masked_class(base: type[nn.Module]) -> type[nn.Module]:
         _MADE[base] = type(
             f"Masked{base.__name__}",
             (MaskedModule, base),
-            {"__module__": base.__module__, "fpe_plain": getattr(base, "fpe_plain", base)},
+            {"__module__": base.__module__, "fpe_base": base, "fpe_plain": getattr(base, "fpe_plain", base)},
         )
     return _MADE[base]
 
 
 def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
     if issubclass(masked, MaskedModule):
-        return masked.__mro__[2]
+        return masked.fpe_base
     return next(plain for plain, exact in _EXACT.items() if issubclass(masked, exact))
 
 
@@ -208,16 +217,6 @@ def mask_of(module: nn.Module, name: str = "weight") -> Tensor | None:
         True
     """
     return module._buffers.get(mask_name(name))
-
-
-def mask_name(name: str) -> str:
-    """The name of the buffer that holds the mask of a parameter.
-
-    Example:
-        >>> mask_name("weight")
-        'fpe_mask_weight'
-    """
-    return f"{PREFIX}mask_{name}"
 
 
 def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
@@ -259,5 +258,6 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
     if not _is_masked(module):
         module.__class__ = masked_class(type(module))
     module.register_buffer(mask_name(name), mask.to(parameter.device))
-    for part, kept in zip(parameter.detach().split(ROWS), mask.split(ROWS), strict=True):
-        part.masked_fill_(~kept.to(parameter.device), 0)
+    for part, kept in zip(parameter.detach().split(ROWS), mask.to(parameter.device).split(ROWS), strict=True):
+        zero_masked_(part, kept)
+    guard(module, name)

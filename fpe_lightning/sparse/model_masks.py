@@ -1,17 +1,27 @@
-"""The masks of a whole model: which parameters have one, and whether what is masked is still zero."""
+"""The masks of a whole model: which parameters have one, how many non-zeros there are, and whether masks hold."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from fpe_lightning.sparse.guard import PREFIX
+from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of
+
+
+class MaskWarning(UserWarning):
+    """Masked entries of a weight are not zero."""
 
 
 def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
     """Yield ``(qualified name, parameter, mask)`` for every masked parameter of a model, in the model's order.
+
+    Where a mask's weight is computed from other parameters (weight norm, spectral norm, torch's prune), the mask stands
+    for those of its shape.
 
     Example:
         >>> import torch
@@ -22,18 +32,31 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Ten
         ['0.weight']
     """
     for prefix, module in model.named_modules():
+        path = f"{prefix}." if prefix else ""
         for name, parameter in module._parameters.items():
-            mask = mask_of(module, name)
+            mask = layout_of(module).mask(module) if name == "weight" else mask_of(module, name)
             if parameter is not None and mask is not None:
-                yield f"{prefix}.{name}".lstrip("."), parameter, mask
+                yield path + name, parameter, mask
+        for name, mask in _masks_without_parameter(module):
+            for key, parameter in module.named_parameters():
+                stands_for = key in (f"{name}_orig", f"{name}_v") or key.startswith(f"parametrizations.{name}.")
+                if stands_for and parameter.shape == mask.shape:
+                    yield path + key, parameter, mask
+
+
+def _masks_without_parameter(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names of reparametrized weights, each with its mask."""
+    for buffer, mask in module._buffers.items():
+        name = buffer.removeprefix(f"{PREFIX}mask_")
+        if mask is not None and name != buffer and name not in module._parameters:
+            yield name, mask
 
 
 def check_masks(model: nn.Module) -> None:
     """Check that every masked weight is exactly zero.
 
     Raises:
-        RuntimeError: If one is not, with the parameter's name and how many entries grew back. Optimizers that mix the
-            entries of a matrix (such as Muon) or code that writes weights directly do that.
+        RuntimeError: If one is not, with the parameter's name, how many entries are not zero, and what to do.
 
     Example:
         >>> import torch
@@ -43,32 +66,43 @@ def check_masks(model: nn.Module) -> None:
         >>> check_masks(layer)
     """
     for name, parameter, mask in masked_parameters(model):
-        value: Any = parameter.detach()
-        if hasattr(value, "full_tensor"):  # masks are whole, weights may be shards
-            value = value.full_tensor()
-        grown = int((value.ne(0) & ~mask).sum())
-        if grown:
-            raise RuntimeError(
-                f"{grown} masked entries of `{name}` are no longer zero: something other than a gradient step per "
-                "entry wrote to them. Use an optimizer that updates each entry from its own gradient, such as SGD or "
-                "AdamW, and let weights be read by the forward of the module that owns them."
-            )
+        if grown := _grown(parameter, mask):
+            raise RuntimeError(sentence(name, grown))
 
 
 def count_nonzeros(model: nn.Module) -> int:
-    """Count the parameters that the structure lets be non-zero: weights, biases and norm parameters.
+    """Count the parameters that are or may be non-zero: weights, biases and norm parameters.
 
-    A weight that merely happens to be zero counts; one that its mask holds at zero does not. Shared parameters count
-    once.
+    A weight that merely happens to be zero counts; one that its mask holds at zero does not. A masked entry that is not
+    zero counts too, with a warning. Shared parameters count once.
 
     Args:
         model: Any module.
 
     Returns:
-        The number of parameters, the same before and after every expansion.
+        The number of parameters, the same before and after every expansion, and never fewer than the entries that are
+        not zero.
+
+    Warns:
+        MaskWarning: If masked entries are not zero; see :func:`check_masks`.
 
     Example:
         >>> count_nonzeros(nn.Linear(4, 2))
+        10
+    """
+    grown = {}
+    for name, parameter, mask in masked_parameters(model):
+        if (found := _grown(parameter, mask)) and id(parameter) not in grown:
+            warnings.warn(sentence(name, found), MaskWarning, stacklevel=2)
+            grown[id(parameter)] = found
+    return count_allowed(model) + sum(grown.values())
+
+
+def count_allowed(model: nn.Module) -> int:
+    """Count the parameters that masks let be non-zero, whatever is there.
+
+    Example:
+        >>> count_allowed(nn.Linear(4, 2))
         10
     """
     masks = {id(parameter): mask for _, parameter, mask in masked_parameters(model)}
@@ -76,3 +110,26 @@ def count_nonzeros(model: nn.Module) -> int:
         int(masks[id(parameter)].count_nonzero()) if id(parameter) in masks else parameter.numel()
         for parameter in model.parameters()
     )
+
+
+def sentence(name: str, grown: int) -> str:
+    """What is wrong with a parameter whose mask does not hold, why, and what to do.
+
+    Example:
+        >>> sentence("0.weight", 3).split(": ")[0]
+        '3 masked entries of `0.weight` are not zero'
+    """
+    return (
+        f"{grown} masked entries of `{name}` are not zero: something wrote to the weight outside of an optimizer step, "
+        "such as an adapter that was merged into it, or weights that were copied or averaged in a loop. "
+        '`fpe.merge(model)` lets these entries be non-zero from now on, and `fpe.merge(model, keep="masks")` sets '
+        "them to zero."
+    )
+
+
+def _grown(parameter: Tensor, mask: Tensor) -> int:
+    """How many masked entries are not zero."""
+    value: Any = parameter.detach()
+    if hasattr(value, "full_tensor"):  # masks are whole, weights may be shards
+        value = value.full_tensor()
+    return 0 if value.is_meta else int((value.ne(0) & ~mask).sum())

@@ -72,7 +72,7 @@ class ExpandableModelParallelStrategy(ModelParallelStrategy):
         with whole_parameters(self.model, changing(self.model, state), self.optimizers):
             changed = restore_structure(self.model, state)
         if changed:
-            # All of it comes from the checkpoint; what is left over would keep torch from making room for the rest.
+            # All of it comes from the checkpoint; leftovers would keep torch from allocating the rest.
             for optimizer in self.optimizers:
                 optimizer.state.clear()
         # Versions of Lightning before 2.6 do not know the option.

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fpe_lightning.sparse.guard import mask_name
 from fpe_lightning.sparse.layout import PLAN, PreparedModule
-from fpe_lightning.sparse.masked import mask_name, set_mask
+from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.semi_structured.format import DTYPES, pack_semi_structured, unpack_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import backend_of, multiply
 from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
@@ -184,8 +185,8 @@ def packed_layers(state_dict: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The ``state_dict`` of the model before it was packed, up to the dtype: with dense weights, masks and marks.
 
-    Entries that are zero count as masked, as the packed form tells no difference. The versions of layers, which torch
-    keeps beside the entries, stay.
+    Entries that are zero count as masked, as the packed form does not distinguish them. The versions of layers, which
+    torch keeps next to the entries, stay.
     """
     result = copy.copy(state_dict) if isinstance(state_dict, OrderedDict) else dict(state_dict)
     for name in packed_layers(state_dict):

@@ -1,0 +1,191 @@
+"""Masks belong to parameters: masked entries get no gradient from any reader, and are zero after every optimizer step.
+
+Two hooks do this. A gradient hook on the parameter masks the sum of its gradients before anything else sees it: DDP,
+clipping, ``torch.autograd.grad``. A hook on all optimizers sets masked entries to zero after each step, as optimizers
+may move zeros, and gradients may be edited before a step. Neither needs an optimizer or a Trainer to be told.
+
+Hooks of a parameter get lost where it is copied or pickled; the masked layer that owns it adds them again (see
+:class:`GuardedModule`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from typing_extensions import override
+
+PREFIX = "fpe_"
+"""The first letters of all names that this package adds to modules and parameters; no other package uses them."""
+
+GUARDED = "fpe_guarded"
+"""Name of the attribute that a parameter with a gradient hook has."""
+
+BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+"""For each dtype the integer of as many bits. Integer products are fast, and make a zero even of NaN and infinity."""
+
+_installed = False
+
+
+def mask_name(name: str) -> str:
+    """The name of the buffer that holds the mask of a parameter.
+
+    Example:
+        >>> mask_name("weight")
+        'fpe_mask_weight'
+    """
+    return f"{PREFIX}mask_{name}"
+
+
+class GradientMask:
+    """A gradient hook of one parameter of one module. It reads the mask when it runs, so masks may move and change.
+
+    Args:
+        module: The module that owns the parameter and its mask.
+        name: Name of the parameter within ``module``.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name, self.version = weakref.ref(module), name, -1
+
+    def mask(self, shape: torch.Size) -> Tensor | None:
+        """The mask now; None where the module is gone, or has none of this shape."""
+        module = self.module()
+        mask = module.fpe_mask_of(self.name) if isinstance(module, GuardedModule) else None
+        return mask if mask is not None and mask.shape == shape else None
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        """Return the gradient with zeros where the mask is False."""
+        mask = self.mask(grad.shape)
+        # Not a product: a gradient that overflowed would leave NaN (inf * 0) at a masked place. Not in place either, as
+        # other nodes of the graph may hold this gradient.
+        return None if mask is None else torch.where(mask, grad, 0)
+
+    def clean(self, parameter: Tensor) -> None:
+        """Set masked entries of the parameter to zero."""
+        mask = self.mask(parameter.shape)
+        if mask is not None:
+            zero_masked_(parameter.data, mask)
+
+
+def zero_masked_(tensor: Tensor, mask: Tensor) -> None:
+    """Set a tensor to zero wherever ``mask`` is False, in place.
+
+    Args:
+        tensor: Any floating dtype; it needs no gradient.
+        mask: Bool, of the same shape and device.
+
+    Example:
+        >>> weight = torch.tensor([1.0, float("nan")])
+        >>> zero_masked_(weight, torch.tensor([True, False]))
+        >>> weight
+        tensor([1., 0.])
+    """
+    if tensor.dtype in BITS:
+        tensor.view(BITS[tensor.dtype]).mul_(mask)
+    else:
+        tensor.masked_fill_(~mask, 0)
+
+
+def guard(module: nn.Module, name: str) -> None:
+    """Add the hooks to a parameter whose module has a mask for it; nothing happens where it has them.
+
+    Parameters in shards (FSDP2) get none: their gradients do not pass through hooks, and the layer masks them instead.
+
+    Args:
+        module: The module that owns both.
+        name: Name of the parameter within ``module``.
+    """
+    parameter = module._parameters.get(name)
+    if parameter is None or hasattr(parameter, "full_tensor") or not parameter.is_leaf:
+        return
+    if not any(hook.module() is module and hook.name == name for hook in hooks_of(parameter)):
+        # A tensor that needs no gradient takes no hook, and keeps one that it has.
+        frozen = not parameter.requires_grad
+        parameter.requires_grad_(True)
+        parameter.register_hook(GradientMask(module, name))
+        parameter.requires_grad_(not frozen)
+    setattr(parameter, GUARDED, True)
+    _install()
+
+
+def is_guarded(tensor: Tensor) -> bool:
+    """Whether a tensor has a gradient hook that masks.
+
+    Example:
+        >>> is_guarded(nn.Linear(4, 2).weight)
+        False
+    """
+    return bool(getattr(tensor, GUARDED, False))
+
+
+def hooks_of(parameter: Tensor) -> Iterator[GradientMask]:
+    """The gradient hooks of a parameter that mask."""
+    for hook in (parameter._backward_hooks or {}).values():
+        if isinstance(hook, GradientMask):
+            yield hook
+
+
+def refresh(parameter: Tensor) -> None:
+    """Set masked entries to zero if something has written to the parameter since the last call.
+
+    Weights that a user averages in a loop are such a case. Writes through ``.data`` are not seen.
+    """
+    if parameter.is_inference():
+        return
+    for hook in hooks_of(parameter):
+        if hook.version != parameter._version:
+            hook.clean(parameter)
+            hook.version = parameter._version
+
+
+@torch.compiler.disable
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
+    """Set masked entries to zero that a step has moved."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if is_guarded(parameter):
+                for hook in hooks_of(parameter):
+                    hook.clean(parameter)
+                    hook.version = parameter._version
+
+
+def _install() -> None:
+    global _installed
+    if not _installed:
+        register_optimizer_step_post_hook(_after_step)
+        _installed = True
+
+
+class GuardedModule(nn.Module):
+    """A module with masks, which adds the hooks again wherever its parameters become others."""
+
+    def fpe_mask_of(self, name: str) -> Tensor | None:
+        """The mask of a parameter as it is stored, bool; None where it has none."""
+        return self._buffers.get(mask_name(name))
+
+    def guard_parameters(self) -> None:
+        """Add the hooks to every parameter that has a mask."""
+        for name in self._parameters:
+            if self.fpe_mask_of(name) is not None:
+                guard(self, name)
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:  # copies and pickles
+        super().__setstate__(state)
+        self.guard_parameters()
+
+    @override
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:  # moves, as from the meta device
+        result = super()._apply(fn, recurse)
+        self.guard_parameters()
+        return result
+
+    @override
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # with `assign=True`
+        super()._load_from_state_dict(*args, **kwargs)
+        self.guard_parameters()
