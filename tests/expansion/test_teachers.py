@@ -154,7 +154,7 @@ def test_no_site_is_split_that_a_teacher_could_follow_in_part_only() -> None:
 
 def test_a_teacher_named_as_a_site_is_refused() -> None:
     model = Pair()
-    with pytest.raises(ValueError, match=r"No site is left to split: `teacher.2.weight` is a copy that follows"):
+    with pytest.raises(ValueError, match=r"No site is left to split: `teacher.0.weight` is a copy that follows"):
         fpe.expand(model, fpe.Paper(), sites=[site.inside("teacher") for site in fpe.find_sites(model.teacher, X)])
     with pytest.raises(ValueError, match=r"`averages` names 'teachers', .* Did you mean 'teacher'"):
         fpe.expand(model, fpe.Paper(), example_inputs=X, averages=["teachers"])
