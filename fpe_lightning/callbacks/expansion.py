@@ -19,6 +19,7 @@ from fpe_lightning.callbacks.averages import averages_of, check_averages
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.module_sites import sites_of_module
+from fpe_lightning.callbacks.pruning import check_pruning
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
 from fpe_lightning.checkpoints.restore import restore_structure_on_load
@@ -145,6 +146,8 @@ class ExpansionCallback(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_averages(trainer)
+        moments = self.schedule.moments if self.schedule.kind == "epoch" else []
+        check_pruning(trainer, pl_module, int(min(moments, default=0)))
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(trainer.optimizers, self._at_setup, pl_module)
         self._at_setup = {}
