@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="about a dozen small models, from scratch")
     parser.add_argument("--only", action="append", metavar="GLOB", help="models to run, such as 'timm/*'; repeatable")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at a time (default: all cores)")
-    parser.add_argument("--memory", type=float, help="GiB for each job (default: 9/10 of what is free, shared)")
+    parser.add_argument("--memory", type=float, help="GiB for each job (default: its share of 9/10 of the free memory)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each model (default: 300)")
     parser.add_argument("--output", type=Path, help="CSV file (default: results/coverage.csv)")
     parser.add_argument("--again", action="append", metavar="GLOB", help="repeat these models, even with a result")

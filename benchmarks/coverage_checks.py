@@ -24,7 +24,8 @@ from benchmarks.coverage_zoo import Entry, parameters
 from fpe_lightning.checkpoints import load_expanded_state_dict
 from fpe_lightning.expansion import expand
 from fpe_lightning.sites import Site, find_sites
-from fpe_lightning.sites.tracing.forward import Inputs, tensors_in
+from fpe_lightning.sites.tracing.containers import tensors_in
+from fpe_lightning.sites.tracing.forward import Inputs
 from fpe_lightning.sparse import count_nonzeros
 from fpe_lightning.sparse.model_masks import check_masks
 from tests.support.proof import prove_sites

@@ -59,7 +59,7 @@ def page(rows: Sequence[Row], missing: Sequence[str]) -> str:
     Returns:
         Markdown.
     """
-    parts = [INTRODUCTION, _setting(rows), _totals(rows, missing), "## What is refused\n"]
+    parts = [INTRODUCTION, _setting(rows), _totals(rows, missing), "## Refusals\n"]
     parts.append(_counted("Widths that `find_sites` refuses, by the most frequent reasons", rows, "refusals"))
     parts.append(_counted("Sites that `expand` refuses", rows, "left_out"))
     unfinished = [row for row in rows if row["status"] not in ("ok", "no site", "partly", "skipped")]

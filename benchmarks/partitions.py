@@ -47,7 +47,11 @@ def _arms(pruned: str, partitions: dict[str, Partition], **fields: Any) -> dict[
     return {f"{name}, {pruned}": fpe.Expansion(partition=each, **fields) for name, each in partitions.items()}
 
 
-GROUPS: dict[str, Partition] = {"shared": Shared(), "4 groups": Shared(groups=4), "contiguous": Contiguous(groups=4)}
+GROUPS: dict[str, Partition] = {
+    "shared": Shared(),
+    "4 groups": Shared(groups=4),
+    "4 contiguous groups": Contiguous(groups=4),
+}
 ARMS = {
     "random, incoming": fpe.Paper(prune="incoming"),
     **_arms("total", {**GROUPS, "2:4": SemiStructured()}),

@@ -7,10 +7,14 @@ weights, and keep the number of non-zero parameters.
 from fpe_lightning import partitions as partitions
 from fpe_lightning import pruning as pruning
 from fpe_lightning.checkpoints import expand_checkpoint as expand_checkpoint
+from fpe_lightning.checkpoints import expanded_checkpoints as expanded_checkpoints
+from fpe_lightning.checkpoints import from_pretrained as from_pretrained
 from fpe_lightning.checkpoints import load_expanded_state_dict as load_expanded_state_dict
+from fpe_lightning.checkpoints import plain as plain
 from fpe_lightning.checkpoints import restore_structure as restore_structure
 from fpe_lightning.checkpoints import restore_structure_from_file as restore_structure_from_file
 from fpe_lightning.checkpoints import restore_structure_on_load as restore_structure_on_load
+from fpe_lightning.checkpoints import save_plain as save_plain
 from fpe_lightning.expansion import Blocks as Blocks
 from fpe_lightning.expansion import ByShape as ByShape
 from fpe_lightning.expansion import Expansion as Expansion

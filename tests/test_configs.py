@@ -111,7 +111,7 @@ def test_a_config_of_a_user_breaks_nothing_here(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "train.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("fpe_lightning", "studies"):
+    for name in ("docs", "fpe_lightning", "studies"):
         (tmp_path / name).symlink_to(ROOT / name)
     words = [
         "tests/test_configs.py",

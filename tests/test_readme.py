@@ -76,7 +76,7 @@ def test_every_config_that_is_named_exists(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "/" not in name])
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_config_of_an_experiment_is_named(name: str) -> None:
     assert f"configs/{name}.yaml" in ALL
 

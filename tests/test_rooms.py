@@ -26,7 +26,10 @@ FLOORS = (
     {"cli"},
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""
-TORCH_ALONE = ("registry", "paths", "sparse", "sites", "partitions", "pruning", "expansion", "checkpoints")
+TORCH_ALONE = (
+    *("registry", "paths", "sparse", "sites", "partitions", "pruning", "expansion", "command_line", "checkpoints"),
+    *("interference", "networks"),
+)
 """Rooms that never import Lightning."""
 HEAVY = {"matplotlib", "scipy", "tensorboard"}
 """Libraries that are imported where they are used, because they take seconds."""
@@ -88,6 +91,7 @@ def _module_of(name: str) -> str | None:
     return None
 
 
+@cache
 def module_graph(lazy: bool = False) -> Graph:
     """Modules of the package, and those that each imports."""
     edges = {module: {_module_of(name) for name in imported(module, lazy)} for module in modules()}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
+from fpe_lightning.expansion.teachers import is_copy
 
 
 def averages_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
     """Every average of the module that a callback of the Trainer keeps, such as EMA and SWA callbacks.
 
-    An average is a module of the LightningModule's own class in an attribute of a callback, directly or inside another
-    module (an ``AveragedModel``).
+    An average is a module of the LightningModule's own class, or one with the structure and much of the weights of a
+    part of it: in an attribute of a callback, directly, in a list or a dict, or inside another module (an
+    ``AveragedModel``). A list or a dict of the module itself, which torch does not look into, counts too.
 
     Args:
         trainer: The trainer, with its callbacks.
@@ -23,26 +29,44 @@ def averages_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.M
         The averages, each once.
     """
     values = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
-    inside = [module for value in values if isinstance(value, nn.Module) for module in value.modules()]
-    averages = [module for module in inside if type(module) is type(pl_module) and module is not pl_module]
-    return list(dict.fromkeys(averages))
+    values += [value for name, value in vars(pl_module).items() if name != "_modules"]
+    own = set(pl_module.modules())
+    averages: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in (module for value in values for module in _modules(value)):
+        if module in own or module in inside:
+            continue
+        if type(module) is type(pl_module) or is_copy(module, pl_module):
+            averages.append(module)
+            inside.update(module.modules())
+    return averages
 
 
-def check_averages(trainer: pl.Trainer) -> None:
+def _modules(value: Any) -> Iterator[nn.Module]:
+    """All modules in an attribute, the outer ones first."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    for each in entries:
+        if isinstance(each, nn.Module):
+            yield from each.modules()
+
+
+def check_averages(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Refuse an average over buffers that cannot average masks; it would fail at the first update after a split.
 
     Args:
         trainer: The trainer, with its callbacks.
+        pl_module: The module, which may hold averages too.
 
     Raises:
         MisconfigurationException: With the callback and the argument that helps.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for value in vars(callback).values():
+    holders = [(type(callback).__name__, vars(callback).values()) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    for name, values in [*holders, (type(pl_module).__name__, pl_module.modules())]:
+        for value in values:
             if isinstance(value, AveragedModel) and value.use_buffers and not _keeps_masks(value):
                 raise MisconfigurationException(
-                    f"{type(callback).__name__} averages buffers by a function that cannot average the bool masks of a "
-                    "split: pass `use_buffers=False`, which copies buffers from the module."
+                    f"{name} averages buffers by a function that cannot average the bool masks of a split: pass "
+                    "`use_buffers=False`, which copies buffers from the module."
                 )
 
 

@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from typing_extensions import override
 
+from fpe_lightning.callbacks.lightnings import Callback
 from fpe_lightning.expansion.report import ExpansionReport
 
 
-class BatchNormReestimation(pl.Callback):
+class BatchNormReestimation(Callback):
     """Resets the running statistics of batch and instance norms at each split of an ``ExpansionCallback``.
 
     Without it, children keep the statistics of their parent until the moving average follows. With it, the statistics

@@ -9,26 +9,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from lightning.pytorch.strategies.xla import XLAStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.optim import Optimizer
 
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.callbacks.fsdp2.strategy import ExpandableModelParallelStrategy
+from fpe_lightning.callbacks.lightnings import MisconfigurationException, loaded
 from fpe_lightning.checkpoints.restore import restores_structure_on_load
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.layout import is_structure
 
-SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
-NOT_SUPPORTED = (DeepSpeedStrategy, XLAStrategy)
+SUPPORTED = ("SingleDeviceStrategy", "DDPStrategy")
+NOT_SUPPORTED = ("DeepSpeedStrategy", "XLAStrategy")
 """Subclasses of supported strategies that do not train as these do."""
 
 
@@ -45,7 +38,8 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             module of the main process cannot load their weights.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, SUPPORTED) or isinstance(strategy, NOT_SUPPORTED):
+    supported = (*loaded("strategies", *SUPPORTED), ExpandableModelParallelStrategy)
+    if not isinstance(strategy, supported) or isinstance(strategy, loaded("strategies", *NOT_SUPPORTED)):
         opt_in = ", or `ExpandableModelParallelStrategy`" if isinstance(strategy, ModelParallelStrategy) else ""
         raise MisconfigurationException(
             f"ExpansionCallback splits neurons on a single device or under DDP; found {type(strategy).__name__}, "
@@ -59,7 +53,8 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             f"The state of the communication hook, {type(memory).__name__}, stores gradients in their shapes before a "
             "split. Use a hook without memory, such as `fp16_compress_hook`, or none."
         )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher) and not restores_structure_on_load(pl_module):
+    launchers = loaded("strategies.launchers.multiprocessing", "_MultiProcessingLauncher")
+    if isinstance(strategy.launcher, launchers) and not restores_structure_on_load(pl_module):
         raise MisconfigurationException(
             "`ddp_spawn` brings the weights back into the module of the main process, which was never split. Use "
             '`strategy="ddp"`, or call `restore_structure_on_load(self)` at the end of the module\'s `__init__`.'
@@ -137,7 +132,8 @@ def splitting(trainer: pl.Trainer, pl_module: pl.LightningModule, sites: Sequenc
         return
     yield
     check_ranks_agree(trainer, pl_module)
-    if isinstance(strategy, DDPStrategy):
+    if isinstance(strategy, loaded("strategies", "DDPStrategy")):
         # DDP's reducer holds the old parameters, so a new wrapper is needed.
-        strategy.model = strategy.lightning_module
-        strategy.configure_ddp()
+        ddp: Any = strategy
+        ddp.model = strategy.lightning_module
+        ddp.configure_ddp()

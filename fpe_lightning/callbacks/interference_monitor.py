@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
+from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, instances, loaded
 from fpe_lightning.interference import LayerState, has_weight, was_split
 
 _NAMES_IN_A_MESSAGE = 12
@@ -72,7 +70,7 @@ class InterferenceMonitor(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that shard weights."""
-        if stage == "fit" and isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        if stage == "fit" and isinstance(trainer.strategy, loaded("strategies", "FSDPStrategy", "DeepSpeedStrategy")):
             raise MisconfigurationException(
                 f"`InterferenceMonitor` needs whole weights, but found {type(trainer.strategy).__name__}, which shards "
                 "them: use one device, DDP or ModelParallelStrategy, or leave the callback out."
@@ -190,7 +188,7 @@ def _draw(boards: Iterable[Any], name: str, before: LayerState, after: LayerStat
 
 def _boards(trainer: Trainer) -> list[Any]:
     """The TensorBoard writers of the trainer."""
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in instances(trainer.loggers, "loggers", "TensorBoardLogger")]
 
 
 def _reader_of_clauses(trainer: Trainer, pl_module: LightningModule) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 
 
 def check_pruning(trainer: pl.Trainer, pl_module: nn.Module, split_epoch: int) -> None:

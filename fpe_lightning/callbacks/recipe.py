@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 from fpe_lightning.callbacks.expansion import ExpansionCallback
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.expansion import Expansion
 from fpe_lightning.partitions import Interaction
 from fpe_lightning.pruning import DiscriminantRefit

@@ -7,18 +7,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from fpe_lightning.callbacks.lightnings import Callback, instances
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
 
-class RunSummary(pl.Callback):
+class RunSummary(Callback):
     """Prints a table after the test that follows a fit: widths, non-zeros, accuracy around splits, best and test.
 
     If the module has a method ``accuracy(batches)``, as :class:`~fpe_lightning.modules.classifier.Classifier` has, the
@@ -66,7 +66,7 @@ class RunSummary(pl.Callback):
         if not self.rows:
             return
         rows = [*self.rows, ("non-zero parameters at the end", f"{count_nonzeros(pl_module):,}")]
-        checkpoint = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)  # type: ignore[attr-defined]
+        checkpoint = next(iter(instances(trainer.callbacks, "callbacks", "ModelCheckpoint")), None)  # type: ignore[attr-defined]
         if checkpoint is not None and checkpoint.best_model_score is not None:
             rows.append((f"best {checkpoint.monitor}", f"{float(checkpoint.best_model_score):.4f}"))
         rows += [

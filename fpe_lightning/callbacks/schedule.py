@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 
 
 @runtime_checkable
@@ -224,15 +225,20 @@ class Schedule:
         """The number of remaining splits that are due before this batch, the same on every process."""
         return sum(self._reached(moment, trainer, batch_idx) for moment in self.moments[done:])
 
-    def _reached(self, moment: float, trainer: pl.Trainer, batch_idx: int) -> bool:
+    def passed(self, trainer: pl.Trainer, batch_idx: int) -> int:
+        """The number of moments that were over when the last batch was trained on."""
+        return sum(self._reached(moment, trainer, batch_idx, before=1) for moment in self.moments)
+
+    def _reached(self, moment: float, trainer: pl.Trainer, batch_idx: int, before: int = 0) -> bool:
         if self.kind == "epoch":
-            return trainer.current_epoch >= moment
+            return trainer.current_epoch - (before if batch_idx == 0 else 0) >= moment
         if self.kind == "step":
-            return trainer.global_step >= moment
+            return trainer.global_step - before >= moment
         # Count batches, not steps: manual optimization may take several steps per batch.
         batches = trainer.num_training_batches
-        if trainer.max_steps != -1 and trainer.global_step >= math.ceil(moment * trainer.max_steps):
+        if trainer.max_steps != -1 and trainer.global_step - before >= math.ceil(moment * trainer.max_steps):
             return True
         if trainer.max_epochs in (None, -1) or math.isinf(batches):
             return False
-        return trainer.current_epoch * batches + batch_idx >= math.ceil(moment * trainer.max_epochs * batches)
+        over = trainer.current_epoch * batches + batch_idx - before
+        return over >= math.ceil(moment * trainer.max_epochs * batches)

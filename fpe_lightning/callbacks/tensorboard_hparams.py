@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from fpe_lightning.callbacks.expansion import ExpansionCallback
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
 

@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, instances
 from fpe_lightning.callbacks.tensorboard_hparams import chosen_hparams, columns_of
 
 SITES = {
@@ -81,7 +79,7 @@ class TensorBoardReport(Callback):
         if stage != "fit":
             return
         chosen_hparams(pl_module.hparams_initial, self.hparams)
-        if any(isinstance(each, TensorBoardLogger) and each._default_hp_metric for each in trainer.loggers):
+        if any(each._default_hp_metric for each in instances(trainer.loggers, "loggers", "TensorBoardLogger")):
             rank_zero_warn(
                 "TensorBoard keeps the first table of hyper-parameters of a run, and TensorBoardLogger writes one "
                 "without metrics: give it `default_hp_metric=False` to keep the table of `TensorBoardReport`."
@@ -214,7 +212,7 @@ def _data(trainer: Trainer) -> object:
 
 def _best(trainer: Trainer) -> tuple[str, float | None] | None:
     """Name and best value of the monitored metric; the value is None before the first checkpoint."""
-    checkpoint = next((each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)), None)
+    checkpoint = next(iter(instances(trainer.checkpoint_callbacks, "callbacks", "ModelCheckpoint")), None)
     if checkpoint is None or checkpoint.monitor is None:
         return None
     score = checkpoint.best_model_score
@@ -225,4 +223,4 @@ def _boards(trainer: Trainer) -> list[Any]:
     """The TensorBoard writers of the trainer, on the first process only."""
     if not trainer.is_global_zero:
         return []
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in instances(trainer.loggers, "loggers", "TensorBoardLogger")]

@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
 
 SAMPLES = 4096
 """At most as many samples of the first training batches are kept."""

@@ -8,23 +8,25 @@ from __future__ import annotations
 import copy
 import io
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.checkpoints.optimizers import load_optimizers, optimizers_of, widened_states
+from fpe_lightning.checkpoints.read import read_checkpoint, weights_in
 from fpe_lightning.checkpoints.restore import restore_structure
 from fpe_lightning.expansion.config import AnyExpansion, Data
 from fpe_lightning.expansion.expand import expand, resolve_expansion
 from fpe_lightning.expansion.report import ExpansionReport
-from fpe_lightning.sites.calls import calls_of_step, sites_of_calls
-from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.calls import sites_of_step
+from fpe_lightning.sites.plain import from_plain
+from fpe_lightning.sites.select import Names, check_found, sites_of
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.convert import stored_masked
 
@@ -48,13 +50,16 @@ def expand_checkpoint(
     """Split the neurons of a checkpoint: weights, masks, optimizer states and averages of the weights, in a new file.
 
     The new file holds what the checkpoint of an ``ExpansionCallback`` with the same options would hold at this point,
-    bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, give the module the new
-    widths with :func:`restore_structure_from_file` and pass the file as ``ckpt_path``. Splits that an
-    ``ExpansionCallback`` of the resumed run has yet to make come on top.
+    bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, pass the file as
+    ``ckpt_path`` to a Trainer with an ``ExpansionCallback``, or inside of
+    :func:`~fpe_lightning.checkpoints.loaders.expanded_checkpoints`. Splits that an ``ExpansionCallback`` of the resumed
+    run has yet to make come on top.
 
     Args:
-        path: A checkpoint of Lightning in one file, of any stage, or a file that holds a bare ``state_dict``.
-        target: The file to write; it must not exist yet, and appears only once it is whole.
+        path: A checkpoint of Lightning in one file, of any stage, or a file that holds a bare ``state_dict``, in any
+            format of torch or as safetensors.
+        target: The file to write; it must not exist yet, and appears only once it is whole. Its suffix
+            ``.safetensors`` chooses that format, for a bare ``state_dict``.
         module: The module that the checkpoint belongs to, narrow or wide; it is copied. Or its class, which is built
             from the hyperparameters in the checkpoint.
         expansion: How to expand; see :func:`~fpe_lightning.expansion.expand.expand`, as for the arguments up to
@@ -92,16 +97,18 @@ def expand_checkpoint(
     checkpoint = read_checkpoint(path, weights_only)
     if target.exists():
         raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.")
+    if target.suffix == ".safetensors" and not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise ValueError(f"{path} holds more than weights, which {target.name} cannot; choose a name with `.ckpt`.")
     if not target.parent.is_dir():
         raise ValueError(f"There is no directory {target.parent} to write {target.name} into; create it first.")
     model = _model(module, checkpoint)
     state = weights_in(checkpoint, path)
     missing = _load(model, state, path)
     if sites is None or isinstance(sites, str) or not any(isinstance(site, Site) for site in sites):
-        found = select_sites(_find(model, checkpoint, example_inputs, example_batch), sites, exclude)  # type: ignore[arg-type]
-        if isinstance(expansion, Mapping):
-            by_pattern(found, expansion, strict=sites is not None)
-        sites, exclude = found, None
+        mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
+        found = _find(model, checkpoint, example_inputs, example_batch)
+        sites = [site for site, _ in choose_sites(model, found, mapping, cast("Names | None", sites), exclude)[0]]
+        exclude = None
     _take_dtypes(model, state)
     known, held = set(model.state_dict()), list(_averages_in(checkpoint, state))
     averages = [_average(model, each, prefix) for each, prefix in held]
@@ -126,65 +133,6 @@ def expand_checkpoint(
         checkpoint["optimizer_states"] = widened_states(model, optimizers, saved)
     _write(checkpoint, target)
     return report
-
-
-def restore_structure_from_file(model: nn.Module, path: str | Path, weights_only: bool = True) -> bool:
-    """Give a model the widths and masks of a checkpoint file, whose weights are loaded later, by ``fit`` for example.
-
-    Args:
-        model: Changed in place; narrow or wide.
-        path: A checkpoint in one file, as :func:`expand_checkpoint` takes it.
-        weights_only: As there.
-
-    Returns:
-        Whether anything changed.
-
-    Raises:
-        ValueError: If the file is missing or broken, or is of another network.
-
-    Example:
-        >>> restore_structure_from_file(nn.Linear(4, 2), "no/such.ckpt")
-        Traceback (most recent call last):
-        ...
-        ValueError: There is no checkpoint at no/such.ckpt; check the path.
-    """
-    return restore_structure(model, weights_in(read_checkpoint(Path(path), weights_only), Path(path)))
-
-
-def read_checkpoint(path: Path, weights_only: bool) -> dict[str, Any]:
-    """Read a checkpoint in one file, its tensors mapped into memory until they are used.
-
-    Raises:
-        ValueError: If it is missing, broken, a directory, or holds more than plain types.
-    """
-    check_checkpoint_file(path)
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is the directory of a sharded checkpoint; save a full one, or make one file of it with "
-            f"`python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`."
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than plain types and tensors; if you trust it, pass `weights_only=False`."
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; check the path.")
-    return checkpoint
-
-
-def weights_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights that were trained; averaging callbacks of Lightning keep them next to the average.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    state = checkpoint.get("current_model_state", checkpoint.get("state_dict", checkpoint))
-    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
-        found = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
-        raise ValueError(f"{path} is no checkpoint of Lightning and no `state_dict`: it holds {found}.")
-    return state
 
 
 def _model(module: nn.Module | type[nn.Module], checkpoint: Mapping[str, Any]) -> nn.Module:
@@ -220,17 +168,16 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> set[str]
 
 def _find(model: nn.Module, checkpoint: Mapping[str, Any], example_inputs: Any, example_batch: Any) -> list[Site]:
     """The sites of the model, from whatever is known of its inputs."""
-    calls = [call for state in checkpoint.get("callbacks", {}).values() for call in _calls(state)]
-    if example_batch is not None or (
-        calls and example_inputs is None and getattr(model, "example_input_array", None) is None
-    ):
-        return sites_of_calls(model, calls if example_batch is None else calls_of_step(model, example_batch))
+    if example_batch is not None:
+        return sites_of_step(model, example_batch)
+    if example_inputs is None and getattr(model, "example_input_array", None) is None:
+        states = (state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
+        for found in (from_plain(state.get("widths"), model) for state in states):
+            if found is not None:
+                check_found(model, found)
+                return list(found.sites)
     with stored_masked(model):
         return sites_of(model, example_inputs)
-
-
-def _calls(state: Any) -> list[Any]:
-    return state.get("calls", []) if isinstance(state, dict) and "done" in state else []
 
 
 def _take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -274,11 +221,14 @@ def _refill(state: dict[str, Any], model: nn.Module, prefix: str, known: set[str
 
 
 def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
-    """Write beside the target and link the whole file to its name, which fails where somebody else took it."""
+    """Write a file next to the target and link it to the target's name, which fails if that name exists by then."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(dict(checkpoint), file)
+            if target.suffix == ".safetensors":
+                file.write(save({key: tensor.contiguous() for key, tensor in checkpoint.items()}))
+            else:
+                torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.checkpoints.resize import resized
 from fpe_lightning.expansion.draft import plain
-from fpe_lightning.sparse.exchange import parameter_like
 from fpe_lightning.sparse.guard import mask_name
 from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of, storage_in
 from fpe_lightning.sparse.masked import mask_of, set_mask
@@ -93,7 +93,7 @@ def apply_rebuild(rebuild: Rebuild) -> None:
         if old is None:
             module._buffers[key] = value
         elif old.shape != value.shape:
-            module._parameters[key] = parameter_like(old, value)
+            module._parameters[key] = resized(old, value)
     # The record before masks, as in a split: some code pairs the buffers of two models by position. All are copies, as
     # a tensor that came from a mapped file keeps the whole file in memory.
     if rebuild.bits is not None:

@@ -6,17 +6,28 @@ split is left to ``load_state_dict`` and its own checks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
-from fpe_lightning.expansion.optimizer import as_optimizers, hand_over
-from fpe_lightning.sites.tracing.sandbox import unless_it_raises
+from fpe_lightning.checkpoints.resize import all_or_nothing
+from fpe_lightning.expansion.optimizer import hand_over
+from fpe_lightning.expansion.wrappers import check_holds, holders_of, listed
+from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
+
+
+class StructureError(ValueError, RuntimeError):
+    """A ``state_dict`` does not fit a model.
+
+    ``load_state_dict`` raises ``RuntimeError``, and loaders that try one form of names after the other rely on it.
+    """
 
 
 def restore_structure(
@@ -27,15 +38,16 @@ def restore_structure(
 ) -> bool:
     """Give a model the widths and masks that a ``state_dict`` was saved with.
 
-    Weights are not loaded; tensors of a new shape are new parameters, left for ``load_state_dict`` to fill. If anything
-    does not fit, the model is left untouched.
+    Weights are not loaded; tensors of a new shape are left for ``load_state_dict`` to fill. Parameters stay the same
+    objects, so that optimizers that hold them go on; only one that a graph still holds, or that is sharded, becomes a
+    new one. If anything does not fit or raises, the model is left untouched.
 
     Args:
         model: Changed in place; narrow or wide.
         state_dict: As from ``model.state_dict()``, or read from a file by ``safetensors``.
         prefix: What stands before the model's own names in ``state_dict``.
-        optimizer: Optimizers that were built before; they hold the new parameters in the places of the old ones, for
-            their own ``load_state_dict`` to fill their state.
+        optimizer: Optimizers that were built before. They drop their state of what has a new shape, for their own
+            ``load_state_dict`` to fill, and hold new parameters in the places of old ones.
 
     Returns:
         Whether anything changed.
@@ -54,13 +66,26 @@ def restore_structure(
         >>> narrow.load_state_dict(wide.state_dict())
         <All keys matched successfully>
     """
-    rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in model.named_modules()]
+    given = listed(optimizer)
+    check_holds(model, given)
+    optimizers, before = holders_of(given), dict(model.named_parameters())
+    shapes = {parameter: parameter.shape for parameter in before.values()}
+    _check_scripted(model, state_dict, prefix)
+    modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
+    try:
+        rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
+    except ValueError as error:
+        raise StructureError(str(error)) from error
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
-    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
-    for rebuild in changed:
-        apply_rebuild(rebuild)
+    if not changed:
+        return False
+    _check_parallel(model)
+    with all_or_nothing(rebuild.module for rebuild in changed):
+        for rebuild in changed:
+            apply_rebuild(rebuild)
+    _forget(optimizers, shapes)
     hand_over(optimizers, before, model)
-    return bool(changed)
+    return True
 
 
 def load_expanded_state_dict(
@@ -71,9 +96,9 @@ def load_expanded_state_dict(
 ) -> Any:
     """Rebuild a model's structure from a ``state_dict`` and load its weights, in one call; no Trainer is needed.
 
-    Tensors of a new shape are new parameters: build optimizers afterwards, or pass those that are there. What
-    ``pack_for_inference`` packed is packed again. If loading raises, model and optimizers are as they were; for that
-    the old values are held meanwhile.
+    An optimizer that has taken steps has to be passed, as its state has the old shapes. What ``pack_for_inference``
+    packed is packed again. Of tied weights, one name in ``state_dict`` suffices. If loading raises, model and
+    optimizers are as they were; for that the old values are held meanwhile.
 
     Args:
         model: Narrow or wide.
@@ -93,14 +118,49 @@ def load_expanded_state_dict(
         >>> load_expanded_state_dict(model, model.state_dict())
         <All keys matched successfully>
     """
+    return load_into(model, state_dict, lambda state: model.load_state_dict(state, strict=strict), strict, optimizer)
+
+
+def load_into(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    load: Callable[[Mapping[str, Tensor]], Any],
+    strict: bool = True,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+) -> Any:
+    """Rebuild a model's structure from a ``state_dict``, and let a function load its weights.
+
+    Args:
+        model: Narrow or wide; as before if anything raises.
+        state_dict: From any stage of a run. Of tied weights one name suffices, as in files of safetensors.
+        load: Loads the weights from what it is given: ``state_dict``, unpacked and with all names of tied weights.
+        strict: Whether ``load`` is strict: names that cannot be right are refused then, and else warned of.
+        optimizer: See :func:`restore_structure`.
+
+    Returns:
+        What ``load`` returns.
+
+    Raises:
+        ValueError: See :func:`restore_structure`.
+    """
+    if reason := misnamed(model, state_dict):
+        if strict:
+            raise StructureError(reason)
+        warnings.warn(reason, stacklevel=3)
     packed = packed_layers(state_dict)
-    optimizers, before = as_optimizers(optimizer), dict(model.named_parameters())
-    with unless_it_raises(model, state_dict):
+    given = listed(optimizer)
+    check_holds(model, given)
+    optimizers, before = holders_of(given), dict(model.named_parameters())
+    shapes = {parameter: parameter.shape for parameter in before.values()}
+    with all_or_nothing([model], state_dict):
         unpack_for_training(model)
         state_dict = unpacked_state_dict(state_dict)
         restore_structure(model, state_dict)
-        result = model.load_state_dict(state_dict, strict=strict)
+        if strict:  # else the caller expects to be told that they are missing, as safetensors does
+            _add_tied(model, state_dict)
+        result = load(state_dict)
         repack(model, packed)
+    _forget(optimizers, shapes)
     hand_over(optimizers, before, model)
     return result
 
@@ -108,8 +168,8 @@ def load_expanded_state_dict(
 def restore_structure_on_load(model: nn.Module) -> RemovableHandle:
     """Let ``model.load_state_dict`` call :func:`restore_structure` first, from now on.
 
-    An optimizer that was built before such a call holds parameters that the model may no longer have: build it
-    afterwards, or load by :func:`load_expanded_state_dict`, which takes it.
+    An optimizer that took steps before such a call has state of the old shapes: load its ``state_dict`` next, or load
+    by :func:`load_expanded_state_dict`, which takes it.
 
     Args:
         model: The module whose ``load_state_dict`` is called, or any module above the layers that are split.
@@ -131,8 +191,97 @@ def restores_structure_on_load(model: nn.Module) -> bool:
         >>> restores_structure_on_load(nn.Linear(4, 2))
         False
     """
-    return any(getattr(hook, "hook", hook) is _before_load for hook in model._load_state_dict_pre_hooks.values())
+    return bool(_hooks_of(model))
+
+
+def forget_hook(model: nn.Module) -> None:
+    """Take away what :func:`restore_structure_on_load` added to a module, also where it was copied with it."""
+    for key in _hooks_of(model):
+        del model._load_state_dict_pre_hooks[key]
+
+
+def _hooks_of(model: nn.Module) -> list[int]:
+    hooks = model._load_state_dict_pre_hooks
+    return [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _before_load]
 
 
 def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     restore_structure(module, state_dict, prefix)
+
+
+def is_expanded(state_dict: Iterable[Any]) -> bool:
+    """Whether something in a ``state_dict`` was split.
+
+    Example:
+        >>> is_expanded(nn.Linear(4, 2).state_dict())
+        False
+    """
+    return any(isinstance(key, str) and key.rpartition(".")[2] == RECORD for key in state_dict)
+
+
+def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
+    """Why the names of a ``state_dict`` are not those of a model, in one sentence, where one prefix explains it.
+
+    Example:
+        >>> misnamed(nn.Linear(4, 2), {"module.fpe_record": torch.zeros(1)})[:63]
+        'Names in `state_dict` begin with `module.`, and those of Linear'
+    """
+    split = [key.rpartition(".")[0] for key in state_dict if isinstance(key, str) and key.rpartition(".")[2] == RECORD]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    if not split or not {*names}.isdisjoint(split):
+        return None
+    parts, kind = split[0].split("."), type(model).__name__
+    for end in range(1, len(parts) + 1):
+        prefix = ".".join([*parts[:end], ""])
+        if all(f"{path}.".startswith(prefix) and f"{path}."[len(prefix) :].rstrip(".") in names for path in split):
+            return (
+                f"Names in `state_dict` begin with `{prefix}`, and those of {kind} do not: strip it with "
+                "`torch.nn.modules.utils.consume_prefix_in_state_dict_if_present` before `load_state_dict`."
+            )
+    for name in names:
+        prefix = f"{name}."
+        if name and all((prefix + path).rstrip(".") in names for path in split):
+            return (
+                f"Names of {kind} begin with `{prefix}`, and those in `state_dict` do not: load into the module "
+                f"inside, `{name}`."
+            )
+    return None
+
+
+def _check_scripted(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Refuse scripted modules that something of another shape was split for: their code is fixed."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            continue
+        path = f"{prefix}{name}." if name else prefix
+        own = {path + key: tensor for key, tensor in module.state_dict().items()}
+        known = [tensor.shape == state_dict[key].shape for key, tensor in own.items() if key in state_dict]
+        if is_expanded(key for key in state_dict if key.startswith(path)) and not all(known):
+            raise StructureError(_FIXED.format(name or type(module).__name__, "scripted"))
+
+
+def _check_parallel(model: nn.Module) -> None:
+    """Refuse modules that were wrapped by something that knows their shapes."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise StructureError(_FIXED.format(name or type(module).__name__, "wrapped for data parallelism"))
+
+
+_FIXED = "The checkpoint has other widths than the model, of which `{}` is {} already: load the weights first."
+
+
+def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:
+    """Drop the state of parameters that have another shape now."""
+    for optimizer in optimizers:
+        for parameter, shape in shapes.items():
+            if parameter.shape != shape:
+                optimizer.state.pop(parameter, None)
+
+
+def _add_tied(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Name every tensor of the model that is tied to one in ``state_dict``; files of safetensors hold each once."""
+    own = model.state_dict(keep_vars=True)
+    held = {id(tensor): name for name, tensor in own.items() if name in state_dict and isinstance(tensor, nn.Parameter)}
+    for name, tensor in own.items():
+        if name not in state_dict and id(tensor) in held:
+            state_dict[name] = state_dict[held[id(tensor)]]

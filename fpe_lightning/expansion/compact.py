@@ -21,6 +21,8 @@ from fpe_lightning.expansion.assign import common_group
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.order import block_order
+from fpe_lightning.expansion.teachers import part_of
+from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import summed_in
@@ -228,7 +230,9 @@ def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], op
         # From here on only the models and the optimizers may hold the old weights, so that these can go.
         tensor.original = tensor.value = torch.empty(0)
         for model in models:
-            _replace(model.get_submodule(tensor.owner), tensor, optimizers)
+            module = part_of(model, tensor.owner)
+            if module is not None:
+                _replace(module, tensor, optimizers)
 
 
 def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimizer]) -> None:
@@ -248,7 +252,9 @@ def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimi
     if gradient is not None:
         new.grad = tensor.follow(gradient)
         del gradient
-    for optimizer, state in () if tensor.reset_state else states:
+    for optimizer, state in states:
+        if tensor.reset_state and not is_wrapper(optimizer):
+            continue
         for key, value in state.items():
             if value.shape == shape:
                 state[key] = tensor.follow(value)

@@ -39,7 +39,7 @@ from fpe_lightning.sparse.layout import LAYOUTS
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
 
-LayoutName = Literal["masked", "grouped", "semi_structured", "auto"]
+LayoutName = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class BaseExpansion(ABC):
     """What all ways to expand have in common.
 
     Args:
-        alpha: Children of each neuron, at least 2.
+        alpha: Children of each neuron, at least 2; or 1 for sites of a mapping that stay as they are.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
     """
@@ -57,9 +57,10 @@ class BaseExpansion(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, Integral) or isinstance(self.alpha, bool) or self.alpha < 2:
+        if not isinstance(self.alpha, Integral) or isinstance(self.alpha, bool) or self.alpha < 1:
             raise ValueError(
-                f"`alpha` is the number of children of each neuron, an integer of at least 2; found {self.alpha!r}."
+                "`alpha` is the number of children of each neuron, an integer of at least 2, or 1 to leave a site as "
+                f"it is; found {self.alpha!r}."
             )
         if self.optimizer_state not in ("keep", "reset"):
             raise ValueError(f"Unknown `optimizer_state` {self.optimizer_state!r}; known: keep, reset.")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.expansion.teachers import Teacher, part_of
 from fpe_lightning.pruning.columns import Columns
 from fpe_lightning.pruning.smallest import Piece, pieces_of
 from fpe_lightning.sites.site import Attribute, Axis
@@ -176,16 +177,17 @@ class Draft:
         key = (attribute.module, attribute.name, attribute.index)
         self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
-    def check_averages(self, averages: Iterable[nn.Module]) -> None:
-        """Check that modules have the model's structure, so that they can change with it.
+    def check_averages(self, averages: Iterable[Teacher]) -> None:
+        """Check that copies have the structure of the model, or of the part that they copy, to change with it.
 
         Raises:
             ValueError: If one has another structure.
         """
         for average in averages:
-            found = {name: tuple(tensor.shape) for name, tensor in _named_tensors(average)}
+            found = {name: tuple(tensor.shape) for name, tensor in _named_tensors(average.mirror())}
             for name, draft in self.tensors.items():
-                if found.get(name) != tuple(draft.original.shape):
+                inside = not average.student or name.startswith(f"{average.student}.")
+                if inside and found.get(name) != tuple(draft.original.shape):
                     raise ValueError(
                         f"An average of the model has `{name}` of shape {found.get(name)}, and the model has "
                         f"{tuple(draft.original.shape)}: averages have to be made after the model's last split, or "
@@ -202,19 +204,21 @@ class Draft:
             values: For each of them the parameters that a pruning rule gave values to, by name.
 
         Returns:
-            The model's new parameter for each old one.
+            The new parameter for each old one.
         """
-        replaced = [self._commit_into(model, own) for model, own in zip(models, values, strict=True)]
-        return replaced[0]
+        replaced: dict[nn.Parameter, nn.Parameter] = {}
+        for model, own in zip(models, values, strict=True):
+            replaced |= self._commit_into(model, own)
+        return replaced
 
     @torch.no_grad()
     def _commit_into(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
         self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
         for name, draft in self.tensors.items():
-            if draft.separate:
+            module = None if draft.separate else part_of(model, draft.owner)
+            if module is None:
                 continue
-            module = model.get_submodule(draft.owner)
             old = module._parameters.get(draft.name)
             if old is None:
                 buffer = module._buffers[draft.name]
@@ -243,10 +247,14 @@ class Draft:
             return records[owner]
 
         for draft in self.tensors.values():
+            if part_of(model, draft.owner) is None:
+                continue
             record(draft.owner).shapes.setdefault(draft.name, list(draft.original.shape))
             record(draft.owner).splits.setdefault(draft.name, []).extend(draft.splits)
         for (owner, name, index), growth in self.growth.items():
-            module = model.get_submodule(owner)
+            module = part_of(model, owner)
+            if module is None:
+                continue
             before = getattr(module, name)
             after = before + growth if index is None else _added(before, index, growth)
             setattr(module, name, after)

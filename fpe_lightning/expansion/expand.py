@@ -26,12 +26,23 @@ from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.config import AnyExpansion, BaseExpansion, Data, SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.layout_choice import choose_storage
-from fpe_lightning.expansion.optimizer import as_optimizers, follow_states
+from fpe_lightning.expansion.optimizer import follow_states
 from fpe_lightning.expansion.prune import finalized_values, prune_together
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.split_site import split_site
+from fpe_lightning.expansion.teachers import (
+    Teacher,
+    find_teachers,
+    has_split,
+    part_of,
+    resolve_averages,
+    sites_of_students,
+)
+from fpe_lightning.expansion.wrappers import check_copies, check_holds, holders_of, listed
 from fpe_lightning.sites import Site
-from fpe_lightning.sites.select import Names, by_pattern, select_sites, sites_of
+from fpe_lightning.sites.find import check_plain
+from fpe_lightning.sites.select import Names, select_sites, sites_of, value_of
+from fpe_lightning.sites.sensible import choose_sites
 from fpe_lightning.sparse.autotune import choose_fastest
 from fpe_lightning.sparse.convert import store, stored_masked
 from fpe_lightning.sparse.exchange import exchange_parameters
@@ -48,7 +59,7 @@ def expand(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     sites: Names | Sequence[Site] | None = None,
     exclude: Names | None = None,
-    averages: Iterable[nn.Module] = (),
+    averages: Iterable[nn.Module | str] = (),
     data: Data | None = None,
 ) -> ExpansionReport:
     """Split the neurons of a model in place, and keep its number of non-zero parameters (Fixed Parameter Expansion).
@@ -71,8 +82,10 @@ def expand(
         optimizer: One or several optimizers that hold the model's parameters; they are kept valid.
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
         exclude: Names or globs of sites that are left as they are.
-        averages: Modules of the same structure, such as averages of the weights (EMA), that are split with the model:
-            with its masks, and their own values.
+        averages: Modules of the structure of the model or of a part of it, such as averages of the weights (EMA), that
+            are split with it: with its masks, and their own values. Names or globs stand for parts of the model. Parts
+            that copy another part, as the teachers of BYOL, MoCo and DINO or a DQN target do, are found without being
+            named where nothing trains them and their weights resemble those that they copy.
         data: Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``, for
             partitions and pruning rules that need them.
 
@@ -82,8 +95,8 @@ def expand(
     Raises:
         TypeError: If ``optimizer`` or ``expansion`` is of another type.
         ValueError: If an argument is bad, no site can be split, weights hold NaN or infinity, too little is left
-            to prune for the copies of outgoing weights, one of ``averages`` has another structure, or the model is
-            wrapped by DDP or sharded.
+            to prune for the copies of outgoing weights, one of ``averages`` has another structure, an optimizer holds
+            none of the model's parameters, or the model is wrapped by DDP or sharded.
 
     Example:
         >>> import torch
@@ -93,14 +106,19 @@ def expand(
         (torch.Size([16, 64]), 547, 547)
     """
     expansion = resolve_expansion(expansion, alpha, seed)
+    check_plain(model)
     check_unwrapped(model)
-    optimizers = as_optimizers(optimizer)
-    models = [model, *averages]
+    trained_by = listed(optimizer)
+    check_holds(model, trained_by)
+    optimizers = holders_of(trained_by)
+    given = resolve_averages(model, averages)
     before = count_allowed(model)  # masked entries that are not zero become zero
     with ExitStack() as masked:
-        for each in models:
+        for each in (model, *given):
             masked.enter_context(stored_masked(each, optimizers))
-        splits = choose_splits(model, expansion, sites, exclude, example_inputs, data)
+        teachers = find_teachers(model, trained_by, given)
+        models = [model, *(teacher.mirror() for teacher in teachers)]
+        splits = choose_splits(model, expansion, sites, exclude, example_inputs, data, teachers)
         check_whole(model, [split.site for split in splits])
         # Steps 1 to 3, in a draft.
         draft = Draft(model)
@@ -117,9 +135,10 @@ def expand(
                 f"non-zeros by {change}, as two of them share a weight in a way that is not handled; leave one of "
                 "them out."
             )
-        states = follow_states(draft, optimizers)
+        check_copies(trained_by, (tensor.original.shape for tensor in draft.tensors.values()))
+        states = follow_states(draft, optimizers, models[1:])
         storages, timed = choose_storage(draft, splits, states)
-        draft.check_averages(models[1:])
+        draft.check_averages(teachers)
         values = [finalized_values(draft, each, splits) for each in models]
         # Step 4: nothing can be refused from here on.
         exchange_parameters(optimizers, draft.commit(models, values), states)
@@ -129,15 +148,23 @@ def expand(
     for name, choice in choices.items():
         storages[name] = [storage for storage in timed[name] if storage.layout == choice.layout]
     for each, (name, found) in itertools.product(models, storages.items()):
+        module = part_of(each, name)
         for storage in found:
-            store(each.get_submodule(name), storage.layout, storage.structure, optimizers)
+            if module is not None:
+                store(module, storage.layout, storage.structure, optimizers)
     put_in_place(separate, models, optimizers)
     after = count_nonzeros(model)
     if after != before:
         raise RuntimeError(
             f"The split changed the number of non-zeros from {before} to {after}; please report this with the model."
         )
-    return ExpansionReport(before, after, tuple(reports), {name: str(choice) for name, choice in choices.items()})
+    return ExpansionReport(
+        before,
+        after,
+        tuple(reports),
+        {name: str(choice) for name, choice in choices.items()},
+        {teacher.name: teacher.student for teacher in teachers if teacher.name and has_split(teacher, splits)},
+    )
 
 
 def resolve_expansion(
@@ -184,13 +211,18 @@ def choose_splits(
     exclude: Names | None,
     example_inputs: Any,
     data: Data | None,
+    teachers: Sequence[Teacher] = (),
 ) -> list[SiteExpansion]:
     """The sites to split, each with its expansion, in the order in which the model uses them."""
     given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
-    names = None if given else cast("Names | None", sites)
-    chosen = select_sites(given or sites_of(model, example_inputs), names, exclude)
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
-    pairs = by_pattern(chosen, mapping, strict=names is not None)
+    if given:
+        named = ((site, value_of(site, mapping)) for site in select_sites(given, None, exclude))
+        pairs = [(site, each) for site, each in named if each is not None and each.alpha > 1]
+    else:
+        names = cast("Names | None", sites)
+        pairs, _ = choose_sites(model, sites_of(model, example_inputs), mapping, names, exclude)
+    pairs, _ = sites_of_students(pairs, teachers, cast("Names", () if given else sites or ()))
     splits: dict[str, SiteExpansion] = {}
     for each in mapping.values():
         own = [site for site, found_for in pairs if found_for is each]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.teachers import part_of
+from fpe_lightning.expansion.wrappers import Copies, is_wrapper
 from fpe_lightning.sparse.exchange import States, exchange_parameters
 
 REFUSED = {
@@ -20,27 +23,7 @@ REFUSED = {
 """Optimizers that cannot continue after a split, and why."""
 
 
-def as_optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """One optimizer, several or none, as a list; wrappers that hold one in ``.optimizer`` are opened.
-
-    Raises:
-        TypeError: If something is no optimizer.
-
-    Example:
-        >>> as_optimizers(None)
-        []
-    """
-    if optimizer is None:
-        return []
-    several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
-    opened = [getattr(each, "optimizer", each) for each in several]
-    for each in opened:
-        if not isinstance(each, Optimizer):
-            raise TypeError(f"`optimizer` takes one or several torch optimizers, found {each!r}.")
-    return opened
-
-
-def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
+def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[nn.Module] = ()) -> States:
     """The state of every parameter that changes; the optimizers are not touched.
 
     State of the weight's shape (moments, sums of squares), or with some of its sizes 1 (factored moments), is copied
@@ -49,6 +32,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
     Args:
         draft: The expansion about to be committed.
         optimizers: The optimizers that may hold some of its parameters.
+        averages: Copies that change with the model, whose parameters the optimizers may hold too.
 
     Returns:
         ``(optimizer, old parameter, new state)`` for each parameter that keeps its state and is not put in
@@ -58,6 +42,10 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
     drafts = {draft.original: draft for draft in draft.tensors.values()}
+    for average, each in itertools.product(averages, draft.tensors.values()):
+        module = part_of(average, each.owner)
+        if module is not None and each.name in module._parameters:
+            drafts[module.get_parameter(each.name)] = each
     states: States = []
     for optimizer in optimizers:
         kind = type(optimizer).__name__
@@ -68,7 +56,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer]) -> States:
         for parameter in held:
             state = optimizer.state.get(parameter)
             each = drafts[parameter]
-            if state and not each.reset_state and not each.separate:
+            if state and not each.separate and (is_wrapper(optimizer) or not each.reset_state):
                 states.append((optimizer, parameter, _follow(each, state, kind)))
     return states
 
@@ -99,7 +87,7 @@ def _fits(draft: DraftTensor, value: Any) -> bool:
     return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
 
 
-def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+def hand_over(optimizers: Sequence[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
     """Let optimizers hold a model's parameters in the places of those that it had before its structure was rebuilt.
 
     Args:
@@ -119,3 +107,6 @@ def hand_over(optimizers: Iterable[Optimizer], before: Mapping[str, nn.Parameter
     now = dict(model.named_parameters())
     replaced = {old: now[name] for name, old in before.items() if name in now and now[name] is not old}
     exchange_parameters(optimizers, replaced)
+    for each in optimizers:
+        if isinstance(each, Copies) and replaced:
+            each.renew()

@@ -136,6 +136,8 @@ def _prune_whole_columns(draft: Draft, site: Site, alpha: int, excess: int, grou
         return
     # Rows of a block stand together while columns are counted, and go back to their places with the new masks.
     heights = [producer.run * group // (site.width if in_order else 1) for producer in producers]
+    # Units of unequally many rows make no blocks of one height: each row is a block of its own.
+    heights = [1 if alpha * p.length % height else height for p, height in zip(producers, heights, strict=True)]
     orders = [_by_block(producer, alpha, height) for producer, height in zip(producers, heights, strict=True)]
     parts_in_rows = [
         Incoming(
@@ -167,6 +169,9 @@ def _prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, exce
 
     weights, before = _site_weights(draft, site, alpha, value_of), draft.change()
     with _naming(site, rule):
+        both = {axis.parameter for axis in site.producers} & {axis.parameter for axis in site.consumers}
+        if both:
+            raise ValueError(f"`{min(both)}` computes and reads its neurons, and would go twice; use a Magnitude.")
         incoming, outgoing = rule.keep(weights, excess)
         expected = [mask.shape for mask in (*weights.incoming_masks, *weights.outgoing_masks)]
         found = [(mask.shape, mask.dtype) for mask in (*incoming, *outgoing)]
@@ -223,15 +228,22 @@ def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpans
         before = _site_weights(draft, site, alpha, value_of)
         with _naming(site, split.prune):
             after = split.prune.finalize(before)
+            old, new = ([*each.incoming, *each.outgoing] for each in (before, after))
+            if [each.shape for each in new] != [each.shape for each in old]:
+                raise ValueError(f"it has to return weights of shapes {_sizes(e.shape for e in old)}.")
+            if not all(bool(each.isfinite().all()) for each in new):
+                raise ValueError("the weights that it returns hold NaN or infinity.")
         rows = [*after.incoming, *(each.transpose(0, 1) for each in after.outgoing)]
-        for axis, new in zip(_weights_of(site), rows, strict=True):
+        for axis, weights in zip(_weights_of(site), rows, strict=True):
             value = value_of(axis.parameter).clone()
             stretch = _rows_in_place(draft, value, axis, alpha)
-            stretch.copy_(new.reshape(stretch.shape))
-            values[axis.parameter] = value
+            stretch.copy_(weights.reshape(stretch.shape))
+            values[axis.parameter] = value.masked_fill_(~draft.mask(axis.parameter), 0)
         for axis, bias in zip(_weights_of(site), [*after.biases, *after.outgoing_biases], strict=True):
             if bias is not None:
-                values[_bias_of(axis)] = bias
+                value = value_of(_bias_of(axis)).clone()
+                _own_bias(draft, value, axis, alpha).copy_(bias)
+                values[_bias_of(axis)] = value
     return values
 
 
@@ -242,9 +254,10 @@ def _site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str]
         return _flat_rows(draft, tensor, axis, alpha).cpu()
 
     def bias(axis: Axis) -> Tensor | None:
-        name = _bias_of(axis)
-        owner = draft.model.get_submodule(axis.parameter.rpartition(".")[0])
-        return None if owner._parameters.get("bias") is None else value_of(name).cpu().clone()
+        owner, _, name = axis.parameter.rpartition(".")
+        if name != "weight" or draft.model.get_submodule(owner)._parameters.get("bias") is None:
+            return None
+        return _own_bias(draft, value_of(_bias_of(axis)), axis, alpha).cpu().clone()
 
     masks = [rows(axis, draft.mask(axis.parameter)) for axis in _weights_of(site)]
     weights = [rows(axis, value_of(axis.parameter)) * mask for axis, mask in zip(_weights_of(site), masks, strict=True)]
@@ -264,6 +277,11 @@ def _site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str]
 def _weights_of(site: Site) -> list[Axis]:
     """The axes of producers, then those of consumers, each once."""
     return [*distinct(site.producers), *distinct(site.consumers)]
+
+
+def _own_bias(draft: Draft, bias: Tensor, axis: Axis, alpha: int) -> Tensor:
+    """Of the bias of a layer that computes other units too, those of the site; all of a layer that reads them."""
+    return bias.narrow(0, draft.start(axis), alpha * axis.length) if isinstance(axis, Producer) else bias
 
 
 def _bias_of(axis: Axis) -> str:

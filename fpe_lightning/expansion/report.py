@@ -48,12 +48,14 @@ class ExpansionReport:
         nonzeros_after: The same after; always equal.
         sites: One report for each expanded site, in the order of expansion.
         layouts: With ``layout="auto"``, what was chosen for each module and the times of all layouts.
+        teachers: Parts of the model that follow another part and were split with its masks, with the name of that part.
     """
 
     nonzeros_before: int
     nonzeros_after: int
     sites: tuple[SiteReport, ...]
     layouts: Mapping[str, str] = field(default_factory=dict)
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A short table for a person to read."""
@@ -66,7 +68,8 @@ class ExpansionReport:
         ]
         total = f"non-zero parameters: {self.nonzeros_before} before, {self.nonzeros_after} after"
         layouts = [f"layout of {name}: {choice}" for name, choice in self.layouts.items()]
-        return "\n".join([head, *rows, total, *layouts])
+        teachers = [f"{name} follows {student}, with its masks" for name, student in self.teachers.items()]
+        return "\n".join([head, *rows, total, *layouts, *teachers])
 
 
 def warn_if_costly(what: str, excess: int, incoming: int) -> None:

@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, overload
 
+import numpy as np
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fpe_lightning.sites.attributes import layer_attributes
 from fpe_lightning.sites.candidates import Refusal, candidates_of
+from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.single import in_order, single_unit_sites
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.forward import Inputs, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, owners_of, state_of
-from fpe_lightning.sites.tracing.units import resolve
+from fpe_lightning.sites.tracing.units import Units, resolve
 from fpe_lightning.sites.trial import Run, Trials, sentence_of
 from fpe_lightning.sparse.convert import stored_masked
 
 __all__ = ["Refusal", "find_sites"]
 
-STREAM = "a residual stream: several weights add to it; pass streams=True to widen it"
+STREAM = "a residual stream: several weights add to it"
 
 
 @overload
@@ -69,12 +72,13 @@ def find_sites(
         >>> print(*refusals)
         2: it reaches an output of the model
     """
+    check_plain(model)
     with stored_masked(model):  # packed weights have no axes of neurons and inputs to follow
-        sites, refusals = explain_sites(model, example_inputs, streams=streams)
-    return (sites, refusals) if explain else sites
+        found = search_sites(model, example_inputs, streams=streams)
+    return (list(found.sites), list(found.refusals)) if explain else list(found.sites)
 
 
-def explain_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False) -> tuple[list[Site], list[Refusal]]:
+def search_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False) -> Found:
     """Find the sites of a model whose layers are all dense or masked, and say why other widths are refused.
 
     Args:
@@ -89,11 +93,11 @@ def explain_sites(model: nn.Module, example_inputs: Any, *, streams: bool = Fals
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> [site.name for site in explain_sites(net, torch.zeros(2, 8))[0]]
+        >>> [site.name for site in search_sites(net, torch.zeros(2, 8)).sites]
         ['0']
     """
     inputs = Inputs.of(example_inputs)
-    _check(model)
+    check_plain(model)
     facts, runs, refusals = _traces(model, inputs)
     units = resolve(facts)
     owners = owners_of(model)
@@ -102,13 +106,38 @@ def explain_sites(model: nn.Module, example_inputs: Any, *, streams: bool = Fals
     candidates = layer_attributes(candidates, units, modules, owners)
     wanted = [c for c in candidates if streams or c.site.kind != "stream"]
     trials = Trials(model, runs, units)
-    sites = [candidate.site for candidate in trials.accept(wanted)]
+    accepted = trials.accept(wanted)
+    sites = [candidate.site for candidate in accepted]
     single = single_unit_sites(trials, _shared(owners))
     if single and not isinstance(trials.facts_at([(site, 2) for site in (*sites, *single)]), Exception):
         sites = in_order([*sites, *single], list(facts.input_shapes))
     sites = [_with_shapes(site, facts.input_shapes) for site in sites]
     refusals += refused + [Refusal(c.site.name, STREAM) for c in candidates if c not in wanted] + trials.refusals
-    return sites, refusals
+    open_ = {candidate.group for candidate in candidates} & {candidate.group for candidate in accepted}
+    frozen = _used(units, without=open_) | _single_axes(model, facts)
+    frozen -= {(axis.parameter, axis.dim) for site in single for axis in site.axes()}
+    return Found(tuple(sites), tuple(refusals), frozenset(frozen))
+
+
+def _used(units: Units, without: set[int]) -> set[tuple[str, int]]:
+    """The parameter axes that the forward uses, without those whose entries all belong to some groups."""
+    groups = list(without)
+    return {
+        (span.parameter, span.dim)
+        for span in units.facts.spans
+        if units.role_of(span) and not np.isin(units.groups_of(span), groups).all()
+    }
+
+
+def _single_axes(model: nn.Module, facts: Facts) -> set[tuple[str, int]]:
+    """The axes of one entry of the weights whose modules were called; they carry no labels."""
+    return {
+        (name, dim)
+        for name, tensor in state_of(model).items()
+        if name.rpartition(".")[0] in facts.input_shapes
+        for dim, size in enumerate(tensor.shape[:2])
+        if size == 1
+    }
 
 
 def _with_shapes(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> Site:
@@ -117,11 +146,26 @@ def _with_shapes(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> Site:
     return replace(site, input_shapes={owner: shapes[owner] for owner in sorted(owners) if owner in shapes})
 
 
-def _check(model: nn.Module) -> None:
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model whose parameters cannot be exchanged: parts that TorchScript compiled, and lazy ones.
+
+    Raises:
+        ValueError: Naming the part and what to do.
+
+    Example:
+        >>> check_plain(nn.Linear(2, 2))
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            part = f"`{name}` is" if name else "The model is"
+            raise ValueError(
+                f"{part} a module that was traced or scripted by torch.jit, whose parameters cannot be exchanged: "
+                "split the Python module before it is traced or scripted."
+            )
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
-                f"find_sites needs the shapes of all parameters, but {name} is not initialised yet: "
+                f"The shapes of all parameters are needed, but {name} is not initialised yet: "
                 "run one forward pass of the lazy module first."
             )
 

@@ -1,64 +1,26 @@
-"""How a LightningModule calls its networks: noted during one real step, so that nobody has to say it.
+"""Watch how a LightningModule calls its networks while a step runs.
 
-``training_step`` may call ``self(x)``, ``self.net(x, mask=m)`` or several networks. The outermost calls are what the
-sites of each network are found with. Only shapes and dtypes are kept, in plain types that a checkpoint can hold.
+``training_step`` may call ``self(x)``, ``self.net(x, mask=m)`` or several networks. The outermost calls are those in
+which the sites of each network are found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-Call = dict[str, Any]
-"""``{"module": qualified name, "args": [...], "kwargs": {...}}`` with tensors replaced by their shape and dtype."""
-
-
-def describe(value: Any) -> Any:
-    """Replace every tensor in nested lists, tuples and dicts by its shape and dtype.
-
-    Raises:
-        TypeError: If something else than tensors, numbers, strings, None and these containers is in it.
-
-    Example:
-        >>> describe((torch.zeros(2, 3), {"scale": 1.0}))
-        {'tuple': [{'shape': [2, 3], 'dtype': 'float32'}, {'dict': {'scale': {'value': 1.0}}}]}
-    """
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": [describe(entry) for entry in value]}
-    if isinstance(value, dict):
-        return {"dict": {key: describe(entry) for key, entry in value.items()}}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {"value": value}
-    raise TypeError(f"a {type(value).__name__} cannot be described by shapes")
-
-
-def rebuild(description: Any, device: torch.device | str = "cpu") -> Any:
-    """The inverse of :func:`describe`, with tensors of zeros.
-
-    Example:
-        >>> rebuild(describe([torch.ones(2), None]))
-        [tensor([0., 0.]), None]
-    """
-    if "shape" in description:
-        return torch.zeros(description["shape"], dtype=getattr(torch, description["dtype"]), device=device)
-    if "tuple" in description:
-        return tuple(rebuild(entry, device) for entry in description["tuple"])
-    if "list" in description:
-        return [rebuild(entry, device) for entry in description["list"]]
-    if "dict" in description:
-        return {key: rebuild(entry, device) for key, entry in description["dict"].items()}
-    return description["value"]
+Visit = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], bool]
+"""Called with a module's qualified name, the module and its arguments, before its forward runs."""
 
 
 class _Uncompiled:
-    """Lets compiled code run uncompiled while any recorder is at work: it would not run the hooks.
+    """Lets compiled code run uncompiled while any watcher is at work: it would not run the hooks.
 
-    Recorders may stop in any order, and stances are restored in the reverse order alone: all share one.
+    Watchers may stop in any order, and stances are restored in the reverse order alone: all share one.
     """
 
     users = 0
@@ -78,37 +40,39 @@ class _Uncompiled:
             cls.stance.__exit__(None, None, None)
 
 
-class CallRecorder:
-    """Notes the first outermost call of each module below (or of) ``root`` until it is stopped.
+class CallWatcher:
+    """Visits the outermost calls of modules below (or of) ``root`` until it is stopped.
 
     Args:
-        root: The LightningModule. Modules inside of a compiled one are not looked at.
-        calls: Where to note the calls; None for a new list.
+        root: The LightningModule. Modules inside of a compiled one are not watched.
+        visit: Called before each outermost call. If it returns False, the calls inside count as outermost too.
 
     Example:
         >>> class Root(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.net = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
-        >>> root = Root()
-        >>> recorder = CallRecorder(root)
+        >>> root, seen = Root(), []
+        >>> watcher = CallWatcher(root, lambda name, *_: bool(seen.append(name)) or name == "net")
         >>> _ = root.net(torch.zeros(3, 4))
-        >>> recorder.stop()
-        >>> [call["module"] for call in recorder.calls]
+        >>> watcher.stop()
+        >>> seen
         ['net']
     """
 
-    def __init__(self, root: nn.Module, calls: list[Call] | None = None) -> None:
-        self.calls: list[Call] = [] if calls is None else calls
+    def __init__(self, root: nn.Module, visit: Visit) -> None:
+        self._visit = visit
         self._root, self._forward = root, root.forward
-        self._open: list[bool] = []  # for each call under way, whether it is a network's
+        self._open: list[bool] = []  # for each call under way, whether the calls inside of it are of no interest
         self._handles: list[RemovableHandle] = []
         _Uncompiled.enter()
         compiled = [name for name, module in root.named_modules() if _is_compiled(module)]
         for name, module in root.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and cannot be split
+                continue
             if not any(name.startswith(f"{outer}." if outer else "") and name != outer for outer in compiled):
                 target = f"{name}._orig_mod".lstrip(".") if _is_compiled(module) else name
-                # What comes in, not what FSDP2 casts it to: its casts are hooks, which do not run when sites are found.
+                # The inputs before FSDP2 casts them: its casts are hooks, which do not run when sites are found.
                 first = hasattr(module, "_get_fsdp_state")
                 enter = module.register_forward_pre_hook(self._enter(target), prepend=first, with_kwargs=True)
                 self._handles.append(enter)
@@ -118,13 +82,11 @@ class CallRecorder:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Strategies that wrap the module let its forward stand in for training_step: that call is no network's.
             step = module is self._root and module.forward != self._forward
-            outermost = not step and not any(self._open)
-            self._open.append(not step)
-            if outermost and name not in {call["module"] for call in self.calls}:
-                try:
-                    self.calls.append({"module": name, "args": describe(args), "kwargs": describe(kwargs)})
-                except TypeError:
-                    return  # an argument that is no tensor or plain value: this call cannot be repeated
+            self._open.append(True)  # nothing that a visit does is a call of the step
+            if step or any(self._open[:-1]):
+                self._open[-1] = False
+            else:
+                self._open[-1] = self._visit(name, self._root.get_submodule(name), args, kwargs)
 
         return hook
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fpe_lightning.sites.find import explain_sites
+from fpe_lightning.sites.find import search_sites
+from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.site import Site
 
 Names = str | Sequence[str]
@@ -70,15 +71,20 @@ def by_pattern(found: Sequence[Site], mapping: Mapping[str, T], strict: bool = F
     """
     if not mapping:
         raise ValueError("The mapping from sites to expansions is empty; name at least one site.")
-    patterns = _patterns("the mapping", list(mapping), found)
+    _patterns("the mapping", list(mapping), found)
     pairs = []
     for site in found:
-        first = next((pattern for pattern in patterns if fnmatchcase(site.name, pattern)), None)
-        if first is not None:
-            pairs.append((site, mapping[first]))
+        value = value_of(site, mapping)
+        if value is not None:
+            pairs.append((site, value))
         elif strict:
             raise ValueError(f"`expansion` holds nothing for the chosen site {site.name!r}; add it to the mapping.")
     return pairs
+
+
+def value_of(site: Site, mapping: Mapping[str, T]) -> T | None:
+    """The value of the first pattern that matches the name of a site, or None."""
+    return next((value for pattern, value in mapping.items() if fnmatchcase(site.name, pattern)), None)
 
 
 def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list[str]:
@@ -129,10 +135,28 @@ def sites_of(model: nn.Module, example_inputs: Any) -> list[Site]:
             "Finding the sites of a model takes one forward pass: pass `example_inputs` (a tensor, a tuple of "
             "arguments or a dict of keyword arguments), or pass sites found earlier."
         )
-    found, refusals = explain_sites(model, example_inputs)
-    if not found:
-        reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in refusals[:3])
+    found = search_sites(model, example_inputs)
+    check_found(model, found)
+    return list(found.sites)
+
+
+def check_found(model: nn.Module, found: Found) -> None:
+    """Refuse a model without sites.
+
+    Raises:
+        ValueError: With the reasons against its widths.
+
+    Example:
+        >>> import torch
+        >>> check_found(nn.Linear(4, 2), search_sites(nn.Linear(4, 2), torch.zeros(1, 4)))
+        Traceback (most recent call last):
+        ...
+        ValueError: Linear has no hidden width that can be widened (weight: it reaches an output of the model).
+    """
+    if not found.sites:
+        reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in found.refusals[:3])
+        rest = f"; and {len(found.refusals) - 3} more" if len(found.refusals) > 3 else ""
         raise ValueError(
-            f"{type(model).__name__} has no hidden width that can be widened" + (f" ({reasons})." if reasons else ".")
+            f"{type(model).__name__} has no hidden width that can be widened"
+            + (f" ({reasons}{rest})." if reasons else ".")
         )
-    return found

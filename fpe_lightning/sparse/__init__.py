@@ -5,6 +5,11 @@ from fpe_lightning.sparse.choices import Choice as Choice
 from fpe_lightning.sparse.convert import dense_mask as dense_mask
 from fpe_lightning.sparse.convert import dense_weight as dense_weight
 from fpe_lightning.sparse.convert import store as store
+from fpe_lightning.sparse.folded.layers import FoldedConv1d as FoldedConv1d
+from fpe_lightning.sparse.folded.layers import FoldedConv2d as FoldedConv2d
+from fpe_lightning.sparse.folded.layers import FoldedConv3d as FoldedConv3d
+from fpe_lightning.sparse.folded.layers import FoldedLinear as FoldedLinear
+from fpe_lightning.sparse.folded.layout import Folded as Folded
 from fpe_lightning.sparse.grouped.layers import GroupedConv1d as GroupedConv1d
 from fpe_lightning.sparse.grouped.layers import GroupedConv2d as GroupedConv2d
 from fpe_lightning.sparse.grouped.layers import GroupedConv3d as GroupedConv3d

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.sparse.exchange import States, exchange_parameters, parameter_like
+from fpe_lightning.sparse.guard import GuardedModule
 from fpe_lightning.sparse.layout import LAYOUTS, MASKED, PLAN, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 
@@ -120,6 +121,8 @@ def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: l
     module._parameters["weight"] = new
     if inside is not None and not bool(inside.all()) and layout.mask(module) is None:
         set_mask(module, "weight", inside)
+    if isinstance(module, GuardedModule):
+        module.guard_parameters()
     exchange_parameters(optimizers, {weight: new}, states)
 
 

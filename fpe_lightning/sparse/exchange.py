@@ -33,7 +33,8 @@ def exchange_parameters(
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+            # In place, as wrappers of an optimizer may hold the same list.
+            group["params"][:] = [replaced.get(parameter, parameter) for parameter in group["params"]]
         for old in replaced:
             optimizer.state.pop(old, None)
     for optimizer, old, state in states or ():

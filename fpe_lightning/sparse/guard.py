@@ -55,7 +55,7 @@ class GradientMask:
     def mask(self, shape: torch.Size) -> Tensor | None:
         """The mask now; None where the module is gone, or has none of this shape."""
         module = self.module()
-        mask = None if module is None else module._buffers.get(mask_name(self.name))
+        mask = module.fpe_mask_of(self.name) if isinstance(module, GuardedModule) else None
         return mask if mask is not None and mask.shape == shape else None
 
     def __call__(self, grad: Tensor) -> Tensor | None:
@@ -164,10 +164,14 @@ def _install() -> None:
 class GuardedModule(nn.Module):
     """A module with masks, which adds the hooks again wherever its parameters become others."""
 
+    def fpe_mask_of(self, name: str) -> Tensor | None:
+        """The mask of a parameter as it is stored, bool; None where it has none."""
+        return self._buffers.get(mask_name(name))
+
     def guard_parameters(self) -> None:
         """Add the hooks to every parameter that has a mask."""
         for name in self._parameters:
-            if self._buffers.get(mask_name(name)) is not None:
+            if self.fpe_mask_of(name) is not None:
                 guard(self, name)
 
     @override

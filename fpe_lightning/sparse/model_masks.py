@@ -122,7 +122,7 @@ def sentence(name: str, grown: int) -> str:
     return (
         f"{grown} masked entries of `{name}` are not zero: something wrote to the weight outside of an optimizer step, "
         "such as an adapter that was merged into it, or weights that were copied or averaged in a loop. "
-        "`fpe.merge(model)` lets these entries be non-zero from now on, and `fpe.merge(model, keep=\"masks\")` sets "
+        '`fpe.merge(model)` lets these entries be non-zero from now on, and `fpe.merge(model, keep="masks")` sets '
         "them to zero."
     )
 

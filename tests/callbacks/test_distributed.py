@@ -145,7 +145,7 @@ def test_one_process_agrees_with_itself() -> None:
 def test_an_optimizer_that_assigns_parameters_to_processes_is_refused() -> None:
     module = WithoutNorm()
     optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
-    message = "ZeroRedundancyOptimizer cannot train on after a split: it assigns parameters to processes"
+    message = "ZeroRedundancyOptimizer cannot continue after a split: it assigns parameters to processes"
     with pytest.raises(ValueError, match=message):
         fpe.expand(module.net, alpha=2, optimizer=optimizer, example_inputs=torch.zeros(1, 48))
     assert module.net[0].out_features == 6

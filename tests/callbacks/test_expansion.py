@@ -142,7 +142,7 @@ class PartlyUsed(Plain):
 
 
 def test_a_width_that_another_call_shows_to_be_an_output_is_not_split() -> None:
-    with pytest.raises(MisconfigurationException, match="cannot split: The model has no hidden width"):
+    with pytest.raises(MisconfigurationException, match=r"PartlyUsed has no .* net\.0: the call of net\.0 uses it"):
         trainer(ExpansionCallback(step=1), max_epochs=1).fit(PartlyUsed(), loader())
 
 
@@ -186,12 +186,12 @@ class Body(nn.Module):
         return self.net(batch["x"][0]) * scale
 
 
-def test_nested_inputs_are_noted_by_shape() -> None:
+def test_nested_inputs_are_taken() -> None:
     module = DictBatches()
     callback = ExpansionCallback(step=1)
     trainer(callback, max_epochs=1).fit(module, loader())
     assert module.body.net[0].out_features == 12
-    assert callback.state_dict()["calls"][0]["module"] == "body"
+    assert callback.state_dict()["widths"]["sites"][0]["name"] == "body.net.0"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_clauses_may_come_from_the_datamodule() -> None:
 
 def test_optimizers_that_cannot_follow_are_refused_in_one_sentence() -> None:
     module = Plain(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.01))
-    with pytest.raises(MisconfigurationException, match="cannot split: LBFGS cannot train on after a split"):
+    with pytest.raises(MisconfigurationException, match="cannot split: LBFGS cannot continue after a split"):
         trainer(ExpansionCallback(step=1), max_epochs=1).fit(module, loader())
 
 

@@ -106,7 +106,7 @@ def test_checkpoints_hold_plain_types_alone(uninterrupted: tuple[Path, dict[str,
     saved = torch.load(uninterrupted[0] / "step=15.ckpt", weights_only=True)
     (state,) = (state for key, state in saved["callbacks"].items() if key.startswith("ExpansionCallback"))
     assert state["done"] == 2
-    assert [call["module"] for call in state["calls"]] == ["net"]
+    assert [site["name"] for site in state["widths"]["sites"]] == ["net.0"]
 
 
 class Flat(Plain):

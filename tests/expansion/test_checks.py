@@ -22,7 +22,7 @@ def test_a_model_inside_of_ddp_is_split_before_it_is_wrapped(part: bool) -> None
     wrapped: nn.Module = DistributedDataParallel(net)
     model, name = (nn.Sequential(wrapped, nn.Linear(3, 2)), "0") if part else (wrapped, "model")
     before = snapshot(net)
-    with pytest.raises(ValueError, match=f"`{name}` is wrapped in DistributedDataParallel, .* wrap that anew"):
+    with pytest.raises(ValueError, match=f"`{name}` is wrapped in DistributedDataParallel, .* wrap that again"):
         fpe.expand(model, alpha=2, example_inputs=X)
     assert equal(before, snapshot(net))
     fpe.expand(net, alpha=2, example_inputs=X)

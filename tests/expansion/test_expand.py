@@ -362,6 +362,8 @@ def test_units_of_unequally_many_rows_are_split() -> None:
     sites = fpe.find_sites(model, x)
     rows = [producer.units.bincount().tolist() for producer in sites[0].producers if producer.units is not None]
     assert rows == [[2, 2, 1, 1, 1, 1]], "the case is not the one that is meant"
+    with pytest.raises(ValueError, match=r'grouped by alpha=2 with prune="columns" takes 16 .* too little is left'):
+        fpe.expand(model, fpe.Expansion(partition="shared", prune="columns"), sites=sites)
     report = fpe.expand(model, alpha=2, sites=sites)
     assert report.nonzeros_after == report.nonzeros_before
     assert model(x).shape == (4, 3, 2, 2)

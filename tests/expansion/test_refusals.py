@@ -111,10 +111,10 @@ def test_a_diverged_run_is_not_split(name: str, bad: float) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (LBFGS, "LBFGS cannot train on after a split: it keeps one flat history"),
+        (LBFGS, "LBFGS cannot continue after a split: it keeps one flat history"),
         (
             lambda parameters: torch.optim.Muon([p for p in parameters if p.dim() == 2], lr=0.01),
-            "Muon cannot train on after a split: it mixes the entries of a matrix",
+            "Muon cannot continue after a split: it mixes the entries of a matrix",
         ),
     ],
 )
@@ -130,14 +130,14 @@ def test_subclasses_of_refused_optimizers_are_refused_too() -> None:
         pass
 
     model = mlp(64, 8, 3)
-    with pytest.raises(ValueError, match="Mine cannot train on after a split: it keeps one flat history"):
+    with pytest.raises(ValueError, match="Mine cannot continue after a split: it keeps one flat history"):
         fpe.expand(model, alpha=2, optimizer=Mine(model.parameters()), example_inputs=torch.randn(4, 64))
 
 
 def test_an_optimizer_that_holds_nothing_of_the_split_may_be_anything() -> None:
     model = mlp(64, 8, 3)
-    other = nn.Parameter(torch.zeros(3))
-    fpe.expand(model, alpha=2, optimizer=[LBFGS([other]), SGD(model.parameters())], example_inputs=torch.randn(4, 64))
+    others = LBFGS([model[2].bias])
+    fpe.expand(model, alpha=2, optimizer=[others, SGD(model.parameters())], example_inputs=torch.randn(4, 64))
     assert model[0].out_features == 16
 
 

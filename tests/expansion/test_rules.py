@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +48,26 @@ class Refits(Smallest):
         )
 
 
+class Returns:
+    """Returns what it is told to."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def keep(self, weights: SiteWeights, excess: int) -> Any:
+        return self.found
+
+
+class Finalizes(Smallest):
+    """Returns outgoing weights that a function gives."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def finalize(self, weights: SiteWeights) -> SiteWeights:
+        return replace(weights, outgoing=[self.change(weight) for weight in weights.outgoing])
+
+
 class Raises(Smallest):
     """Changes in place whatever it is given, in both methods, and gives up."""
 
@@ -79,16 +99,6 @@ class Keeps(Smallest):
 
     def keep(self, weights: SiteWeights, excess: int) -> Masks:
         return super().keep(weights, excess - self.more)
-
-
-class Returns:
-    """Returns what it is told to."""
-
-    def __init__(self, found: Any) -> None:
-        self.found = found
-
-    def keep(self, weights: SiteWeights, excess: int) -> Any:
-        return self.found
 
 
 def trained(model: nn.Module, x: Tensor) -> AdamW:
@@ -203,6 +213,74 @@ def test_masks_that_do_not_fit_are_named_and_nothing_changes(found: Any, message
     with pytest.raises(ValueError, match=f"0 cannot be pruned by Returns: .*{message}"):
         fpe.expand(model, fpe.Paper(prune=Returns(found)), example_inputs=torch.zeros(2, 64))
     assert equal(before, snapshot(model))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight[:2], r"it has to return weights of shapes \(16, 64, 1\), \(3, 16, 1\)\."),
+        (lambda weight: weight / 0, r"the weights that it returns hold NaN or infinity\."),
+    ],
+    ids=["another shape", "NaN"],
+)
+def test_values_that_do_not_fit_are_named_and_nothing_changes(change: Callable[[Tensor], Tensor], message: str) -> None:
+    model = mlp(64, 8, 3)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"0 cannot be pruned by Finalizes: {message}"):
+        fpe.expand(model, fpe.Paper(prune=Finalizes(change)), example_inputs=torch.zeros(2, 64))
+    assert equal(before, snapshot(model))
+
+
+def test_values_under_the_mask_stay_zero() -> None:
+    model = mlp(64, 8, 3)
+    fpe.expand(model, fpe.Paper(prune=Finalizes(torch.ones_like)), example_inputs=torch.zeros(2, 64))
+    mask = mask_of(model[2])
+    assert mask is not None
+    assert torch.equal(model[2].weight, mask.float())
+    check_masks(model)
+
+
+class Fused(nn.Module):
+    """One layer computes gates and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 8 + 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, 1)
+        return self.down(gate.sigmoid() * value)
+
+
+def test_a_rule_sees_a_bias_for_each_row_of_weights() -> None:
+    models, x = [Fused(), Fused()], torch.randn(4, 64)
+    models[1].load_state_dict(models[0].state_dict())
+    fpe.expand(models[0], fpe.Paper(), example_inputs=x)
+    fpe.expand(models[1], fpe.Paper(prune=Refits()), example_inputs=x)
+    assert torch.equal(models[1].up.weight, models[0].up.weight)
+    assert torch.equal(models[1].up.bias, models[0].up.bias + 1)
+    assert torch.equal(models[1].down.bias, models[0].down.bias - 1)
+
+
+def test_a_weight_that_computes_and_reads_its_neurons_is_named() -> None:
+    model = Gate()
+    before = snapshot(model)
+    message = "first cannot be pruned by Smallest: `gate.weight` computes and reads its neurons, and would go twice"
+    with pytest.raises(ValueError, match=message):
+        fpe.expand(model, fpe.Paper(prune=Smallest()), example_inputs=torch.zeros(2, 64))
+    assert equal(before, snapshot(model))
+
+
+class Gate(nn.Module):
+    """Units times a function of themselves: one square weight reads the units and computes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(64, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(hidden * self.gate(hidden).sigmoid())
 
 
 def test_a_mask_never_brings_weights_back() -> None:

@@ -105,7 +105,7 @@ def test_masks_are_decided_by_the_seed_alone(make: Callable[..., nn.Module]) -> 
     first = masks(0)
     torch.manual_seed(2)
     assert first
-    if make is WideSparseMLP:  # a split also looks at the weights, to prune
+    if make is WideSparseMLP:  # pruning in a split also looks at the weights
         assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
     torch.manual_seed(1)
     assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))

@@ -1,55 +1,14 @@
-"""What a step calls is noted by shape, in plain types, until the recorder is stopped."""
+"""The outermost calls of a step are visited, and the calls inside of those that a visit cannot use."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
-from fpe_lightning.sites.recorder import CallRecorder, describe, rebuild
-
-tensors = st.builds(
-    lambda shape, dtype: torch.zeros(shape, dtype=dtype),
-    st.lists(st.integers(0, 3), max_size=3),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64]),
-)
-leaves = tensors | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4)
-values = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-def same(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor):
-        return left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, (list, tuple)):
-        return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    return type(left) is type(right) and left == right
-
-
-@given(values)
-def test_round_trip_through_plain_types(value: Any) -> None:
-    description = describe(value)
-    json.dumps(description)
-    assert same(rebuild(description), value)
-
-
-def test_what_is_neither_tensor_nor_plain_is_named() -> None:
-    with pytest.raises(TypeError, match="a Linear cannot be described by shapes"):
-        describe([nn.Linear(1, 1)])
+from fpe_lightning.sites.recorder import CallWatcher
 
 
 class Root(nn.Module):
@@ -61,48 +20,55 @@ class Root(nn.Module):
         self.b = nn.Bilinear(2, 2, 3)
 
 
-def test_outermost_calls_are_noted_once_each() -> None:
-    root = Root()
-    recorder = CallRecorder(root)
+class Visits(list):
+    """Notes the names of calls, and does not want those named ``refused``."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = refused
+
+    def __call__(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> bool:
+        self.append((name, type(module).__name__, len(args), list(kwargs)))
+        return name not in self.refused
+
+
+def test_outermost_calls_are_visited() -> None:
+    root, visits = Root(), Visits()
+    watcher = CallWatcher(root, visits)
     for _ in range(2):
         root.b(root.a(torch.zeros(3, 4)), input2=torch.ones(3, 2))
     root.a[1](torch.zeros(7))
-    assert [call["module"] for call in recorder.calls] == ["a", "b", "a.1"]
-    assert recorder.calls[1]["kwargs"] == {"dict": {"input2": {"shape": [3, 2], "dtype": "float32"}}}
-    recorder.stop()
-    recorder.stop()
+    step = [("a", "Sequential", 1, []), ("b", "Bilinear", 1, ["input2"])]
+    assert visits == [*step, *step, ("a.1", "ReLU", 1, [])]
+    watcher.stop()
+    watcher.stop()
     root.a[0](torch.zeros(1, 4))
-    assert len(recorder.calls) == 3
+    assert len(visits) == 5
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in root.modules())
 
 
+def test_calls_inside_of_a_call_that_is_not_wanted_are_visited() -> None:
+    root, visits = Root(), Visits("a")
+    watcher = CallWatcher(root, visits)
+    root.a(torch.zeros(3, 4))
+    root.b(torch.zeros(3, 2), torch.zeros(3, 2))
+    watcher.stop()
+    assert [name for name, *_ in visits] == ["a", "a.0", "a.1", "b"]
+
+
 def test_a_call_that_raises_does_not_hide_later_ones() -> None:
-    root = Root()
-    recorder = CallRecorder(root)
+    root, visits = Root(), Visits()
+    watcher = CallWatcher(root, visits)
     with pytest.raises(RuntimeError):
         root.a(torch.zeros(3, 5))
     root.b(torch.zeros(1, 2), torch.zeros(1, 2))
-    recorder.stop()
-    assert "b" in [call["module"] for call in recorder.calls]
-
-
-def test_calls_with_other_arguments_are_left_out() -> None:
-    class Odd(nn.Module):
-        def forward(self, x: Any) -> int:
-            return 0
-
-    root = nn.Module()
-    root.odd = Odd()
-    recorder = CallRecorder(root)
-    root.odd(object())
-    recorder.stop()
-    assert recorder.calls == []
+    watcher.stop()
+    assert [name for name, *_ in visits] == ["a", "b"]
 
 
 def test_calls_inside_of_compiled_modules_name_the_module_inside() -> None:
-    root = nn.Module()
+    root, visits = nn.Module(), Visits()
     root.net = torch.compile(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), backend="eager")
-    recorder = CallRecorder(root)
+    watcher = CallWatcher(root, visits)
     root.net(torch.zeros(3, 4))
-    recorder.stop()
-    assert [call["module"] for call in recorder.calls] == ["net._orig_mod"]
+    watcher.stop()
+    assert [(name, kind) for name, kind, *_ in visits] == [("net._orig_mod", "Sequential")]

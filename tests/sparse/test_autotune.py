@@ -231,7 +231,7 @@ def test_tune_takes_what_wins_in_the_precision_of_the_run(clock: Clock) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert tune(model, x)["0"].layout == "masked"
     clock(masked=2.0, grouped=1.0)
-    assert tune(model, x)["0"].layout == "grouped"  # timed anew: the other choice was one for bfloat16
+    assert tune(model, x)["0"].layout == "grouped"  # timed again: the other choice was one for bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert tune(model, x)["0"].layout == "masked"
     assert len(clock.calls) == 2

@@ -20,7 +20,7 @@ def test_what_is_remembered_is_found_again(tmp_path: Path) -> None:
     file.remember("first", CHOICE)
     file.remember("second", Choice("masked", {"masked": 1.0}))
     assert ChoiceFile(file.path).load() == {"first": CHOICE, "second": Choice("masked", {"masked": 1.0})}
-    assert os.listdir(file.path.parent) == ["layouts.json"]  # nothing is left beside it
+    assert os.listdir(file.path.parent) == ["layouts.json"]  # no other file is left
 
 
 @pytest.mark.parametrize("differs", ["cpu", "gpu", "torch", "fpe_lightning"])

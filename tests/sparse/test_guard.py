@@ -225,7 +225,7 @@ def test_hooks_survive(through: Callable[[nn.Module], nn.Module]) -> None:
 def test_frozen_weights_are_guarded_when_they_are_trained_later() -> None:
     net = Net(reads=True)
     net.a.weight.requires_grad_(False)
-    nonzeros = split(net)
+    nonzeros = fpe.expand(net, fpe.Paper(), sites="a", example_inputs=X).nonzeros_after
     assert not net.a.weight.requires_grad
     net.requires_grad_(True)
     step(net, torch.optim.AdamW(net.parameters()))

@@ -41,7 +41,7 @@ def test_every_entry_of_a_split_names_its_parent_and_its_copy(data: st.DataObjec
     assert ((child == -1) == ((index < start) | (index >= start + units * run))).all()
     for copy in range(alpha):
         assert torch.equal(index[child == copy], torch.arange(start, start + units * run))
-    # Children of a unit stand beside each other, each a whole run.
+    # Children of a unit are adjacent, each a whole run.
     first = index[start : start + alpha * run]
     assert torch.equal(first, torch.arange(start, start + run).repeat(alpha))
 

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map_only
 from fpe_lightning.sites.attributes import changed_values
 from fpe_lightning.sites.runs import sizes_of
 from fpe_lightning.sites.site import Site
-from fpe_lightning.sites.tracing.forward import Inputs, tensors_in
+from fpe_lightning.sites.tracing.containers import tensors_in
+from fpe_lightning.sites.tracing.forward import Inputs
 from fpe_lightning.sites.tracing.sandbox import modules_by_name, owners_of, state_of
 
 TOLERANCE = 1e-6

@@ -16,7 +16,7 @@ from typing_extensions import override
 from fpe_lightning.callbacks.averages import averages_of
 from fpe_lightning.callbacks.fsdp2.checks import check_sharding, check_version
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
-from fpe_lightning.checkpoints.expand_file import read_checkpoint, weights_in
+from fpe_lightning.checkpoints.read import read_checkpoint, weights_in
 from fpe_lightning.checkpoints.restore import restore_structure
 from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD, Record, record_of
@@ -72,7 +72,7 @@ class ExpandableModelParallelStrategy(ModelParallelStrategy):
         with whole_parameters(self.model, changing(self.model, state), self.optimizers):
             changed = restore_structure(self.model, state)
         if changed:
-            # All of it comes from the checkpoint; what is left over would keep torch from making room for the rest.
+            # All of it comes from the checkpoint; leftovers would keep torch from allocating the rest.
             for optimizer in self.optimizers:
                 optimizer.state.clear()
         # Versions of Lightning before 2.6 do not know the option.

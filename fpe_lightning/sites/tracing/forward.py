@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fpe_lightning.sites.tracing import (  # noqa: F401  (importing the rules registers them)
+    rules_aggregate,
     rules_contract,
     rules_norm,
     rules_pointwise,
     rules_shape,
 )
+from fpe_lightning.sites.tracing.containers import replaced, tensors_in
 from fpe_lightning.sites.tracing.facts import Facts
 from fpe_lightning.sites.tracing.sandbox import ModuleStack, Tensors, borrowed, stand_in
 from fpe_lightning.sites.tracing.tracer import AxisTracer
@@ -59,27 +60,8 @@ class Inputs:
 
     def doubled(self) -> Inputs:
         """The same inputs twice along the first axis, for layers that need more than one example in training."""
-        args, kwargs = tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, (self.args, self.kwargs))
+        args, kwargs = replaced((self.args, self.kwargs), lambda t: torch.cat([t, t]) if t.dim() else t)
         return Inputs(args, kwargs)
-
-
-def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """All tensors in a forward's result: containers, dataclasses and plain objects are looked into.
-
-    Args:
-        value: Anything a forward may return.
-        seen: Objects that have been looked into already.
-
-    Yields:
-        The tensors.
-    """
-    seen = set() if seen is None else seen
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif id(leaf) not in seen and hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
-            seen.add(id(leaf))
-            yield from tensors_in(list(vars(leaf).values()), seen)
 
 
 def trace(
@@ -114,7 +96,7 @@ def trace(
         stack = ModuleStack(model)
         tracer = AxisTracer(facts, state, stack)  # outside of the fake mode, because labels are real
         with tensors.active():
-            args, kwargs = tree_map_only(Tensor, lambda t: tensors.of(t).to(device), (inputs.args, inputs.kwargs))
+            args, kwargs = replaced((inputs.args, inputs.kwargs), lambda t: tensors.of(t).to(device))
             with stack.watching(), tracer:
                 output = model(*args, **kwargs)
         for tensor in tensors_in(output):

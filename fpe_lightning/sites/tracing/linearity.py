@@ -7,6 +7,7 @@ A width with nothing but such operators between its producers and its consumers 
 from __future__ import annotations
 
 from fpe_lightning.sites.tracing.call import Call
+from fpe_lightning.sites.tracing.rules_aggregate import AGGREGATES
 from fpe_lightning.sites.tracing.rules_contract import CONTRACTIONS
 from fpe_lightning.sites.tracing.rules_norm import LINEAR_POOLS
 from fpe_lightning.sites.tracing.rules_pointwise import FACTORIES
@@ -16,14 +17,16 @@ OTHERS = (
     "mean sum cumsum add sub rsub neg __iadd__ __isub__ where masked_fill dropout native_dropout feature_dropout "
     "copy fill zero"
 )
-LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split())
+EXTREMES = frozenset({"scatter_reduce", "index_reduce", "segment_reduce"})
+"""Linear or not by what they reduce with."""
+LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split(), AGGREGATES - EXTREMES)
 PRODUCTS = frozenset({"mul", "div", "lerp", "addcmul", "__imul__"})
 """Linear where at most one operand is an activation; a scale, a mask of noise or a number is none."""
 
 
 def is_linear(call: Call) -> bool:
     """Whether an operator is linear in the activations that enter it."""
-    if call.name in LINEAR:
+    if call.name in LINEAR or call.arguments.get("reduce") in ("sum", "mean"):
         return True
     activations = [t for t in call.tensors if t.dim() and not (call.tag(t).parameter or call.tag(t).filler)]
     return call.name in PRODUCTS and len(activations) < 2

@@ -10,7 +10,14 @@ from fpe_lightning.sites.tracing.labels import along, transposed, varying
 from fpe_lightning.sites.tracing.operators import rule
 
 UNLABELLED_INPUT = "it is contracted with an axis that no weight computes"
-PRODUCTS = "mm bmm mv dot addmm baddbmm addmv linear matmul"
+PRODUCTS = "mm bmm mv dot addmm baddbmm addmv linear matmul _grouped_mm _scaled_grouped_mm"
+GROUPED = {
+    (2, 3): ("ik", "ekj", "ij"),
+    (3, 3): ("eik", "ekj", "eij"),
+    (3, 2): ("eik", "kj", "ij"),
+    (2, 2): ("ik", "kj", "eij"),
+}
+"""Axes of ``_grouped_mm`` by the number of axes of its operands; rows or columns are cut into groups by offsets."""
 CONVOLUTIONS = "convolution _convolution conv1d conv2d conv3d mkldnn_convolution cudnn_convolution"
 CONTRACTIONS = frozenset((*PRODUCTS.split(), *CONVOLUTIONS.split(), "embedding"))
 FUSED = (
@@ -43,6 +50,11 @@ def matmul(call: Call) -> None:
         outer = "abcdefgh"[: call.input.dim() - 1]
         contract(call, call.input, outer + "k", given["weight"], "jk", outer + "j")
         call.bias(given["bias"], call.input.dim() - 1)
+    elif call.name == "_grouped_mm":
+        first, second = given["self"], given["mat2"]
+        left, right, out = GROUPED[first.dim(), second.dim()]
+        contract(call, first, left, second, right, out)
+        call.bias(given.get("bias"), len(out) - 1)
     else:
         for tensor in call.tensors:
             call.freeze(call.labels(tensor), f"unknown operator {call.name}")
@@ -72,7 +84,12 @@ def contract(call: Call, first: Tensor, left: str, second: Tensor, right: str, o
         if both and one_weight:
             reason = "a weight contracts it together with another axis"
         call.freeze([*inner[0], *inner[1]], reason)
-    # 4. Free axes label the output; those of a weight compute it.
+    # 4. An axis that neither the other operand nor the output has (experts that take turns) is none of the output's.
+    for index, (tensor, names, labels, other, other_names) in enumerate(sides):
+        lost = set(names) - set(out) - summed
+        call.freeze([la for la in labels if _letters(la, names) & lost], "each of its entries serves some rows alone")
+        sides[index] = (tensor, names, [la for la in labels if not _letters(la, names) & lost], other, other_names)
+    # 5. Free axes label the output; those of a weight compute it.
     outputs: list[Tensor] = []
     for tensor, names, labels, other, other_names in sides:
         for label in labels:

@@ -33,7 +33,7 @@ def pointwise(call: Call) -> None:
         return
     call.value(*operands)
     # Bring all labels to the axes of the output, as broadcasting does.
-    shapes = [[1] * (dim - tensor.dim()) + list(tensor.shape) for tensor in operands]
+    shapes = [[1] * (dim - tensor.dim()) + _sizes(tensor) for tensor in operands]
     labels = [[aligned(label, dim) for label in call.labels(tensor)] for tensor in operands]
     covered: list[Tensor] = []
     for one, tensor in enumerate(operands):
@@ -54,6 +54,11 @@ def pointwise(call: Call) -> None:
                     if smaller or (set(varying(match)) == set(varying(label)) and other > one):
                         covered.append(match)
     call.emit(label for group in labels for label in group if not any(label is done for done in covered))
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    """The shape of a tensor, with 1 where it was expanded and is constant."""
+    return [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
 def _how(call: Call, first: Tensor, second: Tensor) -> str:

@@ -23,7 +23,7 @@ REARRANGE = (
     "repeat_interleave"
 )
 CUTS = "slice select split split_with_sizes chunk unbind narrow tensor_split unsafe_split unsafe_chunk"
-OTHERS = "as_strided cat concat concatenate stack roll flip constant_pad_nd index_select gather index"
+OTHERS = "as_strided cat concat concatenate stack roll flip constant_pad_nd index_select index"
 MOVES = frozenset(" ".join([SAME, VIEWS, REARRANGE, CUTS, OTHERS]).split())
 """Operators that only move entries."""
 
@@ -171,15 +171,12 @@ def pad(call: Call) -> None:
     _pass_unless(call, axes, "pads the axis")
 
 
-@rule("index_select", "gather", "index")
+@rule("index_select", "index")
 def index(call: Call) -> None:
     """Select positions of unlabelled axes."""
     tensor = call.input
     call.value(tensor)
-    if call.name == "gather":
-        call.freeze(call.labels(tensor), "gather picks entries of the axis")
-        call.emit(())
-    elif call.name == "index_select":
+    if call.name == "index_select":
         _pass_unless(call, {call.arguments["dim"] % tensor.dim()}, "picks entries of the axis")
     else:
         call.emit(_indexed(call, label) for label in call.labels(tensor))

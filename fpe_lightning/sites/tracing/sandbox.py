@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+LOGS = ("log", "log_dict")
+"""Methods of a LightningModule by which a forward reports values; those of a trial are nobody's."""
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -38,6 +40,16 @@ def owners_of(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
             if tensor is not None:
                 owners[names[id(tensor)]].append((module_name, attribute))
     return owners
+
+
+def holders_of(model: nn.Module) -> dict[int, list[str]]:
+    """For the id of each parameter and buffer: the names under which modules hold it."""
+    held: dict[int, list[str]] = {}
+    for module_name, module in model.named_modules():
+        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                held.setdefault(id(tensor), []).append(f"{module_name}.{attribute}".strip("."))
+    return held
 
 
 class ModuleStack:
@@ -101,6 +113,9 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             for module in model.modules():
                 for name in HOOKS:
                     vars(module)[name] = OrderedDict()
+                for name in LOGS:
+                    if hasattr(type(module), name):
+                        vars(module)[name] = _ignore
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -155,6 +170,10 @@ def _refill(value: Any, content: Any) -> None:
     else:
         value.clear()
         value.update(content)
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    """Stands in for a method that reports values."""
 
 
 class Tensors:

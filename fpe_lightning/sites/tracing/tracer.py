@@ -35,7 +35,7 @@ class AxisTracer(TorchDispatchMode):
         # Weak keys: labels neither keep activations alive nor leave attributes on anybody's tensors.
         self.tags: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         for name, tensor in state.items():
-            if tensor.is_floating_point() and tensor.dim():
+            if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dim():
                 self.tags[tensor] = Tag(tuple(facts.labels_of(name, tensor)), parameter=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -185,8 +185,8 @@ def packed_layers(state_dict: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The ``state_dict`` of the model before it was packed, up to the dtype: with dense weights, masks and marks.
 
-    Entries that are zero count as masked, as the packed form tells no difference. The versions of layers, which torch
-    keeps beside the entries, stay.
+    Entries that are zero count as masked, as the packed form does not distinguish them. The versions of layers, which
+    torch keeps next to the entries, stay.
     """
     result = copy.copy(state_dict) if isinstance(state_dict, OrderedDict) else dict(state_dict)
     for name in packed_layers(state_dict):

@@ -1,0 +1,149 @@
+"""``from_pretrained`` of transformers and diffusers, which fills a model without ``load_state_dict``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fpe_lightning.checkpoints.read import read_checkpoint
+from fpe_lightning.checkpoints.restore import StructureError, is_expanded, restore_structure
+from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.sparse.record import RECORD
+
+LIBRARIES = {
+    "transformers": ("transformers.modeling_utils", "PreTrainedModel"),
+    "diffusers": ("diffusers.models.modeling_utils", "ModelMixin"),
+}
+"""Where each library has the class of its models."""
+METHOD = "_load_pretrained_model"
+"""The method by which both fill a model that is built, from files that are found."""
+FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def from_pretrained(cls: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
+    """Load what ``save_pretrained`` of a split model wrote, by the library's own ``from_pretrained``.
+
+    The config in the folder holds the widths before the first split; those of now are in the weights. Files of
+    safetensors, shards, tied weights, ``dtype`` and all other options are left to the library.
+
+    Args:
+        cls: A class of transformers or diffusers: of a model, an ``AutoModel``, or a pipeline.
+        folder: The folder, or the name on the hub.
+        *args: As ``cls.from_pretrained`` takes them.
+        **kwargs: As ``cls.from_pretrained`` takes them.
+
+    Returns:
+        What ``cls.from_pretrained`` returns.
+
+    Raises:
+        TypeError: If the class is of another library.
+        ValueError: If the weights are of another network.
+
+    Example:
+        >>> from_pretrained(nn.Linear, "folder")
+        Traceback (most recent call last):
+        ...
+        TypeError: Linear has no `from_pretrained`; use `with fpe.expanded_checkpoints():` around what loads it.
+    """
+    from fpe_lightning.checkpoints.loaders import expanded_checkpoints
+
+    if not hasattr(cls, "from_pretrained"):
+        raise TypeError(
+            f"{cls.__name__} has no `from_pretrained`; use `with fpe.expanded_checkpoints():` around what loads it."
+        )
+    with expanded_checkpoints():
+        return cls.from_pretrained(folder, *args, **kwargs)
+
+
+def patch_pretrained(patches: ExitStack, is_on: Callable[[], bool]) -> None:
+    """Let the libraries that are imported restore structures first; once each.
+
+    Args:
+        patches: Undoes it when it is closed.
+        is_on: Whether to do so now.
+    """
+    for library, (module, name) in LIBRARIES.items():
+        if library not in sys.modules:
+            continue
+        try:
+            base = getattr(importlib.import_module(module), name)
+        except (ImportError, RuntimeError):  # not installed whole, such as without torch
+            continue
+        method = vars(base).get(METHOD)
+        if isinstance(method, (classmethod, staticmethod)) and not hasattr(method.__func__, "fpe_patched"):
+            setattr(base, METHOD, type(method)(_restoring(method.__func__, is_on)))
+            patches.callback(setattr, base, METHOD, method)
+
+
+def _restoring(original: Callable[..., Any], is_on: Callable[[], bool]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        model = next((each for each in given if isinstance(each, nn.Module)), None)
+        if is_on() and model is not None:
+            restore_pretrained(model, _incoming(given))
+            result = original(*args, **kwargs)
+            _prepare(model)
+            return result
+        return original(*args, **kwargs)
+
+    load_pretrained_model.fpe_patched = True  # type: ignore[attr-defined]
+    return load_pretrained_model
+
+
+def restore_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Give a model the structure of weights whose names may have the model's prefix more or less.
+
+    Args:
+        model: Of transformers or diffusers.
+        state_dict: Of the same model, or of one with another head.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: If what was split there is not in the model.
+    """
+    if not is_expanded(state_dict):
+        return False
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    names = {name for name, _ in model.named_modules()}
+    split = {key.rpartition(".")[0] for key in state_dict if key.rpartition(".")[2] == RECORD}
+    for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix)):
+        if not names.isdisjoint(map(rename, split)):
+            return restore_structure(model, {rename(key): tensor for key, tensor in state_dict.items()})
+    raise StructureError(
+        f"The weights were split at `{min(split)}`, and {type(model).__name__} has no such module: load them by the "
+        "class that they were saved by."
+    )
+
+
+def _incoming(given: list[Any]) -> dict[str, Tensor]:
+    """The weights among the arguments of a loader: in a ``state_dict``, or in files."""
+    state: dict[str, Tensor] = {}
+    for value in given:
+        if isinstance(value, Mapping) and value and all(isinstance(each, Tensor) for each in value.values()):
+            state.update(value)
+        for path in _files(value):
+            state.update(read_checkpoint(path))
+    return state
+
+
+def _files(value: Any) -> Iterator[Path]:
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(each, (str, Path)) and str(each).endswith(FILES) and Path(each).is_file():
+            yield Path(each)
+
+
+def _prepare(model: nn.Module) -> None:
+    """Let layers compute again what they need of their buffers, which were filled directly."""
+    for module in model.modules():
+        if isinstance(module, PreparedModule):
+            module.prepare()

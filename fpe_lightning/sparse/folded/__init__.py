@@ -1,0 +1,1 @@
+"""Weights of any disjoint split, stored at the size of their parent's weight."""

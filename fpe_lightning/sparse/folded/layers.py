@@ -1,0 +1,133 @@
+"""Layers that store one weight for each place of their parent: ``layout="folded"``.
+
+Parameter, gradient and optimizer state have the shape of the parent's weight, whatever the partition. The buffer
+``fpe_fold`` holds the codes (see :mod:`fpe_lightning.sparse.folded.codes`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
+from fpe_lightning.sparse.folded.products import apply_unfolded
+from fpe_lightning.sparse.guard import GuardedModule
+from fpe_lightning.sparse.layout import PreparedModule
+
+CODES = "fpe_fold"
+"""Name of the buffer that holds the codes."""
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """The fold of a layer.
+
+    Attributes:
+        fold: Which rows fold together.
+        codes: A copy of the buffer. An average of the weights (EMA) may average buffers too, and an average of equal
+            integers, rounded down, is another integer.
+        pruned: Whether some place is pruned.
+    """
+
+    fold: Fold
+    codes: Tensor
+    pruned: bool
+
+
+class FoldedModule(GuardedModule, PreparedModule):
+    """Common to all folded layers."""
+
+    fpe_fold: Tensor
+    fpe_plan: FoldPlan
+
+    @override
+    def prepare(self) -> None:
+        if not self.fpe_fold.is_meta:
+            fold = fold_of(self.fpe_fold)
+            self.fpe_plan = FoldPlan(fold, self.fpe_fold.clone(), has_pruned(self.fpe_fold, fold))
+
+    @override
+    def fpe_mask_of(self, name: str) -> Tensor | None:
+        """The places that are not pruned, bool of the folded weight's shape; None where none is pruned."""
+        plan, weight = self.__dict__.get("fpe_plan"), self._parameters.get("weight")
+        if name != "weight" or plan is None or not plan.pruned or weight is None or weight.is_meta:
+            return super().fpe_mask_of(name)
+        if len(plan.codes) != bytes_of(plan.fold, weight.shape):
+            return None
+        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.children
+
+    @override
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._restore_codes()
+        return super()._apply(fn, recurse)
+
+    @override
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._restore_codes()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _restore_codes(self) -> None:
+        plan = self.__dict__.get("fpe_plan")
+        if plan is not None:
+            self._buffers[CODES] = plan.codes.clone()
+
+    def with_wide_weight(self, product: Any, bias: Tensor | None, input: Tensor) -> Tensor:
+        """Compute ``product(input, wide weight, bias)``, in the precision of autocast where it is on."""
+        weight: Tensor = getattr(self, "weight")  # noqa: B009 - a tensor of other code's, under functional_call
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and weight.is_floating_point():
+            weight = weight.to(torch.get_autocast_dtype(kind))  # unfolded in the precision that is multiplied in
+        return apply_unfolded(lambda wide: product(input, wide, bias), weight, self.fpe_plan.codes, self.fpe_plan.fold)
+
+    def as_leaf(self, input: torch.fx.Proxy) -> Any:
+        """One node of a graph that torch.fx traces, as the plain layer is one."""
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+
+    @override
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, folded={self.fpe_plan.fold.children}"
+
+
+class FoldedLinear(FoldedModule, nn.Linear):
+    """An ``nn.Linear`` whose neurons' children share the place of their parent's weight."""
+
+    fpe_plain = nn.Linear
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
+        return self.with_wide_weight(F.linear, self.bias, input)
+
+
+class _FoldedConv(FoldedModule):
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
+        module: Any = self
+        return self.with_wide_weight(module._conv_forward, module.bias, input)
+
+
+class FoldedConv1d(_FoldedConv, nn.Conv1d):
+    """An ``nn.Conv1d`` whose channels' children share the place of their parent's kernels."""
+
+    fpe_plain = nn.Conv1d
+
+
+class FoldedConv2d(_FoldedConv, nn.Conv2d):
+    """An ``nn.Conv2d`` whose channels' children share the place of their parent's kernels."""
+
+    fpe_plain = nn.Conv2d
+
+
+class FoldedConv3d(_FoldedConv, nn.Conv3d):
+    """An ``nn.Conv3d`` whose channels' children share the place of their parent's kernels."""
+
+    fpe_plain = nn.Conv3d
