@@ -21,6 +21,7 @@ from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException
 from fpe_lightning.callbacks.module_sites import ModuleSites
+from fpe_lightning.callbacks.pruning import check_pruning
 from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.resume import changes, done_with, outlook, state_of, times, times_split
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
@@ -182,6 +183,8 @@ class ExpansionCallback(Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_averages(trainer, pl_module)
+        moments = self.schedule.moments if self.schedule.kind == "epoch" else []
+        check_pruning(trainer, pl_module, int(min(moments, default=0)))
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(holders_of(trainer.optimizers), self._at_setup, pl_module)
         self._at_setup = {}
