@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.expansion.wrappers import check_holds, holders_of, listed
+from fpe_lightning.expansion.wrappers import Copies, check_holds, holders_of, listed
 from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
@@ -309,8 +309,10 @@ def _read(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:
-    """Drop the state of parameters that have another shape now."""
+    """Drop the state of parameters that have another shape now; copies that wrappers keep are made again later."""
     for optimizer in optimizers:
+        if isinstance(optimizer, Copies):
+            continue
         for parameter, shape in shapes.items():
             if parameter.shape != shape:
                 optimizer.state.pop(parameter, None)
