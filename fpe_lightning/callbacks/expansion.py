@@ -21,6 +21,7 @@ from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException
 from fpe_lightning.callbacks.module_sites import ModuleSites
+from fpe_lightning.callbacks.pruning import check_pruning
 from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.resume import changes, done_with, outlook, state_of, times, times_split
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
@@ -71,8 +72,8 @@ class ExpansionCallback(Callback):
             ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
             due before the very first batch happens one batch later where none of these suffices.
         plain_file: Where to write the trained model at the end of ``fit`` as ordinary layers, which nothing of this
-            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it; see
-            :func:`~fpe_lightning.checkpoints.plain_layers.save_plain`. None for nowhere.
+            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it. None for
+            nowhere.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
@@ -182,6 +183,8 @@ class ExpansionCallback(Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_averages(trainer, pl_module)
+        moments = self.schedule.moments if self.schedule.kind == "epoch" else []
+        check_pruning(trainer, pl_module, int(min(moments, default=0)))
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(holders_of(trainer.optimizers), self._at_setup, pl_module)
         self._at_setup = {}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from fpe_lightning.expansion.wrappers import as_optimizers
@@ -358,7 +359,7 @@ def _nearest(module: nn.Module, others: Mapping[str, nn.Module]) -> tuple[float,
 def _form(module: nn.Module) -> Form:
     """Names, shapes and owners of all parameters, in order."""
     return tuple(
-        (prefix, name, tuple(parameter.shape), type(owner).__name__)
+        (prefix, name, () if is_lazy(parameter) else tuple(parameter.shape), type(owner).__name__)
         for prefix, owner in module.named_modules()
         for name, parameter in owner._parameters.items()
         if parameter is not None
