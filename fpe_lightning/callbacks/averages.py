@@ -47,9 +47,11 @@ def averages_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.M
 def holders_of_shadows(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
     """Objects in attributes of callbacks and of the module that average weights in a list or a dict of tensors.
 
-    ``EMAModel`` of diffusers and ``ExponentialMovingAverage`` of torch_ema are such.
+    ``EMAModel`` of diffusers and ``ExponentialMovingAverage`` of torch_ema are such. A callback that defines
+    ``on_after_expansion`` changes its own.
     """
-    values = [value for each in (*trainer.callbacks, pl_module) for value in vars(each).values()]  # type: ignore[attr-defined]
+    callbacks = [each for each in trainer.callbacks if not hasattr(each, "on_after_expansion")]  # type: ignore[attr-defined]
+    values = [value for each in (*callbacks, pl_module) for value in vars(each).values()]
     kept = [value for value in values if not isinstance(value, (pl.Trainer, Optimizer)) and value is not trainer]
     return [value for value in kept if find_shadows([value], pl_module)]
 
