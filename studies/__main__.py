@@ -93,7 +93,7 @@ def _run(words: list[str], console: Console) -> None:
     results = Results(folder, name, study.config(), study.measures())
     rows = run_study(study, results, options.jobs, console, options.ray)
     runs = Runs(rows, study.arms, study.settings)
-    written = write_report(runs, folder, f"Study {name}", kind.findings(runs))
+    written = write_report(runs, folder, f"Study {name.rpartition('.')[2]}", kind.findings(runs))
     failed = sum(row.status == "failed" for row in rows)
     console.print(written[0].read_text(), markup=False, soft_wrap=True)
     console.print(f"{len(rows)} runs, {failed} failed. Written: {', '.join(map(str, written))}", soft_wrap=True)

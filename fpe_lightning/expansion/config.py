@@ -59,8 +59,7 @@ class BaseExpansion(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.alpha, Integral) or isinstance(self.alpha, bool) or self.alpha < 1:
             raise ValueError(
-                "`alpha` is the number of children of each neuron, an integer of at least 2, or 1 to leave a site as "
-                f"it is; found {self.alpha!r}."
+                f"`alpha` is the number of children of each neuron, an integer of at least 2; found {self.alpha!r}."
             )
         if self.optimizer_state not in ("keep", "reset"):
             raise ValueError(f"Unknown `optimizer_state` {self.optimizer_state!r}; known: keep, reset.")

@@ -17,7 +17,7 @@ from fpe_lightning.sparse.masked import mask_of
 FROZEN = "its weights are frozen (requires_grad=False)"
 LINEAR = "purely linear, as no operator between its weights is non-linear"
 ONCE = "alpha=1 leaves it as it is"
-FEW = "incoming weights at most"
+FEW = "incoming weights at most: some child would inherit nothing"
 
 
 class HasAlpha(Protocol):
@@ -44,8 +44,8 @@ def choose_sites(
         model: The model.
         found: Its sites.
         mapping: How to expand sites, by names or globs; the first that matches counts.
-        sites: Names or globs of the sites to split, or None for all. A site with its own name among them is never left
-            out.
+        sites: Names or globs of the sites to split, or None for all. A site whose own name is here or in the mapping
+            is never left out.
         exclude: Names or globs of sites that are left as they are.
 
     Returns:
@@ -56,7 +56,8 @@ def choose_sites(
     """
     chosen = select_sites(found, sites, exclude)
     pairs = by_pattern(chosen, mapping, strict=sites is not None)
-    kept, refusals = sensible_sites(model, [(site, way.alpha) for site, way in pairs], sites)
+    named = [*([sites] if isinstance(sites, str) else sites or []), *mapping]
+    kept, refusals = sensible_sites(model, [(site, way.alpha) for site, way in pairs], named)
     for refusal in refusals:
         if FEW in refusal.reason:
             warnings.warn(f"{refusal.name} is not split: {refusal.reason}.", stacklevel=3)
@@ -65,7 +66,7 @@ def choose_sites(
 
 
 def sensible_sites(
-    model: nn.Module, sites: Iterable[tuple[Site, int]], named: str | Sequence[str] | None = None
+    model: nn.Module, sites: Iterable[tuple[Site, int]], named: Iterable[str] = ()
 ) -> tuple[list[Site], list[Refusal]]:
     """Leave out sites that gain nothing from a split, or that cannot be split.
 
@@ -91,7 +92,7 @@ def sensible_sites(
         ...
         ValueError: No site is left to split: 0: its weights are frozen (requires_grad=False). Name sites in `sites` ...
     """
-    wanted = {named} if isinstance(named, str) else set(named or ())
+    wanted = set(named)
     kept: list[Site] = []
     refusals: list[Refusal] = []
     with stored_masked(model):
@@ -120,7 +121,9 @@ def _reason_against(model: nn.Module, site: Site, alpha: int, named: bool) -> st
     if site.linear:
         return LINEAR
     inputs = min((_inputs_of(model, producer) for producer in site.producers), default=alpha)
-    return f"alpha={alpha} was asked for {site.name}, whose neurons have {inputs} {FEW}" if inputs < alpha else None
+    if inputs < alpha:
+        return f"alpha={alpha} was asked for {site.name}, whose neurons have {inputs} {FEW}"
+    return None
 
 
 def _tensor(model: nn.Module, name: str) -> Any:

@@ -31,7 +31,8 @@ def merge(model: Any, keep: Literal["outputs", "masks"] = "outputs") -> Any:
         ValueError: If ``keep`` is neither.
 
     Example:
-        >>> layer = nn.Linear(4, 2)
+        >>> import torch
+        >>> layer = torch.nn.Linear(4, 2)
         >>> set_mask(layer, "weight", torch.eye(2, 4, dtype=torch.bool))
         >>> _ = layer.weight.data.fill_(1.0)
         >>> int(merge(layer, keep="masks").weight.count_nonzero())

@@ -54,7 +54,7 @@ def test_the_command_widens_a_file(
     ("source", "options", "message"),
     [
         ("none.ckpt", [], "error: There is no checkpoint at .*none.ckpt"),
-        ("narrow.ckpt", ["--alpha", "1", "--input_shape", "[1,32]"], "error: `alpha` is the number of children"),
+        ("narrow.ckpt", ["--alpha", "0", "--input_shape", "[1,32]"], "error: `alpha` is the number of children"),
         ("narrow.ckpt", ["--alpha", "4", "--expansion", "Paper"], "error: `alpha=4` is short for an expansion"),
         ("narrow.ckpt", ["--module.hidden", "[9]", "--input_shape", "[1,32]"], "error: .*narrow.ckpt does not fit MLP"),
     ],
@@ -72,7 +72,7 @@ def test_mistakes_get_one_sentence(source: str, options: list[str], message: str
         (["--expansion", "Papr"], "Unknown class `Papr`. Did you mean `Paper`?"),
         (["--expansion", "Paper", "--expansion.alpa", "4"], "Unknown key `alpa` for fpe_lightning.Paper."),
         (["--expansion", "Paper", "--expansion.prune", "incomin"], "Unknown pruning rule 'incomin'. Did you mean"),
-        (["--expansion", "Paper", "--expansion.alpha", "1"], "`alpha` is the number of children"),
+        (["--expansion", "Paper", "--expansion.alpha", "0"], "`alpha` is the number of children"),
         (["--module.hiden", "[8]"], "Unknown key `hiden` for fpe_lightning.networks.MLP. Did you mean `hidden`?"),
         (["--sights", "x"], "Unknown key `sights`. Did you mean `sites`?"),
     ],

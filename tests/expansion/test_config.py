@@ -21,8 +21,8 @@ from tests.support.nets import equal, mlp, snapshot, train
 REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (
         fpe.Expansion,
-        {"alpha": 1},
-        "`alpha` is the number of children of each neuron, an integer of at least 2; found 1",
+        {"alpha": 0},
+        "`alpha` is the number of children of each neuron, an integer of at least 2; found 0",
     ),
     (fpe.Expansion, {"alpha": 2.0}, "an integer of at least 2; found 2.0"),
     (fpe.Expansion, {"alpha": True}, "an integer of at least 2; found True"),
@@ -57,7 +57,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (fpe.Blocks, {"layout": "semi_structured", "alpha": 4}, "a child reads 1 of 4"),
     (fpe.SemiStructured, {"outgoing": "share"}, "Unknown `outgoing`"),
     (fpe.ByShape, {"layout": "grouped"}, "ByShape chooses the layout of each site itself, found layout='grouped'; use"),
-    (fpe.ByShape, {"alpha": 1}, "an integer of at least 2; found 1"),
+    (fpe.ByShape, {"alpha": -1}, "an integer of at least 2; found -1"),
     (Magnitude, {"side": "left"}, "Unknown side 'left'; known: both, incoming, outgoing"),
     (Magnitude, {"scope": "layer"}, "Unknown scope 'layer'; known: site, model"),
     (Magnitude, {"granularity": "row"}, "Unknown granularity 'row'; known: weight, column"),
@@ -196,6 +196,7 @@ DEEP = (64, 16, 16, 16, 3)
         ({"[04]": fpe.Paper(alpha=3), "*": fpe.Paper()}, {}, [48, 32, 48]),
         ({"*": fpe.Paper(), "0": fpe.Paper(alpha=3)}, {}, [32, 32, 32]),
         ({"*": fpe.Paper(), "0": fpe.Paper(alpha=3)}, {"exclude": "2"}, [32, 16, 32]),
+        ({"2": fpe.Paper(alpha=1), "*": fpe.Paper()}, {}, [32, 16, 32]),
         ({"*": fpe.Paper()}, {"sites": ["0", "2"]}, [32, 32, 16]),
         (fpe.Paper(), {"sites": "[02]", "exclude": ["0"]}, [16, 32, 16]),
         (fpe.Paper(), {"exclude": ["2", "4"]}, [32, 16, 16]),

@@ -109,6 +109,8 @@ def test_alpha_of_one_leaves_a_site_as_it_is() -> None:
     assert split(model, expansion={"0": fpe.Paper(alpha=1), "*": fpe.Paper()}) == ["2"]
     assert (model[0].out_features, model[2].out_features) == (8, 12)
     with pytest.raises(ValueError, match="No site is left to split: 0: alpha=1 leaves it as it is"):
+        split(mlp(16, 8, 2), expansion={"*": fpe.Paper(alpha=1)})
+    with pytest.raises(ValueError, match="an integer of at least 2; found 1"):
         split(mlp(16, 8, 2), expansion=fpe.Paper(alpha=1))
 
 

@@ -200,7 +200,7 @@ def test_a_setting_that_cannot_be_gets_one_sentence(setting: Pictures, sentence:
     ("setting", "sentence"),
     [
         (replace(BLOCKS, patch=3), "A ViT needs a patch that divides the pictures"),
-        (replace(HEAD, channels=[2] * 5), "5 blocks halve 16 pixels to nothing"),
+        (replace(HEAD, channels=[2] * 5), "5 blocks halve 16 pixels to zero"),
         (replace(HEAD, batch_size=39), "40 pictures in batches of 39 leave one that is alone"),
     ],
 )
