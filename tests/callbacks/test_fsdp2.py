@@ -25,7 +25,7 @@ from fpe_lightning.callbacks import ExpandableModelParallelStrategy, ExpansionCa
 from fpe_lightning.callbacks.fsdp2.checks import TESTED, check_sharding
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.data import BatchLoader
-from fpe_lightning.sites.recorder import CallRecorder
+from fpe_lightning.sites.recorder import CallWatcher
 from fpe_lightning.sparse import check_masks
 
 if not torch.__version__.startswith(TESTED):
@@ -248,10 +248,10 @@ def test_mixed_precision_keeps_the_full_precision_of_the_weights() -> None:
     net, optimizer = sharded(mp_policy=policy)
     before = net[0].up.bias.detach().full_tensor().clone()
     calls: list[Any] = []
-    recorder = CallRecorder(net, calls)
+    watcher = CallWatcher(net, lambda *call: calls.append(call) is None)
     net(X)
-    recorder.stop()
-    assert calls[0]["args"]["tuple"][0]["dtype"] == "float64", "what comes in, before it is cast"
+    watcher.stop()
+    assert calls[0][2][0].dtype == torch.float64, "what comes in, before it is cast"
     with whole_parameters(net, names(net), [optimizer]):
         fpe.expand(net, sites=fpe.find_sites(net, X)[:1], optimizer=optimizer)
     assert torch.equal(net[0].up.bias.detach().full_tensor(), before.repeat_interleave(2))
