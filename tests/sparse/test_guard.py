@@ -1,4 +1,4 @@
-"""Masked entries stay zero, whoever reads the weight and whatever steps it; and counts say what is there."""
+"""Masked entries stay zero, for every reader and every optimizer, and counts are true."""
 
 from __future__ import annotations
 
