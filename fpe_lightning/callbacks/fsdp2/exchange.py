@@ -48,7 +48,8 @@ class _Held:
     @property
     def untouched(self) -> bool:
         """Whether it is unchanged."""
-        return self.now is self.whole and self.whole._version == self.version
+        same = self.now is self.whole and self.whole.shape == self.sharded.shape  # a load changes shapes in place
+        return same and self.whole._version == self.version
 
 
 @contextmanager
