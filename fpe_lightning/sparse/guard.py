@@ -50,7 +50,11 @@ class GradientMask:
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name, self.version = weakref.ref(module), name, -1
+        self.module, self.name = weakref.ref(module), name
+        parameter = module._parameters[name]
+        assert parameter is not None
+        # What something writes from now on is not trusted; a copy of a weight that was merged stays as it is.
+        self.version = -1 if parameter.is_inference() else parameter._version
 
     def mask(self, shape: torch.Size) -> Tensor | None:
         """The mask now; None where the module is gone, or has none of this shape."""

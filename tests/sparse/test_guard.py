@@ -309,6 +309,17 @@ def test_merging(keep: str) -> None:
         fpe.merge(net, keep="all")
 
 
+def test_a_copy_of_a_merged_model_computes_the_same() -> None:
+    net = Net()
+    split(net)
+    net.a.weight.data.add_(0.1)
+    expected = net(X)
+    for twin in (copy.deepcopy(net), through_a_file(net)):
+        assert torch.equal(twin(X), expected)
+        with pytest.warns(MaskWarning):
+            fpe.count_nonzeros(twin)
+
+
 @pytest.mark.parametrize("blocks", [False, True])
 def test_adapters_of_peft_are_merged(blocks: bool) -> None:
     peft = pytest.importorskip("peft")
