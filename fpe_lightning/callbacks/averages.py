@@ -8,9 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fpe_lightning.callbacks.lightnings import MisconfigurationException
+from fpe_lightning.expansion.shadows import find_shadows
 from fpe_lightning.expansion.teachers import is_copy
 
 
@@ -40,6 +42,18 @@ def averages_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.M
             averages.append(module)
             inside.update(module.modules())
     return averages
+
+
+def holders_of_shadows(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
+    """Objects in attributes of callbacks and of the module that average weights in a list or a dict of tensors.
+
+    ``EMAModel`` of diffusers and ``ExponentialMovingAverage`` of torch_ema are such. A callback that defines
+    ``on_after_expansion`` changes its own.
+    """
+    callbacks = [each for each in trainer.callbacks if not hasattr(each, "on_after_expansion")]  # type: ignore[attr-defined]
+    values = [value for each in (*callbacks, pl_module) for value in vars(each).values()]
+    kept = [value for value in values if not isinstance(value, (pl.Trainer, Optimizer)) and value is not trainer]
+    return [value for value in kept if find_shadows([value], pl_module)]
 
 
 def _modules(value: Any) -> Iterator[nn.Module]:

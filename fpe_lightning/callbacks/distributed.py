@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,7 +20,8 @@ from fpe_lightning.checkpoints.restore import restores_structure_on_load
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.layout import is_structure
 
-SUPPORTED = ("SingleDeviceStrategy", "DDPStrategy")
+SUPPORTED = (SingleDeviceStrategy, DDPStrategy, ExpandableModelParallelStrategy)
+"""Strategies that splits work under; those of the same names in ``pytorch_lightning`` count too."""
 NOT_SUPPORTED = ("DeepSpeedStrategy", "XLAStrategy")
 """Subclasses of supported strategies that do not train as these do."""
 
@@ -38,7 +39,7 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             module of the main process cannot load their weights.
     """
     strategy = trainer.strategy
-    supported = (*loaded("strategies", *SUPPORTED), ExpandableModelParallelStrategy)
+    supported = (*SUPPORTED, *loaded("strategies", "SingleDeviceStrategy", "DDPStrategy"))
     if not isinstance(strategy, supported) or isinstance(strategy, loaded("strategies", *NOT_SUPPORTED)):
         opt_in = ", or `ExpandableModelParallelStrategy`" if isinstance(strategy, ModelParallelStrategy) else ""
         raise MisconfigurationException(

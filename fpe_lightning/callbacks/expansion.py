@@ -16,16 +16,17 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fpe_lightning.callbacks.averages import averages_of, check_averages
+from fpe_lightning.callbacks.averages import averages_of, check_averages, holders_of_shadows
 from fpe_lightning.callbacks.distributed import check_strategy, splitting
 from fpe_lightning.callbacks.fsdp2.strategy import check_fsdp2
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException
 from fpe_lightning.callbacks.module_sites import ModuleSites
+from fpe_lightning.callbacks.pruning import check_pruning
 from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.resume import changes, done_with, outlook, state_of, times, times_split
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule, StatefulTrigger
 from fpe_lightning.callbacks.training_samples import TrainingSamples
-from fpe_lightning.checkpoints.restore import restore_structure_on_load
+from fpe_lightning.checkpoints.restore import restore_structure_on_load, restores_structure_on_load
 from fpe_lightning.expansion import AnyExpansion, BaseExpansion, ExpansionReport, expand, resolve_expansion
 from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.teachers import Teacher, find_teachers, resolve_averages, sites_of_students, watch
@@ -71,8 +72,8 @@ class ExpansionCallback(Callback):
             ``example_input_array``, then the calls of its networks in the first step, then the batch. A split that is
             due before the very first batch happens one batch later where none of these suffices.
         plain_file: Where to write the trained model at the end of ``fit`` as ordinary layers, which nothing of this
-            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it; see
-            :func:`~fpe_lightning.checkpoints.plain_layers.save_plain`. None for nowhere.
+            package is needed for: a ``state_dict`` without masks, and how to build the module that takes it. None for
+            nowhere.
 
     Raises:
         MisconfigurationException: In the constructor for bad arguments, in ``setup`` for a split that the run never
@@ -182,13 +183,16 @@ class ExpansionCallback(Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_averages(trainer, pl_module)
+        moments = self.schedule.moments if self.schedule.kind == "epoch" else []
+        check_pruning(trainer, pl_module, int(min(moments, default=0)))
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(holders_of(trainer.optimizers), self._at_setup, pl_module)
         self._at_setup = {}
+        layouts = [getattr(each, "layout", "masked") for each in self.expansions()]
+        check_fsdp2(trainer, pl_module, layouts)
         with _as_misconfiguration():
-            find_teachers(pl_module, trainer.optimizers, resolve_averages(pl_module, self.averages))
+            find_teachers(pl_module, trainer.optimizers, resolve_averages(pl_module, self.averages)[0])
             check_holds(pl_module, self._optimizers(trainer, pl_module))
-        check_fsdp2(trainer, pl_module, [getattr(each, "layout", "masked") for each in self.expansions()])
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -280,6 +284,9 @@ class ExpansionCallback(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        # Copies that other callbacks made in their `setup` load their states after this.
+        known = [each for each in averages_of(trainer, pl_module) if not restores_structure_on_load(each)]
+        self._restoring += [restore_structure_on_load(each) for each in known]
         # Lightning gives each callback the state of its key; other arguments, or more callbacks, may have moved it.
         keys = sorted(key for key in checkpoint.get("callbacks", {}) if key.startswith("ExpansionCallback"))
         saved = [checkpoint["callbacks"][key] for key in keys if "arguments" in checkpoint["callbacks"][key]]
@@ -338,7 +345,7 @@ class ExpansionCallback(Callback):
         """The parts of the module that follow another part: named, alike, or changed since training began."""
         now = watch(pl_module, trainer.optimizers)
         changed = [name for name, value in now.items() if name in self._watched and value != self._watched[name]]
-        named = resolve_averages(pl_module, self.averages)
+        named = resolve_averages(pl_module, self.averages)[0]
         return find_teachers(pl_module, trainer.optimizers, named, changed)
 
     @staticmethod
@@ -368,7 +375,11 @@ class ExpansionCallback(Callback):
                     self._fitted(trainer),
                     sites=chosen,
                     optimizer=self._optimizers(trainer, pl_module),
-                    averages=[*averages_of(trainer, pl_module), *(each.module for each in teachers)],
+                    averages=[
+                        *averages_of(trainer, pl_module),
+                        *(each.module for each in teachers),
+                        *holders_of_shadows(trainer, pl_module),
+                    ],
                 )
         # Compiled code is specialised on shapes; without this it would give up after a few splits and run uncompiled.
         torch._dynamo.reset()

@@ -6,12 +6,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
 from fpe_lightning.checkpoints.pretrained import patch_pretrained
-from fpe_lightning.checkpoints.restore import is_expanded, load_into, restore_structure
+from fpe_lightning.checkpoints.restore import check_names, is_expanded, load_into, restore_structure
 from fpe_lightning.sparse.record import RECORD
 
 
@@ -70,6 +72,39 @@ def expanded_checkpoints(always: bool = False) -> AbstractContextManager[Any]:
     return stack
 
 
+def from_pretrained(cls: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
+    """Load what ``save_pretrained`` of a split model wrote, by the library's own ``from_pretrained``.
+
+    The config in the folder holds the widths before the first split; those of now are in the weights. Files of
+    safetensors, shards, tied weights, ``dtype`` and all other options are left to the library.
+
+    Args:
+        cls: A class of transformers or diffusers: of a model, an ``AutoModel``, or a pipeline.
+        folder: The folder, or the name on the hub.
+        *args: As ``cls.from_pretrained`` takes them.
+        **kwargs: As ``cls.from_pretrained`` takes them.
+
+    Returns:
+        What ``cls.from_pretrained`` returns.
+
+    Raises:
+        TypeError: If the class is of another library.
+        ValueError: If the weights are of another network.
+
+    Example:
+        >>> from_pretrained(nn.Linear, "folder")
+        Traceback (most recent call last):
+        ...
+        TypeError: Linear has no `from_pretrained`; use `with fpe.expanded_checkpoints():` around what loads it.
+    """
+    if not hasattr(cls, "from_pretrained"):
+        raise TypeError(
+            f"{cls.__name__} has no `from_pretrained`; use `with fpe.expanded_checkpoints():` around what loads it."
+        )
+    with expanded_checkpoints():
+        return cls.from_pretrained(folder, *args, **kwargs)
+
+
 @contextmanager
 def _block() -> Iterator[None]:
     _patch_once()
@@ -107,40 +142,74 @@ def _unpatch() -> None:
 
 
 def _patch(patches: ExitStack) -> None:
-    original = nn.Module.load_state_dict
-    patched = _restoring(original)
-    nn.Module.load_state_dict = patched  # type: ignore[method-assign]
+    """Patch the method of ``nn.Module``, and every one of a class that has its own, which may drop other shapes."""
 
-    def undo() -> None:
-        # Somebody who patched it later calls ours, which does nothing outside of a block.
-        if nn.Module.load_state_dict is patched:
-            nn.Module.load_state_dict = original  # type: ignore[method-assign]
+    def patch_class(cls: type[nn.Module]) -> None:
+        original = vars(cls).get("load_state_dict")
+        if not isinstance(original, FunctionType) or hasattr(original, "fpe_patched"):
+            return
+        patched = _restoring(original, base=cls is nn.Module)
+        cls.load_state_dict = patched  # type: ignore[method-assign]
+        patches.callback(_undo, cls, patched, original)
 
-    patches.callback(undo)
+    def patch_later(cls: type[nn.Module], **kwargs: Any) -> None:
+        super(nn.Module, cls).__init_subclass__(**kwargs)
+        patch_class(cls)
+
+    for cls in _classes():
+        patch_class(cls)
+    if "__init_subclass__" not in vars(nn.Module):
+        nn.Module.__init_subclass__ = classmethod(patch_later)  # type: ignore[assignment]
+        patches.callback(delattr, nn.Module, "__init_subclass__")
+
+
+def _undo(cls: type[nn.Module], patched: Any, original: Any) -> None:
+    # Somebody who patched it later calls ours, which does nothing outside of a block.
+    if vars(cls).get("load_state_dict") is patched:
+        cls.load_state_dict = original  # type: ignore[method-assign]
+
+
+def _classes() -> list[type[nn.Module]]:
+    """Every class of modules that there is."""
+    found: dict[type[nn.Module], None] = {nn.Module: None}
+    waiting = [nn.Module]
+    while waiting:
+        new = [cls for cls in type.__subclasses__(waiting.pop()) if cls not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new
+    return list(found)
 
 
 def _is_on() -> bool:
     return bool(_always or _INSIDE.blocks)
 
 
-def _restoring(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``load_state_dict`` that restores the structure first."""
+def _restoring(original: Callable[..., Any], base: bool) -> Callable[..., Any]:
+    """A ``load_state_dict`` that restores the structure first.
+
+    Args:
+        original: The method.
+        base: Whether it is that of ``nn.Module``, to which names are final; others may rename before they call it.
+    """
 
     @functools.wraps(original)
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not (_is_on() and _concerns(self, state_dict)):
             return original(self, state_dict, *args, **kwargs)
+        strict = bool(args[0] if args else kwargs.get("strict", True))
+        if base:
+            check_names(self, state_dict, strict)
         if _INSIDE.loading:
             # Part of a larger load, which puts everything back if this raises.
             restore_structure(self, state_dict)
             return original(self, state_dict, *args, **kwargs)
-        strict = bool(args[0] if args else kwargs.get("strict", True))
         _INSIDE.loading = True
         try:
             return load_into(self, state_dict, lambda state: original(self, state, *args, **kwargs), strict)
         finally:
             _INSIDE.loading = False
 
+    load_state_dict.fpe_patched = True  # type: ignore[attr-defined]
     return load_state_dict
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from fpe_lightning.checkpoints.restore import forget_hook
 from fpe_lightning.sparse.convert import is_sharded, store
+from fpe_lightning.sparse.guard import GUARDED, GradientMask
 from fpe_lightning.sparse.layout import MASKED, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, record_of
@@ -80,7 +81,18 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
                 set_mask(module, name, None)
         module._buffers.pop(RECORD, None)
         forget_hook(module)
+        for held in module._parameters.values():
+            if held is not None:
+                _unguard(held)
     return model
+
+
+def _unguard(parameter: nn.Parameter) -> None:
+    """Take away the hooks that mask gradients."""
+    hooks = parameter._backward_hooks or {}
+    for key in [key for key, hook in hooks.items() if isinstance(hook, GradientMask)]:
+        del hooks[key]
+    vars(parameter).pop(GUARDED, None)
 
 
 def save_plain(model: nn.Module, path: str | Path) -> None:

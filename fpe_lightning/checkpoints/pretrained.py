@@ -27,41 +27,6 @@ METHOD = "_load_pretrained_model"
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
-def from_pretrained(cls: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
-    """Load what ``save_pretrained`` of a split model wrote, by the library's own ``from_pretrained``.
-
-    The config in the folder holds the widths before the first split; those of now are in the weights. Files of
-    safetensors, shards, tied weights, ``dtype`` and all other options are left to the library.
-
-    Args:
-        cls: A class of transformers or diffusers: of a model, an ``AutoModel``, or a pipeline.
-        folder: The folder, or the name on the hub.
-        *args: As ``cls.from_pretrained`` takes them.
-        **kwargs: As ``cls.from_pretrained`` takes them.
-
-    Returns:
-        What ``cls.from_pretrained`` returns.
-
-    Raises:
-        TypeError: If the class is of another library.
-        ValueError: If the weights are of another network.
-
-    Example:
-        >>> from_pretrained(nn.Linear, "folder")
-        Traceback (most recent call last):
-        ...
-        TypeError: Linear has no `from_pretrained`; use `with fpe.expanded_checkpoints():` around what loads it.
-    """
-    from fpe_lightning.checkpoints.loaders import expanded_checkpoints
-
-    if not hasattr(cls, "from_pretrained"):
-        raise TypeError(
-            f"{cls.__name__} has no `from_pretrained`; use `with fpe.expanded_checkpoints():` around what loads it."
-        )
-    with expanded_checkpoints():
-        return cls.from_pretrained(folder, *args, **kwargs)
-
-
 def patch_pretrained(patches: ExitStack, is_on: Callable[[], bool]) -> None:
     """Let the libraries that are imported restore structures first; once each.
 

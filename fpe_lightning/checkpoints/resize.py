@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,14 +24,15 @@ def resized(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:
         value: The new value, of the same dtype and on the same device.
 
     Returns:
-        The same object, or a new one where it is sharded or a graph that waits for ``backward`` holds it.
+        The same object, or a new one where it is sharded, was made in inference mode, or is held by a graph or by
+        ``DistributedDataParallel``.
 
     Example:
         >>> layer = nn.Linear(4, 2)
         >>> resized(layer.weight, torch.zeros(6, 4)) is layer.weight, layer.weight.shape
         (True, torch.Size([6, 4]))
     """
-    if type(parameter) is not nn.Parameter or type(value) is not Tensor:
+    if type(parameter) is not nn.Parameter or type(value) is not Tensor or parameter.is_inference():
         return parameter_like(parameter, value)
     old, gradient = parameter.data, parameter.grad
     parameter.grad = None
@@ -50,6 +51,12 @@ def _held_by_graph(parameter: nn.Parameter) -> bool:
         node: Any = parameter.view_as(parameter).grad_fn
     (expected,) = node.next_functions[0][0]._input_metadata
     return tuple(expected.shape) != tuple(parameter.shape)
+
+
+def trainable_mode(model: nn.Module) -> AbstractContextManager[Any]:
+    """Outside of inference mode, as tensors that are made in it cannot train later; unless the model's own are so."""
+    inside = any(parameter.is_inference() for parameter in model.parameters())
+    return nullcontext() if inside else torch.inference_mode(False)
 
 
 @contextmanager

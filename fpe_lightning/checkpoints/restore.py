@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
-from fpe_lightning.checkpoints.resize import all_or_nothing
+from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.expansion.wrappers import check_holds, holders_of, listed
+from fpe_lightning.expansion.wrappers import Copies, check_holds, holders_of, listed
+from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
 
@@ -70,21 +71,25 @@ def restore_structure(
     check_holds(model, given)
     optimizers, before = holders_of(given), dict(model.named_parameters())
     shapes = {parameter: parameter.shape for parameter in before.values()}
+    state_dict = _read(state_dict)
     _check_scripted(model, state_dict, prefix)
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
-        rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
+        with trainable_mode(model):
+            rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
     except ValueError as error:
         raise StructureError(str(error)) from error
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
     if not changed:
         return False
     _check_parallel(model)
-    with all_or_nothing(rebuild.module for rebuild in changed):
+    with trainable_mode(model), all_or_nothing(rebuild.module for rebuild in changed):
         for rebuild in changed:
             apply_rebuild(rebuild)
     _forget(optimizers, shapes)
     hand_over(optimizers, before, model)
+    if not optimizers:
+        _warn_of_new(model, before)
     return True
 
 
@@ -118,6 +123,7 @@ def load_expanded_state_dict(
         >>> load_expanded_state_dict(model, model.state_dict())
         <All keys matched successfully>
     """
+    check_names(model, state_dict, strict)
     return load_into(model, state_dict, lambda state: model.load_state_dict(state, strict=strict), strict, optimizer)
 
 
@@ -134,7 +140,7 @@ def load_into(
         model: Narrow or wide; as before if anything raises.
         state_dict: From any stage of a run. Of tied weights one name suffices, as in files of safetensors.
         load: Loads the weights from what it is given: ``state_dict``, unpacked and with all names of tied weights.
-        strict: Whether ``load`` is strict: names that cannot be right are refused then, and else warned of.
+        strict: Whether ``load`` is strict.
         optimizer: See :func:`restore_structure`.
 
     Returns:
@@ -143,10 +149,6 @@ def load_into(
     Raises:
         ValueError: See :func:`restore_structure`.
     """
-    if reason := misnamed(model, state_dict):
-        if strict:
-            raise StructureError(reason)
-        warnings.warn(reason, stacklevel=3)
     packed = packed_layers(state_dict)
     given = listed(optimizer)
     check_holds(model, given)
@@ -219,6 +221,18 @@ def is_expanded(state_dict: Iterable[Any]) -> bool:
     return any(isinstance(key, str) and key.rpartition(".")[2] == RECORD for key in state_dict)
 
 
+def check_names(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) -> None:
+    """Refuse names that cannot be right, where loading is strict, and else warn of them.
+
+    Raises:
+        ValueError: Naming the prefix that is too many or missing.
+    """
+    if reason := misnamed(model, state_dict):
+        if strict:
+            raise StructureError(reason)
+        warnings.warn(reason, stacklevel=3)
+
+
 def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
     """Why the names of a ``state_dict`` are not those of a model, in one sentence, where one prefix explains it.
 
@@ -270,9 +284,35 @@ def _check_parallel(model: nn.Module) -> None:
 _FIXED = "The checkpoint has other widths than the model, of which `{}` is {} already: load the weights first."
 
 
+def _may_train(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter and not parameter.is_inference()
+
+
+def _warn_of_new(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
+    """Say so where a parameter could not stay the same object, and something that trains may hold the old one."""
+    now = dict(model.named_parameters())
+    new = [name for name, old in before.items() if name in now and now[name] is not old and _may_train(old)]
+    if new:
+        warnings.warn(
+            f"`{new[0]}` is a new parameter, as a graph or DistributedDataParallel holds the old one: build optimizers "
+            "and wrappers that were there before the weights were loaded again.",
+            stacklevel=3,
+        )
+
+
+def _read(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Read the structure of what Fabric loads lazily; weights stay in the file until they are copied."""
+    lazy: dict[str, Any] = {
+        key: value for key, value in state_dict.items() if is_structure(key) and hasattr(value, "_load_tensor")
+    }
+    return {**state_dict, **{key: value._load_tensor() for key, value in lazy.items()}} if lazy else state_dict
+
+
 def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:
-    """Drop the state of parameters that have another shape now."""
+    """Drop the state of parameters that have another shape now; copies that wrappers keep are made again later."""
     for optimizer in optimizers:
+        if isinstance(optimizer, Copies):
+            continue
         for parameter, shape in shapes.items():
             if parameter.shape != shape:
                 optimizer.state.pop(parameter, None)

@@ -29,6 +29,7 @@ from fpe_lightning.expansion.layout_choice import choose_storage
 from fpe_lightning.expansion.optimizer import follow_states
 from fpe_lightning.expansion.prune import finalized_values, prune_together
 from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.expansion.shadows import shadows_of
 from fpe_lightning.expansion.split_site import split_site
 from fpe_lightning.expansion.teachers import (
     Teacher,
@@ -59,7 +60,7 @@ def expand(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     sites: Names | Sequence[Site] | None = None,
     exclude: Names | None = None,
-    averages: Iterable[nn.Module | str] = (),
+    averages: Iterable[Any] = (),
     data: Data | None = None,
 ) -> ExpansionReport:
     """Split the neurons of a model in place, and keep its number of non-zero parameters (Fixed Parameter Expansion).
@@ -83,7 +84,9 @@ def expand(
         sites: Names or globs of the sites to split, sites from ``find_sites``, or None for all.
         exclude: Names or globs of sites that are left as they are.
         averages: Modules of the structure of the model or of a part of it, such as averages of the weights (EMA), that
-            are split with it: with its masks, and their own values. Names or globs stand for parts of the model. Parts
+            are split with it: with its masks, and their own values. Names or globs stand for parts of the model. An
+            object with tensors in a list in the order of the parameters, or in a dict by their names, such as the
+            ``EMAModel`` of diffusers, is an average too. Parts
             that copy another part, as the teachers of BYOL, MoCo and DINO or a DQN target do, are found without being
             named where nothing trains them and their weights resemble those that they copy.
         data: Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``, for
@@ -111,12 +114,15 @@ def expand(
     trained_by = listed(optimizer)
     check_holds(model, trained_by)
     optimizers = holders_of(trained_by)
-    given = resolve_averages(model, averages)
+    given, others = resolve_averages(model, averages)
+    shadows = shadows_of(others, model)
+    parameters = dict(model.named_parameters()) if shadows else {}
     before = count_allowed(model)  # masked entries that are not zero become zero
     with ExitStack() as masked:
-        for each in (model, *given):
+        for each in (model, *given, *(shadow.module for shadow in shadows)):
             masked.enter_context(stored_masked(each, optimizers))
-        teachers = find_teachers(model, trained_by, given)
+        outside = [Teacher("", shadow.student, shadow.module) for shadow in shadows]
+        teachers = find_teachers(model, trained_by, given, outside=outside)
         models = [model, *(teacher.mirror() for teacher in teachers)]
         splits = choose_splits(model, expansion, sites, exclude, example_inputs, data, teachers)
         check_whole(model, [split.site for split in splits])
@@ -153,6 +159,8 @@ def expand(
             if module is not None:
                 store(module, storage.layout, storage.structure, optimizers)
     put_in_place(separate, models, optimizers)
+    for shadow in shadows:
+        shadow.write_back(parameters, dict(model.named_parameters()))
     after = count_nonzeros(model)
     if after != before:
         raise RuntimeError(

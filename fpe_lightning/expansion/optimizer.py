@@ -108,5 +108,5 @@ def hand_over(optimizers: Sequence[Optimizer], before: Mapping[str, nn.Parameter
     replaced = {old: now[name] for name, old in before.items() if name in now and now[name] is not old}
     exchange_parameters(optimizers, replaced)
     for each in optimizers:
-        if isinstance(each, Copies) and replaced:
-            each.renew()
+        if isinstance(each, Copies):
+            each.renew(replaced.values())

@@ -29,6 +29,8 @@ Form = tuple[tuple[str, str, tuple[int, ...], str], ...]
 
 T = TypeVar("T")
 
+SAMPLES = 65536
+
 ALIKE = 0.25
 """Cosine of the weights of two networks above which one is a copy of the other; independent networks are near 0."""
 
@@ -66,7 +68,11 @@ class Teacher:
 
 
 def find_teachers(
-    model: nn.Module, optimizer: Any = None, averages: Iterable[nn.Module] = (), following: Collection[str] = ()
+    model: nn.Module,
+    optimizer: Any = None,
+    averages: Iterable[nn.Module] = (),
+    following: Collection[str] = (),
+    outside: Iterable[Teacher] = (),
 ) -> list[Teacher]:
     """Find the teachers of a model, and the students of given ones.
 
@@ -79,6 +85,7 @@ def find_teachers(
             ``requires_grad``.
         averages: Copies inside of the model or outside, whatever their weights.
         following: Names of parts of the model that are known to be updated, whatever their weights.
+        outside: Copies outside of the model whose students are known.
 
     Returns:
         The teachers, those in ``averages`` first. A copy of the whole model brings its own copies of the teachers.
@@ -95,7 +102,7 @@ def find_teachers(
     """
     names = {module: name for name, module in model.named_modules()}
     parts = dict(names_of(model))
-    given = [_given(module, names.get(module, ""), parts) for module in averages]
+    given = [*(_given(module, names.get(module, ""), parts) for module in averages), *outside]
     found = list(given)
     for copy in _candidates(model, optimizer, [teacher.name for teacher in given if teacher.name]):
         if copy.follows or copy.name in following:
@@ -168,21 +175,22 @@ def part_of(model: nn.Module, name: str) -> nn.Module | None:
     return None if isinstance(found, Mirror) else found
 
 
-def resolve_averages(model: nn.Module, averages: Iterable[nn.Module | str]) -> list[nn.Module]:
-    """Modules for the names or globs of parts of a model.
+def resolve_averages(model: nn.Module, averages: Iterable[Any]) -> tuple[list[nn.Module], list[Any]]:
+    """Averages as modules, where names or globs stand for parts of the model, and all that are neither.
 
     Raises:
         ValueError: If a name matches no part of the model.
 
     Example:
         >>> resolve_averages(nn.Sequential(nn.Linear(2, 1)), ["0"])
-        [Linear(in_features=2, out_features=1, bias=True)]
+        ([Linear(in_features=2, out_features=1, bias=True)], [])
     """
     names = {name: module for name, module in model.named_modules() if name}
     found: list[nn.Module] = []
+    others: list[Any] = []
     for each in [averages] if isinstance(averages, (str, nn.Module)) else averages:
-        if isinstance(each, nn.Module):
-            found.append(each)
+        if not isinstance(each, str):
+            (found if isinstance(each, nn.Module) else others).append(each)
             continue
         matching = [name for name in names if fnmatchcase(name, each)]
         # A glob matches the parts of a part too.
@@ -192,7 +200,7 @@ def resolve_averages(model: nn.Module, averages: Iterable[nn.Module | str]) -> l
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"`averages` names {each!r}, and the model has no such part.{hint}")
         found.extend(names[name] for name in outermost)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), others
 
 
 def copies_of(teachers: Iterable[Teacher]) -> dict[str, list[str]]:
@@ -276,7 +284,7 @@ def watch(model: nn.Module, optimizer: Any = None) -> dict[str, float]:
         True
     """
     return {
-        copy.name: sum(float(parameter.detach().double().abs().sum()) for parameter in copy.module.parameters())
+        copy.name: sum(float(_sample(parameter).abs().sum()) for parameter in copy.module.parameters())
         for copy in _candidates(model, optimizer)
         if not copy.follows
     }
@@ -380,9 +388,16 @@ def _cosine(module: nn.Module, other: nn.Module) -> float:
     for left, right in zip(module.parameters(), other.parameters(), strict=True):
         if left is right or left.dim() < 2:  # biases and norms are alike in independent networks
             continue
-        one, two = left.detach().flatten().double(), right.detach().flatten().double().to(left.device)
+        one, two = _sample(left), _sample(right).to(left.device)
         product, own, others = product + float(one @ two), own + float(one @ one), others + float(two @ two)
     return product / (own * others) ** 0.5 if own and others else 0.0
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    """Some of the entries of a parameter, always the same ones."""
+    value: Any = parameter.detach()
+    flat = (value.full_tensor() if hasattr(value, "full_tensor") else value).flatten()
+    return flat[:: max(1, flat.numel() // SAMPLES)].double()
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ dict of its own by parameter, or in lists in the order of the parameters. Each s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -44,13 +44,12 @@ class Copies:
         self.owner, self.name, self.state = owner, name, state
         self.param_groups = _groups(owner)
 
-    def renew(self) -> None:
-        """Copy the parameters that the copies are missing of, or are of another shape than."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                copy = self.state.get(parameter, {self.name: None}).get(self.name)
-                if copy is None or copy.shape != parameter.shape:
-                    self.state[parameter] = {self.name: parameter.detach().clone()}
+    def renew(self, new: Collection[Tensor]) -> None:
+        """Make copies for new parameters, and in place of copies that have another shape than their parameter."""
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            copy = self.state.get(parameter, {}).get(self.name)
+            if any(parameter is each for each in new) if copy is None else copy.shape != parameter.shape:
+                self.state[parameter] = {self.name: parameter.detach().clone()}
 
 
 class _ByParameter(MutableMapping[Any, dict[str, Any]]):

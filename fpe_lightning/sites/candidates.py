@@ -141,6 +141,9 @@ def candidates_of(
     return [c for _, c in sorted(candidates, key=lambda pair: pair[0])], list(dict.fromkeys(refused))
 
 
+UNUSED = "the forward does not use it on the example inputs"
+
+
 def _unread(units: Units, state: dict[str, Tensor]) -> list[Refusal]:
     """Weights that no operator used as they are: computed ones, and those of branches that were not taken."""
     roles: dict[str, Role] = {}
@@ -151,8 +154,9 @@ def _unread(units: Units, state: dict[str, Tensor]) -> list[Refusal]:
         if reason is not None:
             why.setdefault(span.parameter, reason)
     names = [name for name, role in roles.items() if not role and isinstance(state[name], torch.nn.Parameter)]
+    pruned = "a pruned or normalized weight is computed from it; call torch's `prune.remove` on its module first"
     return [
-        Refusal(module_of(name), why.get(name, "the forward does not use it on the example inputs"))
+        Refusal(module_of(name), why.get(name, pruned if name.endswith("_orig") else UNUSED))
         for name in names
         if state[name].dim() > 1
     ]

@@ -235,11 +235,12 @@ def test_optimizers_that_cannot_follow_are_refused_in_one_sentence() -> None:
 
 def test_weights_that_grow_back_are_noticed_at_once() -> None:
     class Noisy(Plain):
-        def on_before_zero_grad(self, optimizer: Any) -> None:
-            with torch.no_grad():
+        def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+            super().optimizer_step(*arguments, **options)
+            with torch.no_grad():  # after the step, which sets masked weights to zero
                 self.net[0].weight.add_(0.01)
 
-    with pytest.raises(RuntimeError, match=r"masked entries of `net.0.weight` are no longer zero"):
+    with pytest.raises(RuntimeError, match=r"masked entries of `net.0.weight` are not zero: something wrote"):
         trainer(ExpansionCallback(step=1), max_epochs=1).fit(Noisy(), loader())
 
 

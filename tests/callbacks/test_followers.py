@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -165,3 +166,29 @@ def test_optimizers_that_hold_nothing_of_the_module() -> None:
     with pytest.raises(MisconfigurationException, match=r"cannot split: SGD holds none of the model's parameters"):
         run.fit(Wrong(), resumable())
     assert run.global_step == 0
+
+
+@pytest.mark.parametrize("where", ["module", "callback", "module itself"])
+def test_averages_in_lists_and_dicts_are_found(where: str) -> None:
+    class Average(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            shadow: Any = {name: p.detach().clone() for name, p in pl_module.online.named_parameters()}
+            if where == "module itself":
+                pl_module.shadow = shadow
+            else:
+                (pl_module if where == "module" else self).average = SimpleNamespace(shadow=shadow)
+
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:  # type: ignore[override]
+            shadow = pl_module.shadow if where == "module itself" else self.held(pl_module).average.shadow
+            for name, parameter in pl_module.online.named_parameters():
+                shadow[name].lerp_(parameter, 0.1)
+
+        def held(self, pl_module: Any) -> Any:
+            return pl_module if where == "module" else self
+
+    module, average = Follows("load_state_dict"), Average()
+    trainer(ExpansionCallback(epoch=1), average, max_epochs=2).fit(module, resumable())
+    shadow = module.shadow if where == "module itself" else average.held(module).average.shadow
+    assert shadow["0.weight"].shape == (12, 48)
+    assert not (shadow["0.weight"] * ~mask_of(module.online[0])).any()  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fpe_lightning.callbacks import ExpandableModelParallelStrategy, ExpansionCa
 from fpe_lightning.callbacks.fsdp2.checks import TESTED, check_sharding
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.data import BatchLoader
-from fpe_lightning.sites.recorder import CallRecorder
+from fpe_lightning.sites.recorder import CallWatcher
 from fpe_lightning.sparse import check_masks
 
 if not torch.__version__.startswith(TESTED):
@@ -183,6 +184,17 @@ def test_what_was_not_tested_is_refused_when_training_starts(tmp_path: Path) -> 
     with pytest.raises(MisconfigurationException, match="No parameter of Whole is sharded by FSDP2"):
         run(ExpansionCallback(step=1), module=Whole())
 
+    class Taught(Blocks):
+        def configure_model(self) -> None:
+            self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+            super().configure_model()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    with pytest.raises(MisconfigurationException, match=r"another \(`teacher` follows `net`\), and copies cannot"):
+        run(ExpansionCallback(step=1), module=Taught())
+
 
 @pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize(
@@ -236,10 +248,10 @@ def test_mixed_precision_keeps_the_full_precision_of_the_weights() -> None:
     net, optimizer = sharded(mp_policy=policy)
     before = net[0].up.bias.detach().full_tensor().clone()
     calls: list[Any] = []
-    recorder = CallRecorder(net, calls)
+    watcher = CallWatcher(net, lambda *call: calls.append(call) is None)
     net(X)
-    recorder.stop()
-    assert calls[0]["args"]["tuple"][0]["dtype"] == "float64", "what comes in, before it is cast"
+    watcher.stop()
+    assert calls[0][2][0].dtype == torch.float64, "what comes in, before it is cast"
     with whole_parameters(net, names(net), [optimizer]):
         fpe.expand(net, sites=fpe.find_sites(net, X)[:1], optimizer=optimizer)
     assert torch.equal(net[0].up.bias.detach().full_tensor(), before.repeat_interleave(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import threading
 from collections import OrderedDict
@@ -103,6 +104,25 @@ def test_a_model_on_the_meta_device() -> None:
         assert same(model, wide)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assign", [True, False])
+def test_scripts_that_load_in_inference_mode(layout: str, assign: bool) -> None:
+    wide, outside = expanded(LAYOUTS[layout]), narrow()
+    with torch.inference_mode(), fpe.expanded_checkpoints():
+        inside = narrow()
+        for model in (inside, outside):
+            model.load_state_dict(wide.state_dict(), assign=assign)
+            assert torch.equal(model(X), wide(X))
+            check_masks(model)
+
+
+def test_a_default_device_does_not_matter() -> None:
+    wide, model = expanded(LAYOUTS["grouped"]), narrow()
+    with torch.device("meta"), fpe.expanded_checkpoints():  # stands for a GPU
+        model.load_state_dict(wide.state_dict())
+    assert same(model, wide)
+
+
 def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return OrderedDict((prefix + name, tensor) for name, tensor in state.items())
 
@@ -118,9 +138,10 @@ def test_a_module_inside_and_each_child_alone() -> None:
     assert same(children, wide)
 
 
-@pytest.mark.parametrize(
-    "wrap", [AveragedModel, nn.DataParallel, torch.compile], ids=["average", "parallel", "compile"]
-)
+COMPILE = functools.partial(torch.compile, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, COMPILE], ids=["average", "parallel", "compile"])
 def test_wrappers_whose_names_have_a_prefix(wrap: Callable[[nn.Module], Any]) -> None:
     wide = expanded()
     saved = wrap(copy.deepcopy(wide)).state_dict()
@@ -130,6 +151,8 @@ def test_wrappers_whose_names_have_a_prefix(wrap: Callable[[nn.Module], Any]) ->
     if isinstance(target, nn.DataParallel):
         target = AveragedModel(narrow())  # what has been given to several devices cannot change: see below
         saved["n_averaged"] = torch.tensor(0)
+    with torch.no_grad():
+        target(X)  # what is compiled for the narrow module must not be used for the wide one
     with fpe.expanded_checkpoints():
         target.load_state_dict(saved)
         stripped = {name.partition(".")[2]: tensor for name, tensor in saved.items() if "." in name}
@@ -212,7 +235,10 @@ def test_an_optimizer_that_was_built_before_trains_what_was_loaded() -> None:
 def test_a_model_whose_graph_is_alive_gets_new_parameters() -> None:
     saved, model = expanded(), narrow()
     loss = model(X).sum()
-    with fpe.expanded_checkpoints():
+    with (
+        fpe.expanded_checkpoints(),
+        pytest.warns(UserWarning, match=r"`0.weight` is a new parameter, as a graph or Dist"),
+    ):
         model.load_state_dict(saved.state_dict())
     model(X).sum().backward()
     loss.backward()
@@ -366,6 +392,41 @@ def test_modules_that_load_in_a_way_of_their_own() -> None:
         model.load_state_dict(state)
     assert same(model.net, wide.net)
     assert same(model.hidden[0], wide.hidden[0])
+
+
+def choosy() -> type[nn.Module]:
+    """A class whose own ``load_state_dict`` drops what has another shape, as segmentation_models_pytorch has it."""
+
+    class Choosy(Wrapped):
+        def load_state_dict(self, state_dict: Any, strict: bool = True, **kwargs: Any) -> Any:
+            own = self.state_dict()
+            state_dict = {k: v for k, v in state_dict.items() if k not in own or own[k].shape == v.shape}
+            return super().load_state_dict(state_dict, strict=strict, **kwargs)
+
+    return Choosy
+
+
+def test_classes_that_drop_other_shapes_whenever_they_are_made() -> None:
+    wide, before = expanded(net=choosy()), choosy()
+    with fpe.expanded_checkpoints():
+        for cls in (before, choosy()):
+            model = cls()
+            model.load_state_dict(wide.state_dict(), strict=False)
+            assert torch.equal(model(X), wide(X))
+            assert hasattr(cls.load_state_dict, "fpe_patched")
+    assert not hasattr(before.load_state_dict, "fpe_patched")
+    assert "__init_subclass__" not in vars(nn.Module)
+
+
+def test_weights_that_fabric_reads_lazily(tmp_path: Path) -> None:
+    from lightning.fabric.utilities.load import _lazy_load
+
+    for layout in LAYOUTS.values():
+        wide, model = expanded(layout), narrow()
+        torch.save(wide.state_dict(), tmp_path / "lazy.pt")
+        with fpe.expanded_checkpoints():
+            model.load_state_dict(_lazy_load(tmp_path / "lazy.pt"))
+        assert same(model, wide)
 
 
 def test_loaders_that_drop_what_the_narrow_module_has_not(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def is_plain(model: nn.Module) -> bool:
         assert not any(hooks)
         assert not any("fpe" in name or "mask" in name or "record" in name for name in module._buffers)
         assert "fpe" not in " ".join(vars(module))
+        for parameter in module._parameters.values():
+            assert parameter is None or not (parameter._backward_hooks or vars(parameter))
     return True
 
 
@@ -110,6 +112,7 @@ def test_in_place_and_tied() -> None:
     twice = fpe.plain(model)
     assert twice[0].weight is twice[3].weight is not tied
     assert fpe.plain(other, inplace=True) is other
+    assert is_plain(fpe.plain(expanded(EXPANSIONS["masked"], mlp(128, 64, 64)), inplace=True))
 
 
 def test_a_lightning_module_leaves_its_trainer_behind() -> None:

@@ -196,6 +196,7 @@ DEEP = (64, 16, 16, 16, 3)
         ({"[04]": fpe.Paper(alpha=3), "*": fpe.Paper()}, {}, [48, 32, 48]),
         ({"*": fpe.Paper(), "0": fpe.Paper(alpha=3)}, {}, [32, 32, 32]),
         ({"*": fpe.Paper(), "0": fpe.Paper(alpha=3)}, {"exclude": "2"}, [32, 16, 32]),
+        ({"2": fpe.Paper(alpha=1), "*": fpe.Paper()}, {}, [32, 16, 32]),
         ({"*": fpe.Paper()}, {"sites": ["0", "2"]}, [32, 32, 16]),
         (fpe.Paper(), {"sites": "[02]", "exclude": ["0"]}, [16, 32, 16]),
         (fpe.Paper(), {"exclude": ["2", "4"]}, [32, 16, 16]),

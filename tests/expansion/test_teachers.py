@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,7 +156,7 @@ def test_no_site_is_split_that_a_teacher_could_follow_in_part_only() -> None:
 
 def test_a_teacher_named_as_a_site_is_refused() -> None:
     model = Pair()
-    with pytest.raises(ValueError, match=r"No site is left to split: `teacher.0.weight` is a copy that follows"):
+    with pytest.raises(ValueError, match=r"No site is left to split: `teacher.[0-2].weight` is a copy that follows"):
         fpe.expand(model, fpe.Paper(), sites=[site.inside("teacher") for site in fpe.find_sites(model.teacher, X)])
     with pytest.raises(ValueError, match=r"`averages` names 'teachers', .* Did you mean 'teacher'"):
         fpe.expand(model, fpe.Paper(), example_inputs=X, averages=["teachers"])
@@ -180,3 +182,50 @@ def test_a_state_dict_restores_both() -> None:
     fpe.load_expanded_state_dict(narrow, model.state_dict())
     assert same_masks(narrow.student, narrow.teacher)
     assert torch.equal(narrow.teacher(X), model.teacher(X))
+
+
+class Averages:
+    """As EMAModel of diffusers (a list) or as in many projects (a dict), with weak references as in torch_ema."""
+
+    def __init__(self, module: nn.Module, kind: type) -> None:
+        pairs = [(name, parameter.detach().clone() + 0.01) for name, parameter in module.named_parameters()]
+        self.shadow: Any = dict(pairs) if kind is dict else [value for _, value in pairs]
+        self.refs = [weakref.ref(parameter) for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+@pytest.mark.parametrize("part", ["", "student"])
+@pytest.mark.parametrize("expansion", [fpe.Paper(), fpe.Blocks(groups=2)])
+def test_averages_in_lists_and_dicts(kind: type, part: str, expansion: fpe.Expansion) -> None:
+    model = Pair()
+    student = model.get_submodule(part)
+    average = Averages(student, kind)
+    for time in range(2):
+        fpe.expand(model, expansion, example_inputs=X, averages=[average])
+        expansion = fpe.Paper()
+        names = [name for name, _ in student.named_parameters()]
+        assert kind is list or list(average.shadow) == names
+        values = list(average.shadow.values()) if kind is dict else average.shadow
+        assert [value.shape for value in values] == [each.shape for each in student.parameters()]
+        assert [ref() for ref in average.refs] == list(student.parameters())
+        with torch.no_grad():
+            for parameter, value in zip(student.parameters(), values, strict=True):
+                assert time or not torch.equal(parameter, value), "its own values"
+                parameter.copy_(value)
+        check_masks(model)
+
+
+def test_an_object_without_tensors_is_no_average() -> None:
+    with pytest.raises(TypeError, match=r"`averages` takes modules, names .* found SimpleNamespace"):
+        fpe.expand(Pair(), fpe.Paper(), example_inputs=X, averages=[SimpleNamespace(shadow=[torch.zeros(2)])])
+
+
+def test_the_average_of_diffusers() -> None:
+    training_utils = pytest.importorskip("diffusers.training_utils", reason="diffusers is not installed")
+    model = Pair()
+    average = training_utils.EMAModel(model.student.parameters())
+    fpe.expand(model, fpe.Paper(), example_inputs=X, averages=[average])
+    trained(model)
+    average.step(model.student.parameters())
+    average.copy_to(model.student.parameters())
+    check_masks(model)

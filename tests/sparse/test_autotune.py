@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     def set_clock(**times: float) -> None:
         def measured(layers: Mapping[str, nn.Module], reads: Any, training: bool) -> dict[str, float]:
             set_clock.calls.append((sorted(layers), reads, training))  # type: ignore[attr-defined]
-            return {name: times[name] for name in layers}
+            return {name: times.get(name, 9.0) for name in layers}
 
         monkeypatch.setattr(autotune, "measure", measured)
 
@@ -137,7 +137,7 @@ def test_semi_structured_is_a_candidate_where_there_are_kernels(
     clock(masked=2.0, semi_structured=1.0)
     with caplog.at_level(logging.INFO):
         model, _ = split("auto", "semi_structured")
-    assert clock.calls == []  # a CPU has no kernels: nothing to choose from
+    assert not any("semi_structured" in call[0] for call in clock.calls)  # a CPU has no kernels
     assert "semi_structured of 128 x 128 weight is left out: there are no 2:4 kernels, a cpu has none" in caplog.text
     assert not is_semi_structured(model[0])
     with kernels_on_cpu("cutlass"):
@@ -183,7 +183,7 @@ def test_a_layout_that_cannot_hold_the_structure_costs_a_line(clock: Clock, capl
     clock()
     with caplog.at_level(logging.INFO):
         model, _ = split("auto", "random")
-    assert clock.calls == []
+    assert [call[0] for call in clock.calls] == [["folded", "masked"]]
     assert structure_of(model[0]) is None
     assert 'leaves out "grouped" for 0: `0.weight` cannot be stored in blocks: its 128 neurons have' in caplog.text
     assert 'leaves out "semi_structured" for 0: `0.weight` cannot be stored in 2:4 form: row' in caplog.text

@@ -98,5 +98,5 @@ def test_check_masks_names_the_parameter_and_counts_what_grew() -> None:
     assert mask is not None
     with torch.no_grad():
         net[2].weight.add_(1)
-    with pytest.raises(RuntimeError, match=rf"{int((~mask).sum())} masked entries of `2.weight` are no longer zero"):
+    with pytest.raises(RuntimeError, match=rf"{int((~mask).sum())} masked entries of `2.weight` are not zero"):
         check_masks(net)

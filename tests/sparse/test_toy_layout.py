@@ -122,7 +122,7 @@ def test_weights_go_through_every_layout() -> None:
 def test_the_tuner_times_it(tmp_path: Path) -> None:
     model, _, x = wide()
     times = tune(model.eval(), x, file=ChoiceFile(tmp_path / "layouts.json"))["0"].times
-    assert times.keys() == {"masked", "toy"}
+    assert times.keys() >= {"masked", "toy"}
 
 
 def test_what_it_cannot_hold_stays_masked_or_is_refused() -> None:

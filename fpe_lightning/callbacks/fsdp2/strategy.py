@@ -18,6 +18,7 @@ from fpe_lightning.callbacks.fsdp2.checks import check_sharding, check_version
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.checkpoints.read import read_checkpoint, weights_in
 from fpe_lightning.checkpoints.restore import restore_structure
+from fpe_lightning.expansion.teachers import find_teachers
 from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -95,6 +96,11 @@ def check_fsdp2(trainer: pl.Trainer, pl_module: pl.LightningModule, layouts: Ite
     for layout in layouts:
         if layout not in ("masked", "by_shape"):
             raise MisconfigurationException(f'`layout="{layout}"` was not tested under FSDP2; use `layout="masked"`.')
+    for teacher in find_teachers(pl_module, trainer.optimizers):
+        raise MisconfigurationException(
+            f"A part of the module copies another (`{teacher.name}` follows `{teacher.student}`), and copies cannot be "
+            "split under FSDP2; use DDP."
+        )
     if averages_of(trainer, pl_module):
         raise MisconfigurationException(
             "A callback holds an average of the weights, which cannot be split under FSDP2; leave it out, or use DDP."
