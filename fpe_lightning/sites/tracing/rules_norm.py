@@ -29,7 +29,8 @@ POOLS = [
 ]
 LINEAR_POOLS = frozenset(name for name in POOLS if "max" not in name)
 COMPETITIONS = (
-    "_softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod logcumsumexp topk sort argsort kthvalue mode"
+    "_softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod logcumsumexp topk sort argsort kthvalue "
+    "mode"
 )
 BATCH_NORMS = [
     *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
