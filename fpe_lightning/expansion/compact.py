@@ -64,6 +64,7 @@ class CompactTensor(DraftTensor):
     def follow(self, state: Tensor) -> Tensor:
         """Gather a tensor of the old shape (the weight, a gradient, a moment) into a packed one."""
         packed = state.new_empty(self.column * int(self.inputs.sum()), 1)
+        # Each block is gathered into its place, so that nothing of the wide weight's size is ever there.
         done = 0
         for block in range(len(self.inputs)):
             rows, index = self._rectangle(state, block)
@@ -100,6 +101,7 @@ class CompactTensor(DraftTensor):
         kept = list(pieces)
         if all(bool(piece.all()) for piece in kept):
             return
+        # Other drafts may hold the same blocks, so a copy changes.
         self.inputs, parts = self.inputs.clone(), len(kept) // len(self.inputs)
         for block, reads in enumerate(self.inputs):
             own = kept[block * parts : (block + 1) * parts]
@@ -116,6 +118,7 @@ class CompactTensor(DraftTensor):
     def norms(self) -> Tensor:
         """``(blocks, inputs)``: the sum of squares of each column."""
         dtype = torch.promote_types(self.value.dtype, torch.float32)
+        # Children of one number read other columns of the same rows: one sum for each group of neurons serves them all.
         groups = []
         for group in self.value.view(-1, self.column, self.value.shape[1]).unbind(0):
             squares = (rows.to(dtype).square() for rows in group.split(ROWS))

@@ -24,7 +24,7 @@ def choose_storage(
     can. ``"auto"`` times every layout that can hold a weight.
 
     Args:
-        draft: The expansion, worked out and not yet committed.
+        draft: The expansion, before its commit.
         splits: The sites, each with its expansion.
         states: Optimizer state that follows its weights.
 

@@ -47,9 +47,9 @@ class _Held:
 
     @property
     def untouched(self) -> bool:
-        """Whether it is unchanged; a new width may come by ``.data``, which leaves object and version as they were."""
-        same = self.now is self.whole and self.whole._version == self.version
-        return same and self.whole.shape == self.sharded.shape
+        """Whether it is unchanged."""
+        same = self.now is self.whole and self.whole.shape == self.sharded.shape  # a load changes shapes in place
+        return same and self.whole._version == self.version
 
 
 @contextmanager

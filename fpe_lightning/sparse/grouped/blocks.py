@@ -2,12 +2,12 @@
 
 A structure is a bool tensor ``inputs`` of shape ``(blocks, inputs of the layer)``: the rows of the weight are cut
 into as many consecutive stretches as there are blocks, as evenly as possible (the first ones have one row more where
-they do not come out even), and all rows of a block read the inputs that are True. It is a mask with equal rows
+the division leaves a remainder). All rows of a block read the inputs that are True: it is a mask with equal rows
 written once.
 
 The packed form of a weight holds the blocks one after the other, each row by row, in a column of shape
-``(non-zeros, 1)``: two axes, so that rules such as "decay matrices alone" still see a weight, and the non-zeros along
-the first, so that sharding cuts it evenly.
+``(non-zeros, 1)``. It has two axes, so that rules such as "decay matrices alone" still see a weight. The non-zeros are
+along the first, so that sharding cuts it evenly.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def find_blocks(mask: Tensor) -> Tensor:
     if mask.dim() > 2 and not torch.equal(mask.flatten(2).all(2), flat):
         raise ValueError("The mask keeps some entries of a kernel and drops others, which is no block structure.")
     rows = len(flat)
+    # The rows that differ from the row before them: each has to begin a block.
     changes = [0, *((flat[1:] != flat[:-1]).any(1).nonzero().squeeze(1) + 1).tolist()]
     return flat[_starts(changes, rows)].clone()
 
@@ -69,6 +70,8 @@ def join_blocks(inputs: Tensor, rows: int) -> Tensor:
 
 def _starts(changes: list[int], rows: int) -> list[int]:
     """First rows of the fewest blocks of equal size that begin wherever something changes."""
+    # As many blocks as changes, if the uneven cut of `block_rows` hits them all; else blocks of the largest size that
+    # divides every change.
     for blocks in (len(changes), rows // math.gcd(rows, *changes)):
         starts = [start for start, _ in block_rows(rows, blocks)]
         if set(changes) <= set(starts):
@@ -116,6 +119,7 @@ def pack(dense: Tensor, inputs: Tensor) -> Tensor:
         tensor([0, 3])
     """
     kernel = dense[0, 0].numel() if dense.dim() > 2 else 1
+    # Block by block into one allocation, so that no second copy of the weight is made.
     packed = dense.new_empty(count_blocks(inputs, len(dense)) * kernel, 1)
     done = 0
     for (start, rows), index in zip(block_rows(len(dense), len(inputs)), _indices(inputs), strict=True):

@@ -73,7 +73,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """A block structured product, worked out once.
+    """How to compute a block structured product; made once for each structure.
 
     Attributes:
         rows: Outputs.
@@ -95,7 +95,7 @@ class Plan:
 
 
 def make_plan(inputs: Tensor, rows: int) -> Plan:
-    """Work out how to compute a product with the structure ``inputs``.
+    """Plan the product with the structure ``inputs``.
 
     Args:
         inputs: Bool ``(blocks, inputs)``; see :mod:`fpe_lightning.sparse.grouped.blocks`.
@@ -109,11 +109,13 @@ def make_plan(inputs: Tensor, rows: int) -> Plan:
     fan_in = inputs.sum(1).tolist()
     runs = [_runs(block) for block in inputs.cpu()]
     count = sum(map(len, runs))
+    # Few and long stretches are read in place. A product for each of many short ones takes longer than one copy.
     in_place = count <= len(runs) or (count <= MOST_RUNS * len(runs) and sum(fan_in) >= SHORTEST_RUN * count)
     blocks, offset = [], 0
     for (row, height), fan, read in zip(block_rows(rows, len(inputs)), fan_in, runs, strict=True):
         blocks.append(Block(row, height, offset, fan, tuple(read)))
         offset += height * fan
+    # With every input in exactly one block, gradients of inputs are written; else they are added up.
     every = torch.cat([block.nonzero().squeeze(1) for block in inputs])
     once = bool((inputs.sum(0) == 1).all())
     return Plan(rows, inputs.shape[1], tuple(blocks), in_place, once, every, _batches(blocks))
@@ -125,6 +127,7 @@ def _batches(blocks: list[Block]) -> tuple[Batch, ...]:
     source = 0
     for block in blocks:
         last = found[-1] if found else None
+        # One batched product takes blocks of one shape whose rows, weights and inputs are consecutive.
         same = last is not None and (last.rows, last.fan_in) == (block.rows, block.fan_in)
         if last is not None and same and last.row + last.count * last.rows == block.row:
             found[-1] = replace(last, count=last.count + 1)
@@ -136,6 +139,7 @@ def _batches(blocks: list[Block]) -> tuple[Batch, ...]:
 
 def _runs(block: Tensor) -> list[Run]:
     """The stretches of consecutive inputs of one block."""
+    # +1 where a stretch begins, -1 behind its end.
     edges = torch.diff(block.int(), prepend=block.new_zeros(1).int(), append=block.new_zeros(1).int())
     starts, ends = (edges == 1).nonzero().squeeze(1).tolist(), (edges == -1).nonzero().squeeze(1).tolist()
     found: list[Run] = []

@@ -46,6 +46,7 @@ def block_linear(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> 
         dtype = torch.get_autocast_dtype(x.device.type)
         x, packed, bias = x.to(dtype), packed.to(dtype), None if bias is None else bias.to(dtype)
     rows = x.reshape(-1, plan.width)
+    # Compilers and function transforms see operators; a single row is read-bound; all else runs the autograd function.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         result = _compose(rows, packed, bias, plan)
     elif len(rows) == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, packed))):
@@ -85,8 +86,8 @@ def _compose_in_place(x: Tensor, packed: Tensor, block: Block) -> Tensor:
 def _single(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """One row of inputs: the time goes into reading the weight.
 
-    Threads share a batched product out by its members, and read faster than those of one thin product: blocks are cut
-    into a few stretches of rows.
+    Each thread takes some members of a batched product, which reads faster than one thin product does. So blocks are
+    cut into a few stretches of rows.
     """
     source = x[0].index_select(0, plan.every)
     result = x.new_zeros(plan.rows)
@@ -119,7 +120,7 @@ class _BlockLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        # Kept for the way back, as turning the inputs around takes as long as gathering some blocks' inputs.
+        # Kept for the backward pass, as transposing the inputs takes as long as gathering those of some blocks.
         inputs_first = None if plan.in_place else x.t().contiguous()
         if inputs_first is None:
             result = _in_place(x, packed, bias, plan)
@@ -151,12 +152,12 @@ def _in_place(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Ten
     for block in plan.blocks:
         out = result.narrow(1, block.row, block.rows)
         weight = _weight(packed, block)
-        if not block.runs:
+        if not block.runs:  # a block that reads nothing
             out.zero_() if bias is None else out.copy_(bias.narrow(0, block.row, block.rows))
         for position, run in enumerate(block.runs):
             read = x.narrow(1, run.source, run.length)
             part = weight.narrow(1, run.column, run.length).t()
-            if position:
+            if position:  # later stretches add to what the first one wrote
                 out.addmm_(read, part)
             elif bias is None:
                 torch.mm(read, part, out=out)
@@ -168,6 +169,7 @@ def _in_place(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Ten
 def _gradients_in_place(
     x: Tensor, packed: Tensor, grad: Tensor, plan: Plan, for_x: bool, for_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    # Where each input is in one block, its gradient is written once and needs no zeros first.
     dx = (x.new_empty(x.shape) if plan.once else x.new_zeros(x.shape)) if for_x else None
     dpacked = torch.empty_like(packed) if for_weight else None
     for block in plan.blocks:

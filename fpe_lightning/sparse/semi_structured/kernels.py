@@ -19,7 +19,7 @@ from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructu
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where the non-zeros of a weight stand, as CUTLASS wants it; worked out once.
+    """The places of the non-zeros of a weight, in the form that CUTLASS reads; made once for each mask.
 
     Attributes:
         threads: uint8, what each thread of the packing kernel keeps.
