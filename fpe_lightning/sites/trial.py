@@ -58,7 +58,7 @@ class Trials:
     hopeless: set[Hashable] = field(default_factory=set)
 
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Try candidates together and, where that fails, halves of them, down to single ones.
+        """Try candidates together and, where that fails, one of each kind and halves of them, down to single ones.
 
         Candidates of one kind are tried next to each other, so that one bad kind does not break up all the others.
 
@@ -68,7 +68,7 @@ class Trials:
         Returns:
             The candidates that are sites, with their runs and all the attributes that they need.
         """
-        # 1. Try all together, then halves, sorted by kind.
+        # 1. Try all together, then one of each kind, then halves.
         kinds = [self._kind_of(candidate) for candidate in candidates]
         found = self._accept([candidates[i] for i in sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))])
         # 2. Sites that were accepted apart must fit together too; keep as many as do, in the order of the forward.
@@ -103,9 +103,19 @@ class Trials:
             return good
         if len(candidates) == 1:
             reason = f"hard-coded size in forward: the widened model raises {sentence_of(outcome)}"
-            return self._patched(candidates[0], reason)
-        middle = len(candidates) // 2
-        return self._accept(candidates[:middle]) + self._accept(candidates[middle:])
+            return self._patched(candidates[0], reason, failed=tried[0] == candidates[0])
+        # One of each kind tells what the others need, or that there is little hope for them.
+        kinds = [self._kind_of(candidate) for candidate in candidates]
+        firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+        if len(firsts) == len(candidates):
+            middle = len(candidates) // 2
+            return self._accept(candidates[:middle]) + self._accept(candidates[middle:])
+        found = self._accept([candidates[i] for i in firsts])
+        groups = {candidate.group for candidate in found}
+        fine = {kinds[i] for i in firsts if candidates[i].group in groups}
+        others = [i for i in range(len(candidates)) if i not in firsts]
+        found += self._accept([candidates[i] for i in others if kinds[i] in fine])
+        return found + self._accept([candidates[i] for i in others if kinds[i] not in fine])
 
     def _attempt(self, candidates: Sequence[Candidate]) -> list[list[int] | str] | Exception:
         """Widen some candidates at once.
@@ -149,8 +159,14 @@ class Trials:
             return error
         return facts
 
-    def _patched(self, candidate: Candidate, reason: str) -> list[Candidate]:
-        """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs."""
+    def _patched(self, candidate: Candidate, reason: str, failed: bool = False) -> list[Candidate]:
+        """Try a failed candidate again with integers of the surrounding modules grown, and keep those it needs.
+
+        Args:
+            candidate: The candidate.
+            reason: Why it failed.
+            failed: Whether it failed alone and as it is, so that there is no need to try that again.
+        """
         # 1. Guess integers that the code around the candidate reads; numbers that it hands to operators come first.
         written, met = (self._guesses(candidate, written=flag) for flag in (True, False))
         kind = (self._kind_of(candidate, met), re.sub(r"\d+", "#", reason))
@@ -160,6 +176,8 @@ class Trials:
         options = list(dict.fromkeys([(), written, met, *((guess,) for guess in met)]))
         # 2. Try no guess, all of a kind, single ones; with the candidate as it is and cut into sweeps.
         for variant, option in itertools.product(dict.fromkeys((candidate, candidate.split())), options):
+            if failed and not option and variant == candidate:
+                continue
             runs = self._runs_with(variant, option)
             if runs is None:
                 continue

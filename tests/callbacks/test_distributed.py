@@ -115,12 +115,13 @@ def test_fabric_wraps_anew_after_a_split(tmp_path: Path) -> None:
 def test_sharding_strategies_are_refused_in_setup(strategy: Any) -> None:
     way_out = 'Use `strategy="ddp"`.*; or .* expand the checkpoint with `fpe_lightning.expand_checkpoint`'
     message = f"single device or under DDP; found {type(strategy).__name__}, .* {way_out}"
+    callback = ExpansionCallback(epoch=1)
     with pytest.raises(MisconfigurationException, match=message):
-        ExpansionCallback(epoch=1).setup(fake_trainer(strategy), Plain(), "fit")
+        callback.setup(fake_trainer(strategy, callback), Plain(), "fit")
 
 
-def fake_trainer(strategy: Any) -> Any:
-    return SimpleNamespace(strategy=strategy, callbacks=[], fast_dev_run=False, max_epochs=9, max_steps=-1)
+def fake_trainer(strategy: Any, *callbacks: pl.Callback) -> Any:
+    return SimpleNamespace(strategy=strategy, callbacks=list(callbacks), fast_dev_run=False, max_epochs=9, max_steps=-1)
 
 
 def test_spawned_processes_bring_weights_back_to_a_module_that_can_take_them() -> None:

@@ -28,6 +28,10 @@ POOLS = [
     *("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
 ]
 LINEAR_POOLS = frozenset(name for name in POOLS if "max" not in name)
+COMPETITIONS = (
+    "_softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod logcumsumexp topk sort argsort kthvalue "
+    "mode"
+)
 BATCH_NORMS = [
     *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit_functional"),
@@ -121,7 +125,7 @@ def reduction(call: Call) -> None:
     call.emit(labels)
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
+@rule(*COMPETITIONS.split())
 def softmax(call: Call) -> None:
     """Entries of the axis compete or add up: copies would change every one of them."""
     axis = call.arguments["dim"] % call.input.dim()
