@@ -136,7 +136,7 @@ REFUSED: list[tuple[Any, str]] = [
     (spec("Paper", partition=spec("Shared", groups=0)), "`groups`, the number of groups of neurons that share a"),
     (spec("Papr"), "Unknown class `Papr`. Did you mean `Paper`?"),
     (spec("fpe_lightning.Papr"), "Unknown class `Papr` in fpe_lightning. Did you mean `Paper`?"),
-    (spec("Paper", alpha=0), "`alpha` is the number of children of each neuron, an integer of at least 2, or 1"),
+    (spec("Paper", alpha=0), "`alpha` is the number of children of each neuron, an integer of at least 2; found 0"),
     (spec("Paper", alpha=4, layout="semi_structured"), 'layout="semi_structured" keeps 2 of 4 inputs'),
 ]
 
