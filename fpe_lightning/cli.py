@@ -20,7 +20,7 @@ from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.command_line import Parser
 
 KEYWORDS = ("best", "last", "hpc")
-"""What Lightning takes instead of a checkpoint's path."""
+"""Words that Lightning takes instead of a checkpoint's path."""
 
 
 class LightningParser(Parser, LightningArgumentParser):

@@ -13,7 +13,7 @@ class Registry(Generic[T]):
     """Objects by name. A name is given once.
 
     Args:
-        kind: What the objects are, for messages, such as ``"partition"``.
+        kind: The kind of the objects, for messages, such as ``"partition"``.
 
     Example:
         >>> colours = Registry[int]("colour")

@@ -58,7 +58,7 @@ class Callback(pl.Callback):
 
 
 class MisconfigurationException(exceptions.MisconfigurationException):
-    """What both packages raise for a wrong set-up, so that code that catches either catches this one.
+    """The error that both packages raise for a wrong set-up, so that code that catches either catches this one.
 
     Example:
         >>> isinstance(MisconfigurationException(), exceptions.MisconfigurationException)

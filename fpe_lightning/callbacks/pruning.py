@@ -1,4 +1,4 @@
-"""Lightning's ModelPruning next to a split: it works after one, and what cannot work is refused before training."""
+"""Lightning's ModelPruning next to a split: it works after a split, or is refused before training."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from fpe_lightning.checkpoints.restore import is_expanded
 
 
 class Result:
-    """What remains of a run: checkpoints of a split model, and at the end a plain file.
+    """The result of a run: checkpoints of a split model, and at the end a plain file.
 
     Args:
         plain_file: Where to write the trained model, as :func:`~fpe_lightning.checkpoints.plain_layers.save_plain`
@@ -34,7 +34,7 @@ class Result:
         self._told = False
 
     def check(self) -> None:
-        """Refuse before the run what cannot be written after it."""
+        """Refuse, before the run, a file that cannot be written after it."""
         if self.plain_file is not None and self.plain_file.is_dir():
             raise MisconfigurationException(f"`plain_file={str(self.plain_file)!r}` is a directory; name a file in it.")
 

@@ -98,7 +98,7 @@ def changes(old: State, new: State) -> str:
 
 
 def outlook(schedule: Schedule, done: int) -> str:
-    """What is still to come, for a line of the log.
+    """The splits still to come, for a line of the log.
 
     Example:
         >>> outlook(Schedule(epoch=[1, 5]), 1), outlook(Schedule(epoch=1), 1)

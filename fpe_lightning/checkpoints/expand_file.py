@@ -49,7 +49,7 @@ def expand_checkpoint(
 ) -> ExpansionReport:
     """Split the neurons of a checkpoint: weights, masks, optimizer states and averages of the weights, in a new file.
 
-    The new file holds what the checkpoint of an ``ExpansionCallback`` with the same options would hold at this point,
+    The new file equals the checkpoint of an ``ExpansionCallback`` with the same options at this point,
     bit by bit; everything else in it (loops, schedulers, callbacks) is copied. To resume, pass the file as
     ``ckpt_path`` to a Trainer with an ``ExpansionCallback``, or inside of
     :func:`~fpe_lightning.checkpoints.loaders.expanded_checkpoints`. Splits that an ``ExpansionCallback`` of the resumed
@@ -69,7 +69,7 @@ def expand_checkpoint(
         sites: See :func:`~fpe_lightning.expansion.expand.expand`; names are relative to ``module``.
         exclude: See :func:`~fpe_lightning.expansion.expand.expand`.
         data: See :func:`~fpe_lightning.expansion.expand.expand`.
-        example_inputs: What the module's ``forward`` takes. None takes its ``example_input_array``, or else what an
+        example_inputs: The inputs of the module's ``forward``. None takes its ``example_input_array``, or else what an
             ``ExpansionCallback`` noted in the checkpoint.
         example_batch: A batch as ``training_step`` takes it, for a LightningModule whose networks are found by looking
             at one step rather than at its ``forward``.
@@ -156,7 +156,7 @@ def _model(module: nn.Module | type[nn.Module], checkpoint: Mapping[str, Any]) -
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> set[str]:
-    """Load weights of any stage; return what a module that is not strict misses in them."""
+    """Load weights of any stage; return the names that a module which is not strict misses in them."""
     strict = getattr(model, "strict_loading", True)
     try:
         restore_structure(model, state)
@@ -189,7 +189,7 @@ def _take_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _averages_in(value: Any, state: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every other ``state_dict`` of the same module in a checkpoint, such as averages, and what stands before names."""
+    """Every other ``state_dict`` of the same module in a checkpoint, such as averages, and the prefix of its names."""
     if isinstance(value, dict) and value is not state:
         for prefix in ("", "module."):
             if all(isinstance(value.get(prefix + name), Tensor) for name in state):

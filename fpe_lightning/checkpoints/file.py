@@ -23,7 +23,7 @@ def check_checkpoint_file(path: str | Path, safetensors: bool = False) -> Kind:
         safetensors: Whether a file of safetensors will do; a Trainer does not read them.
 
     Returns:
-        What kind of file it is.
+        The kind of the file.
 
     Raises:
         ValueError: If there is no such file, or it is cut off, damaged or something else.
@@ -67,7 +67,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare the length of a file with what its header says."""
+    """Compare the length of a file with the one in its header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

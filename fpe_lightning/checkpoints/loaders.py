@@ -27,7 +27,7 @@ class _Inside(threading.local):
 _INSIDE = _Inside()
 _LOCK = threading.RLock()
 _PATCHES = ExitStack()
-"""Undoes what is patched; shared by all threads."""
+"""Undoes the patches; shared by all threads."""
 _users = 0
 _always = 0
 
@@ -73,7 +73,7 @@ def expanded_checkpoints(always: bool = False) -> AbstractContextManager[Any]:
 
 
 def from_pretrained(cls: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
-    """Load what ``save_pretrained`` of a split model wrote, by the library's own ``from_pretrained``.
+    """Load the folder that ``save_pretrained`` of a split model wrote, by the library's own ``from_pretrained``.
 
     The config in the folder holds the widths before the first split; those of now are in the weights. Files of
     safetensors, shards, tied weights, ``dtype`` and all other options are left to the library.
@@ -85,7 +85,7 @@ def from_pretrained(cls: Any, folder: str | Path, *args: Any, **kwargs: Any) -> 
         **kwargs: As ``cls.from_pretrained`` takes them.
 
     Returns:
-        What ``cls.from_pretrained`` returns.
+        The result of ``cls.from_pretrained``.
 
     Raises:
         TypeError: If the class is of another library.
@@ -214,7 +214,7 @@ def _restoring(original: Callable[..., Any], base: bool) -> Callable[..., Any]:
 
 
 def _concerns(module: nn.Module, state_dict: Any) -> bool:
-    """Whether something was split, in what is loaded or in what it is loaded into."""
+    """Whether something was split, in the weights or in the model that takes them."""
     if not isinstance(state_dict, Mapping):
         return False
     return is_expanded(state_dict) or any(RECORD in each._buffers for each in module.modules())

@@ -84,10 +84,10 @@ def widened_states(model: nn.Module, optimizers: Sequence[Optimizer], saved: Seq
 
 
 def _ids(model: nn.Module, optimizer: Optimizer, state: State) -> list[list[Any]]:
-    """What the checkpoint calls each parameter of each group, in the optimizer's order.
+    """The checkpoint's name for each parameter of each group, in the optimizer's order.
 
-    An optimizer numbers its parameters one after the other. What gathers shards numbers them as the module does, or
-    calls them by name, and sorts them within each group.
+    An optimizer numbers its parameters one after the other. Code that gathers shards numbers them as the module does,
+    or calls them by name, and sorts them within each group.
     """
     ids = [group["params"] for group in state["param_groups"]]
     if [each for group in ids for each in group] == list(range(sum(map(len, ids)))):

@@ -39,7 +39,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model as ordinary wide layers: classes of torch, without masks, records and hooks.
 
     Masked weights are zeros of an ordinary weight, bit by bit what they were; weights in blocks and in 2:4 form are
-    unpacked; tied weights stay tied. It computes the same to rounding. What was masked trains as any weight, so it is
+    unpacked; tied weights stay tied. It computes the same to rounding. A masked weight trains as any other, so it is
     a result, for inference, export, and for people who do not have this package.
 
     Args:
@@ -138,6 +138,6 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _not_copied(model: nn.Module) -> dict[int, Any]:
-    """What ``deepcopy`` replaces by None: a Trainer brings its data and its loggers along."""
+    """Attributes that ``deepcopy`` replaces by None: a Trainer brings its data and its loggers along."""
     held = [vars(module).get(name) for module in model.modules() for name in ("_trainer", "_fabric")]
     return {id(each): None for each in held if each is not None}

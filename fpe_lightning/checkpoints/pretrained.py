@@ -74,7 +74,7 @@ def restore_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bo
         Whether anything changed.
 
     Raises:
-        ValueError: If what was split there is not in the model.
+        ValueError: If a split module of the file is not in the model.
     """
     if not is_expanded(state_dict):
         return False
@@ -108,7 +108,7 @@ def _files(value: Any) -> Iterator[Path]:
 
 
 def _prepare(model: nn.Module) -> None:
-    """Let layers compute again what they need of their buffers, which were filled directly."""
+    """Let layers prepare again, as their buffers were filled directly."""
     for module in model.modules():
         if isinstance(module, PreparedModule):
             module.prepare()

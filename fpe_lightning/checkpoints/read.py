@@ -17,7 +17,7 @@ from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.checkpoints.restore import restore_structure
 
 WEIGHTS = ("model", "pytorch_model", "diffusion_pytorch_model")
-"""What ``save_pretrained`` of transformers and diffusers calls its files."""
+"""The file names of ``save_pretrained`` in transformers and diffusers."""
 
 
 def restore_structure_from_file(model: nn.Module, path: str | Path, weights_only: bool = True) -> bool:

@@ -65,7 +65,7 @@ def all_or_nothing(modules: Iterable[nn.Module], incoming: Mapping[str, Tensor] 
 
     Args:
         modules: The modules, with everything inside of them.
-        incoming: What is about to be loaded into the only module; see
+        incoming: The weights that are about to be loaded into the only module; see
             :func:`~fpe_lightning.sites.tracing.sandbox.unless_it_raises`.
     """
     several = list(modules)

@@ -46,8 +46,8 @@ def restore_structure(
     Args:
         model: Changed in place; narrow or wide.
         state_dict: As from ``model.state_dict()``, or read from a file by ``safetensors``.
-        prefix: What stands before the model's own names in ``state_dict``.
-        optimizer: Optimizers that were built before. They drop their state of what has a new shape, for their own
+        prefix: The prefix of the model's own names in ``state_dict``.
+        optimizer: Optimizers that were built before. They drop the state of parameters with a new shape, for their own
             ``load_state_dict`` to fill, and hold new parameters in the places of old ones.
 
     Returns:
@@ -112,7 +112,7 @@ def load_expanded_state_dict(
         optimizer: See :func:`restore_structure`.
 
     Returns:
-        What ``load_state_dict`` returns.
+        The result of ``load_state_dict``.
 
     Raises:
         ValueError: See :func:`restore_structure`.
@@ -139,12 +139,12 @@ def load_into(
     Args:
         model: Narrow or wide; as before if anything raises.
         state_dict: From any stage of a run. Of tied weights one name suffices, as in files of safetensors.
-        load: Loads the weights from what it is given: ``state_dict``, unpacked and with all names of tied weights.
+        load: Loads the weights from its argument: ``state_dict``, unpacked and with all names of tied weights.
         strict: Whether ``load`` is strict.
         optimizer: See :func:`restore_structure`.
 
     Returns:
-        What ``load`` returns.
+        The result of ``load``.
 
     Raises:
         ValueError: See :func:`restore_structure`.
@@ -197,7 +197,7 @@ def restores_structure_on_load(model: nn.Module) -> bool:
 
 
 def forget_hook(model: nn.Module) -> None:
-    """Take away what :func:`restore_structure_on_load` added to a module, also where it was copied with it."""
+    """Remove the hook of :func:`restore_structure_on_load` from a module, also where it was copied with the module."""
     for key in _hooks_of(model):
         del model._load_state_dict_pre_hooks[key]
 
@@ -301,7 +301,7 @@ def _warn_of_new(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
 
 
 def _read(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Read the structure of what Fabric loads lazily; weights stay in the file until they are copied."""
+    """Read the structure of a file that Fabric loads lazily; weights stay in the file until they are copied."""
     lazy: dict[str, Any] = {
         key: value for key, value in state_dict.items() if is_structure(key) and hasattr(value, "_load_tensor")
     }

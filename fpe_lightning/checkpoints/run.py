@@ -17,7 +17,7 @@ def main(args: Sequence[str]) -> None:
     """Run a file, or a module after ``-m``, with the arguments that follow it.
 
     Args:
-        args: What would follow ``python``.
+        args: The words that would follow ``python``.
 
     Raises:
         SystemExit: If there is nothing to run, or the program ends so.

@@ -1,4 +1,4 @@
-"""Config files that state what differs from another one, their base."""
+"""Config files that state their differences from another one, their base."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}  # the parser says what is wrong with it
+        return {}  # the parser reports the fault
     return config if isinstance(config, dict) else {}
 
 

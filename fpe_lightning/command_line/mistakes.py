@@ -29,7 +29,7 @@ def unknown_key(message: str, known: Iterable[str]) -> str | None:
     """Turn a parser's message about an unknown key, value or class into one sentence; None for any other message.
 
     Args:
-        message: What jsonargparse says.
+        message: The message of jsonargparse.
         known: Keys and subcommands of the parser; where the message names a class, its arguments are looked at instead.
 
     Example:
@@ -65,7 +65,7 @@ def _sentence(what: str, key: str, known: Iterable[str], where: str = "") -> str
     nearest = difflib.get_close_matches(key, choices, n=1)
     root, dot, rest = key.partition(".")
     if not nearest and dot:
-        # What follows the first word may belong to a class, whose arguments are no keys of the parser.
+        # The words after the first may belong to a class, whose arguments are no keys of the parser.
         roots = difflib.get_close_matches(root, {choice.partition(".")[0] for choice in choices} - {root}, n=1)
         nearest = [f"{name}.{rest}" for name in roots]
     return f"Unknown {what} `{key}`{where}." + (f" Did you mean `{nearest[0]}`?" if nearest else "")

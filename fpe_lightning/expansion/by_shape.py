@@ -98,7 +98,7 @@ class ByShape(BaseExpansion):
 
 
 def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["copy", "partition"] | None:
-    """What becomes of outgoing weights where a site is split into blocks, or None where it should not be.
+    """How outgoing weights are treated where a site is split into blocks, or None where it should not be.
 
     Linear layers of at least ``GROUPS * NEURONS`` neurons, a multiple of ``GROUPS``, have to compute the units, and
     linear layers have to read them. Outgoing weights are copied, and whole columns of inputs are pruned for the copies,
@@ -147,7 +147,7 @@ def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
     """Whether the children of a producer's neurons make up few, large blocks, each of which reads enough inputs."""
     rows, mask = axis.length // GROUPS, _mask(model, axis)
     if mask is not None:
-        if 2 * int((mask[1:] != mask[:-1]).any(1).sum()) >= len(mask):  # each neuron reads what it wants
+        if 2 * int((mask[1:] != mask[:-1]).any(1).sum()) >= len(mask):  # each neuron has inputs of its own
             return False
         rows = math.gcd(rows, group_size(mask.unsqueeze(1)))
     few = alpha * axis.length // rows <= MOST_BLOCKS

@@ -45,7 +45,7 @@ class CompactTensor(DraftTensor):
     """The weight of a linear layer on its way into blocks; ``value`` is the old one, ``mask`` of the packed shape.
 
     Attributes:
-        inputs: Bool ``(blocks, inputs)``, what each block reads: a block for the first children of each group of
+        inputs: Bool ``(blocks, inputs)``, the inputs of each block: a block for the first children of each group of
             neurons, then one for the second children of each, and so on.
         alpha: Children of each neuron.
         column: Weights in one column of a block: as many as rows.
@@ -97,7 +97,7 @@ class CompactTensor(DraftTensor):
 
     @override
     def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
-        """Drop single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
+        """Drop single weights: for each of :meth:`pieces` a bool tensor of its shape, True for weights that stay."""
         kept = list(pieces)
         if all(bool(piece.all()) for piece in kept):
             return
@@ -112,7 +112,7 @@ class CompactTensor(DraftTensor):
         self.mask = torch.cat([piece.reshape(-1, 1) for piece in kept])
 
     def reads(self) -> Tensor:
-        """Bool ``(blocks, inputs)``: what each block reads."""
+        """Bool ``(blocks, inputs)``: the inputs of each block."""
         return self.inputs
 
     def norms(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 ``expand``, ``ExpansionCallback``, ``expand_checkpoint``, the FPE networks and the studies take the same object:
 
-- :class:`Paper`: the paper's rule, which is also what the fields of :class:`Expansion` default to;
+- :class:`Paper`: the paper's rule, whose values are the defaults of :class:`Expansion`;
 - :class:`Blocks`: partitions that groups of neurons share, stored and computed at the size of the non-zeros;
 - :class:`SemiStructured`: the 2:4 pattern, for the kernels of GPUs;
 - :class:`~fpe_lightning.expansion.by_shape.ByShape`: blocks for large linear layers, the paper's rule elsewhere (the
@@ -44,7 +44,7 @@ LayoutName = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class BaseExpansion(ABC):
-    """What all ways to expand have in common.
+    """The fields that all ways to expand have in common.
 
     Args:
         alpha: Children of each neuron, at least 2; or 1 for sites of a mapping that stay as they are.
@@ -77,7 +77,7 @@ class BaseExpansion(ABC):
         """
 
     def fit(self, data: Data | None, clauses: Sequence[Sequence[int]] | None = None) -> Self:
-        """Return a copy whose partition and pruning rule have what they need of the data."""
+        """Return a copy whose partition and pruning rule are fitted to the data."""
         return self
 
     @property
@@ -150,7 +150,7 @@ class Expansion(BaseExpansion):
 
     @override
     def fit(self, data: Data | None, clauses: Sequence[Sequence[int]] | None = None) -> Self:
-        """Return a copy whose partition and pruning rule have what they need of the data.
+        """Return a copy whose partition and pruning rule are fitted to the data.
 
         Args:
             data: Training samples and their class numbers, or None.

@@ -77,7 +77,7 @@ class DraftTensor:
         return pieces_of(self.value, counts), int(counts.count_nonzero())
 
     def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
-        """Mask single weights: for each of :meth:`pieces` a bool tensor of its shape, True for what stays."""
+        """Mask single weights: for each of :meth:`pieces` a bool tensor of its shape, True for weights that stay."""
         self.restrict(torch.cat(list(pieces)).view(self.value.shape) | ~self.inside(axes))
 
     def restrict(self, mask: Tensor) -> None:

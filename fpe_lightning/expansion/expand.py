@@ -4,7 +4,7 @@ The steps of the paper's definition, for each site (a dense layer pair ``W1``, `
 
 1. every neuron becomes ``alpha`` adjacent children, and each of its incoming weights goes to one of them;
 2. outgoing weights, biases and norm entries are copied;
-3. the weights of smallest magnitude are pruned until the number of non-zeros is what it was;
+3. the weights of smallest magnitude are pruned until the number of non-zeros is the former one;
 4. the masks are fixed, and training goes on.
 
 All of this happens in a draft. The model changes after the last step that can be refused.

@@ -91,7 +91,7 @@ def hand_over(optimizers: Sequence[Optimizer], before: Mapping[str, nn.Parameter
     """Let optimizers hold a model's parameters in the places of those that it had before its structure was rebuilt.
 
     Args:
-        optimizers: Changed in place; without state of what is replaced.
+        optimizers: Changed in place; they drop the state of replaced parameters.
         before: The parameters that the model had, by name.
         model: The model.
 

@@ -1,4 +1,4 @@
-"""What an expansion did, in numbers."""
+"""The result of an expansion, in numbers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class ExpansionReport:
-    """What :func:`~fpe_lightning.expansion.expand.expand` did.
+    """The result of :func:`~fpe_lightning.expansion.expand.expand`.
 
     Attributes:
         nonzeros_before: Non-zero parameters of the whole model before; see ``count_nonzeros``.
         nonzeros_after: The same after; always equal.
         sites: One report for each expanded site, in the order of expansion.
-        layouts: With ``layout="auto"``, what was chosen for each module and the times of all layouts.
+        layouts: With ``layout="auto"``, the choice for each module and the times of all layouts.
         teachers: Parts of the model that follow another part and were split with its masks, with the name of that part.
     """
 

@@ -32,7 +32,7 @@ class SiteCounts:
     outgoing_copied: int
 
     def report(self, draft: Draft) -> SiteReport:
-        """What the split did, once weights are pruned."""
+        """The report of the split, once weights are pruned."""
         site, alpha = self.site, self.alpha
         incoming, outgoing = (_count(draft, axes) for axes in (site.producers, site.consumers))
         return SiteReport(

@@ -81,7 +81,7 @@ def find_teachers(
 
     Args:
         model: The model.
-        optimizer: One or several optimizers: what none of them holds is not trained. None leaves it to
+        optimizer: One or several optimizers: parameters that none of them holds are not trained. None leaves it to
             ``requires_grad``.
         averages: Copies inside of the model or outside, whatever their weights.
         following: Names of parts of the model that are known to be updated, whatever their weights.
@@ -151,7 +151,7 @@ def _candidates(model: nn.Module, optimizer: Any, taken: Iterable[str] = ()) -> 
             students.setdefault(_form(part), {})[name] = part
         elif any(parameter.dim() > 1 for parameter in part.parameters()):  # all norms look alike
             untrained[name] = part
-    # The outermost parts come first; what is inside of a copy belongs to it.
+    # The outermost parts come first; parts inside of a copy belong to it.
     for name, part in untrained.items():
         if any(_inside(name, other) for other in done):
             continue

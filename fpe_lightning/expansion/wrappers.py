@@ -26,12 +26,12 @@ class Holder(Protocol):
 
     @property
     def state(self) -> Any:
-        """What is kept for each parameter, by parameter: a dict of tensors and numbers."""
+        """The entries of each parameter, by parameter: a dict of tensors and numbers."""
         ...
 
 
 class Copies:
-    """What an optimizer keeps for parameters besides its state, in the form of an optimizer's state.
+    """Entries that an optimizer keeps for parameters besides its state, in the form of an optimizer's state.
 
     Attributes:
         owner: The optimizer, or its wrapper.
@@ -137,7 +137,7 @@ def as_optimizers(optimizer: Any) -> list[Any]:
 
 
 def holders_of(optimizer: Any) -> list[Any]:
-    """All places where optimizers hold parameters: the optimizers, what they wrap, and copies next to their state.
+    """All places where optimizers hold parameters: the optimizers, wrapped ones, and copies next to their state.
 
     Places that share groups and state with another are left out.
 
@@ -152,7 +152,7 @@ def holders_of(optimizer: Any) -> list[Any]:
         ['SGD', 'Copies']
     """
     holders: list[Any] = []
-    # The innermost first: a wrapper that shows the groups and the state of what it wraps adds nothing.
+    # The innermost first: a wrapper that shows the groups and the state of the inner optimizer adds nothing.
     for part in reversed(as_optimizers(optimizer)):
         if not any(each.state is part.state and each.param_groups is part.param_groups for each in holders):
             holders.append(part)
@@ -257,7 +257,7 @@ def _copies(part: Any, known: set[int]) -> Iterator[Copies]:
 
 
 def _found(part: Any, known: set[int]) -> Iterator[_Found]:
-    """What a part keeps for each parameter besides its state: dicts by parameter, and lists in their order."""
+    """Entries that a part keeps for each parameter besides its state: dicts by parameter, and lists in their order."""
     groups, held = _groups(part), _held(part)
     for name, value in _attributes(part):
         if id(value) in known or not value:

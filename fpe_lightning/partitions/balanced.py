@@ -15,7 +15,7 @@ def balanced(keys: Tensor, alive: Tensor, alpha: int) -> Tensor:
 
     Args:
         keys: float32 ``(rows, inputs)``, not negative; ties go by position.
-        alive: Bool ``(rows, inputs)``; what is not alive comes last.
+        alive: Bool ``(rows, inputs)``; other inputs come last.
         alpha: Number of children.
 
     Returns:

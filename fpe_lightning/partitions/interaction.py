@@ -1,6 +1,6 @@
 """Partitions from data: inputs that interact go to the same child.
 
-What a split may tear apart is inputs that matter together: the literals of a clause, or any pair whose product says
+A split may separate inputs that matter together: the literals of a clause, or any pair whose product says
 something about the target that the network does not know yet. With standardised inputs ``x`` and the residual
 ``r_c = y_c - p_c`` of each output, the affinity of two inputs is the size of ``E[r_c x_i x_j]`` over the outputs: the
 gradient of the loss with respect to a product feature ``x_i x_j`` given to that output. No knowledge of the
@@ -181,7 +181,7 @@ def _best_start(affinity: np.ndarray, alpha: int, restarts: int, generator: Gene
 
 
 def _exchange(child: np.ndarray, affinity: np.ndarray, alpha: int) -> float:
-    """Exchange inputs between children, in place, while the affinity within them grows; return what it is then."""
+    """Exchange inputs between children, in place, while the affinity within them grows; return the final affinity."""
     everyone = np.arange(len(child))
     tolerance = 1e-12 * max(float(affinity.sum()), 1e-300)
     pull = affinity @ (child[:, None] == np.arange(alpha))  # (inputs, children)

@@ -101,7 +101,7 @@ def resolve_partition(partition: str | Partition) -> Partition:
 
 
 def children_masks(partition: Partition, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
-    """Call a partition and check what it returns.
+    """Call a partition and check its result.
 
     Args:
         partition: The partition.

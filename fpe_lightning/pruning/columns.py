@@ -33,7 +33,7 @@ class Columns(Protocol):
         """Weights that may be non-zero."""
 
     def reads(self) -> Tensor:
-        """Bool ``(blocks, inputs)``: what each block reads."""
+        """Bool ``(blocks, inputs)``: the inputs of each block."""
 
     def norms(self) -> Tensor:
         """``(blocks, inputs)``: the sum of squares of each column."""
@@ -66,7 +66,7 @@ class Incoming(Columns):
         return int(self.mask.count_nonzero())
 
     def reads(self) -> Tensor:
-        """Bool ``(blocks, inputs)``: what each block reads."""
+        """Bool ``(blocks, inputs)``: the inputs of each block."""
         return self._by_block(self.mask).any(3).any(1)
 
     def norms(self) -> Tensor:
@@ -121,7 +121,7 @@ def remove_columns(incoming: Sequence[Incoming], count: int) -> list[Tensor]:
 
 
 def remove_whole_columns(incoming: Sequence[AnyColumns], count: int) -> tuple[list[AnyColumns], int]:
-    """Drop whole columns from several producers, and return what is left with how many weights have yet to go.
+    """Drop whole columns from several producers, and return the rest, and how many weights have yet to go.
 
     Args:
         incoming: The producers of a site. Each gives up a share in proportion to its weights.

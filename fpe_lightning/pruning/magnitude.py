@@ -94,10 +94,10 @@ def keep_largest(pieces: Sequence[Sequence[Piece]], alive: int, count: int, dtyp
         pieces: The pieces of each tensor.
         alive: How many weights they hold.
         count: How many to drop.
-        dtype: What magnitudes are compared in.
+        dtype: Magnitudes are compared in it.
 
     Returns:
-        For each piece a bool tensor of its shape, True for what stays.
+        For each piece a bool tensor of its shape, True for weights that stay.
 
     Raises:
         ValueError: If there are not more than ``count`` weights.

@@ -1,4 +1,4 @@
-"""A pruning rule says which weights go, so that the number of non-zeros stays what it was.
+"""A pruning rule says which weights go, so that the number of non-zeros stays the same.
 
 :class:`~fpe_lightning.pruning.magnitude.Magnitude` is the family of rules that compare magnitudes. Any other object
 with a method ``keep`` is a rule too: a pure function of tensors. Only ``expand`` applies rules.
@@ -26,7 +26,7 @@ class SiteWeights:
     Attributes:
         incoming: For each producer ``(children, inputs, k)``, its weights; ``k`` are kernel entries, 1 for linear
             layers.
-        incoming_masks: Bool of the same shapes: what may be non-zero.
+        incoming_masks: Bool of the same shapes: True where a weight may be non-zero.
         outgoing: For each consumer ``(outputs, children, k)``.
         outgoing_masks: Bool of the same shapes.
         biases: For each producer ``(children,)``, or None where it has none.

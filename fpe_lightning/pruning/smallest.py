@@ -39,7 +39,7 @@ def without_smallest(pieces: Sequence[Piece], count: int, dtype: torch.dtype) ->
     Args:
         pieces: The weights, in the order by which ties go.
         count: How many to drop, at most as many as count.
-        dtype: float32 or float64, what magnitudes are compared in.
+        dtype: float32 or float64; magnitudes are compared in it.
 
     Yields:
         For each piece a bool tensor of its shape, True where a weight counts and stays.

@@ -26,7 +26,7 @@ def layer_attributes(
 
     Args:
         candidates: The candidates.
-        units: What the traces say.
+        units: The units that the traces found.
         modules: Modules by name.
         owners: Which (module name, attribute) pairs hold each parameter.
 
@@ -113,7 +113,7 @@ def patch_attributes(
 
     Args:
         candidate: The site.
-        units: What the traces say.
+        units: The units that the traces found.
         modules: Modules by name.
         written: Whether only sizes count that were an argument of an operator, as in ``x.view(-1, self.hidden)``.
 

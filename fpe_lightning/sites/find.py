@@ -51,7 +51,7 @@ def find_sites(
 
     Args:
         model: Any module. It is as before afterwards, also if this raises.
-        example_inputs: What the forward takes: a tensor, a tuple of positional arguments or a dict of keyword
+        example_inputs: The inputs of the forward: a tensor, a tuple of positional arguments or a dict of keyword
             arguments. Shapes and dtypes matter, and values where the forward's control flow reads them.
         explain: Whether to say why the other widths are refused.
         streams: Whether to look for residual streams too.

@@ -72,8 +72,8 @@ def find_runs(
         candidate: The site.
         copies: Its number of copies in the widened trace.
         offsets: Position of each stretch (parameter, dim, start) on the widened axis.
-        before: What the traces at the original widths say.
-        after: What the traces at the widened sizes say.
+        before: The units of the traces at the original widths.
+        after: The units of the traces at the widened sizes.
 
     Returns:
         The run of each of ``candidate.axes``, or a sentence that says why there is none.

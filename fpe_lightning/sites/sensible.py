@@ -49,7 +49,7 @@ def choose_sites(
         exclude: Names or globs of sites that are left as they are.
 
     Returns:
-        Sites, each with what it is mapped to, and reasons against the others.
+        Sites, each with its value of the mapping, and reasons against the others.
 
     Raises:
         ValueError: If a pattern matches nothing, a named site is mapped to nothing, or no site is left.

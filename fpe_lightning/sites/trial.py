@@ -36,12 +36,12 @@ class Run(NamedTuple):
 
 @dataclass
 class Trials:
-    """The trials of one model, and what they teach each other.
+    """The trials of one model, which learn from each other.
 
     Attributes:
         model: The model; every trial borrows it and puts it back.
         runs: How the model can be run, once for each mode that works.
-        units: What the traces at the original widths say.
+        units: The units of the traces at the original widths.
         refusals: Filled with the candidates that fail.
         attempts: Trials so far.
         learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
@@ -104,7 +104,7 @@ class Trials:
         if len(candidates) == 1:
             reason = f"hard-coded size in forward: the widened model raises {sentence_of(outcome)}"
             return self._patched(candidates[0], reason, failed=tried[0] == candidates[0])
-        # One of each kind tells what the others need, or that there is little hope for them.
+        # One of each kind shows the needs of the others, or that there is little hope for them.
         kinds = [self._kind_of(candidate) for candidate in candidates]
         firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
         if len(firsts) == len(candidates):

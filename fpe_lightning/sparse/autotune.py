@@ -59,10 +59,10 @@ def choose_fastest(
         model: In training mode training steps (forward, backward, AdamW) are timed, else forward passes.
         storages: Ways to store each layer besides the masked one, by the layer's name.
         reads: Shape of the input of each of them. A layer whose input is not known stays masked.
-        file: What was chosen before; None takes the cache directory's.
+        file: Earlier choices; None takes the cache directory's.
 
     Returns:
-        What is fastest for each layer, with the times; the same on every process.
+        The fastest layout of each layer, with the times; the same on every process.
     """
     file = file or ChoiceFile()
 
@@ -94,12 +94,12 @@ def tune(
 
     Args:
         model: In training mode training steps (forward, backward, AdamW) are timed, else forward passes.
-        example_inputs: What its forward takes: a tensor, or a tuple of arguments. It is run once, without gradients.
+        example_inputs: The inputs of its forward: a tensor, or a tuple of arguments. It is run once, without gradients.
         optimizers: Optimizers that hold the weights; they are kept valid.
-        file: What was chosen before; None takes the cache directory's.
+        file: Earlier choices; None takes the cache directory's.
 
     Returns:
-        What was chosen for each layer, with the times.
+        The choice for each layer, with the times.
 
     Example:
         >>> tune(nn.Linear(4, 2).eval(), torch.zeros(1, 4))  # nothing is sparse here
@@ -148,7 +148,7 @@ def _choose(
 
 
 def _as_wide(layer: nn.Module, reads: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the input now: what was noted before a split may have been narrower."""
+    """The shape of the input now: the one noted before a split may have been narrower."""
     weight = layer.get_parameter("weight")
     axis = len(reads) - (weight.dim() - 1)  # the last one, or the one before the extent of a picture
     return (*reads[:axis], weight.shape[1], *reads[axis + 1 :])
@@ -169,7 +169,7 @@ def _candidates(module: nn.Module, by_name: Mapping[str, Storage]) -> dict[str, 
 
 
 def _without_hooks(module: nn.Module) -> nn.Module:
-    """A copy of one layer with tensors of its own, and without what others attached to it."""
+    """A copy of one layer with tensors of its own, and without hooks of others."""
     twin = copy.copy(module)
     for name, value in vars(module).items():
         if "hooks" in name and isinstance(value, dict):

@@ -108,7 +108,7 @@ def store(
 
 def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: list[Optimizer]) -> None:
     weight, mask = module.get_parameter("weight"), mask_of(module)
-    # Every weight that may be non-zero needs a place. What has a place and is masked needs a mask of the stored shape.
+    # Every weight that may be non-zero needs a place. A masked weight with a place needs a mask of the stored shape.
     inside = None if mask is None else layout.pack(mask, structure)
     kept = weight.numel() if mask is None else int(mask.sum())
     held = layout.stored_shape(structure, weight.shape).numel() if inside is None else int(inside.sum())

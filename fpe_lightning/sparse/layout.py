@@ -23,10 +23,10 @@ from fpe_lightning.sparse.guard import PREFIX
 from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
 
 Structure = dict[str, Tensor]
-"""What a layout keeps of a mask: tensors by the names of the buffers that hold them; empty for the masked layout."""
+"""The structure that a layout keeps of a mask: tensors by the names of their buffers; empty for the masked layout."""
 
 PLAN = "fpe_plan"
-"""Name of the attribute that holds what a layer computes from its structure; never saved."""
+"""Name of the attribute that a layer computes from its structure; never saved."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Layout:
 
         Args:
             module: The module, in any layout.
-            structure: What the checkpoint says.
+            structure: The structure in the checkpoint.
             mask: The mask next to it, of the stored weight's shape.
         """
         return self.cannot_hold(module)
@@ -238,7 +238,7 @@ def storage_in(state_dict: Mapping[str, Tensor], path: str) -> Storage:
 
     Args:
         state_dict: The checkpoint.
-        path: What comes before the module's own names, such as ``"net.0."``.
+        path: The prefix of the module's own names, such as ``"net.0."``.
 
     Example:
         >>> storage_in({"net.0.weight": torch.zeros(2, 4)}, "net.0.")
@@ -293,7 +293,7 @@ class PreparedModule(nn.Module):
     """
 
     def prepare(self) -> None:
-        """Compute ``fpe_plan`` from what the buffers hold now; on the meta device there is nothing to compute."""
+        """Compute ``fpe_plan`` from the buffers as they are; on the meta device there is nothing to compute."""
         raise NotImplementedError
 
     @override

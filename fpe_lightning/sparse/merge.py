@@ -1,4 +1,4 @@
-"""Merge adapters into split layers, and settle what becomes of masks that no longer hold."""
+"""Merge adapters into split layers, and widen or enforce masks that no longer hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def merge(model: Any, keep: Literal["outputs", "masks"] = "outputs") -> Any:
         keep: ``"outputs"`` lets every entry be non-zero that is; ``"masks"`` sets masked entries to zero.
 
     Returns:
-        The model without its adapters (what ``merge_and_unload()`` returns), or the model itself.
+        The model without its adapters (as from ``merge_and_unload()``), or the model itself.
 
     Raises:
         ValueError: If ``keep`` is neither.

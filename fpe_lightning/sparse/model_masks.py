@@ -113,7 +113,7 @@ def count_allowed(model: nn.Module) -> int:
 
 
 def sentence(name: str, grown: int) -> str:
-    """What is wrong with a parameter whose mask does not hold, why, and what to do.
+    """The message about a parameter whose mask does not hold, with the cause and the remedy.
 
     Example:
         >>> sentence("0.weight", 3).split(": ")[0]

@@ -1,4 +1,4 @@
-"""What a module went through: its shapes before the first split, every split, and the integers that grew.
+"""The history of a module: its shapes before the first split, every split, and the integers that grew.
 
 The record is a buffer, so that a ``state_dict`` alone tells how to rebuild (or shrink) the module that it fits. It is
 JSON held as single bits in a bool tensor: weight averaging, ``.half()`` and device moves leave bools as they are,

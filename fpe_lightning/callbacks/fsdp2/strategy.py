@@ -82,7 +82,7 @@ class ExpandableModelParallelStrategy(ModelParallelStrategy):
 
 
 def check_fsdp2(trainer: pl.Trainer, pl_module: pl.LightningModule, layouts: Iterable[str]) -> None:
-    """Refuse what was not tested under FSDP2, once the module is sharded; say nothing of any other strategy.
+    """Refuse untested options under FSDP2, once the module is sharded; other strategies pass.
 
     Raises:
         MisconfigurationException: Naming what was found and what to do.

@@ -39,7 +39,7 @@ class Call:
         tensors: All tensors among the arguments.
         shapes: Shapes of ``tensors`` before the call.
         outputs: All tensors that the call returned.
-        facts: Where rules write what they learn.
+        facts: The record that rules write to.
         tags: The tag of each tensor that has one.
         module: Qualified name of the module whose forward is running.
     """

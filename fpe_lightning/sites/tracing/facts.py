@@ -1,4 +1,4 @@
-"""The facts of a trace: what the operators of a forward say about the entries of parameter axes."""
+"""The facts of a trace: statements of the operators of a forward about the entries of parameter axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MANY = 4096  # entries above which it pays to drop repetitions
 
 
 class Role(IntFlag):
-    """What a parameter entry does for the unit that it belongs to."""
+    """The role of a parameter entry for the unit that it belongs to."""
 
     PRODUCER = 1
     VALUE = 2
@@ -69,7 +69,7 @@ class Facts:
         frozen: Entries that must not be widened, with the reason.
         bundles: Entries that can only be widened together, with the reason.
         bends: Entries that enter an operator which is not linear in them.
-        roles: Entries and what they do, in the order of the forward.
+        roles: Entries and their roles, in the order of the forward.
         groupings: Labels cut into groups by normalisation or grouped convolution; copies must stay in their group.
         uses: Sizes that modules met.
         input_shapes: Shape of the first argument of each module's first call, by qualified name.
@@ -103,7 +103,7 @@ class Facts:
         return labels
 
     def absorb(self, other: Facts) -> None:
-        """Add what another trace of the same model says; both number the entries alike."""
+        """Add the facts of another trace of the same model; both number the entries alike."""
         if not self.spans:
             self.spans, self.size, self._axes = other.spans, other.size, other._axes
         for name in ("ties", "frozen", "bundles", "bends", "roles", "groupings", "uses"):
@@ -135,7 +135,7 @@ class Facts:
         self.bends.extend(_numbers(label) for label in labels)
 
     def mark(self, label: Tensor, role: Role) -> None:
-        """Record what the entries of a parameter's label do."""
+        """Record the roles of the entries of a parameter's label."""
         self.roles.append((_numbers(label), role))
 
     def group(self, label: Tensor, groups: int) -> None:

@@ -42,7 +42,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def register_operator(name: str, like: str | Rule) -> None:
-    """Tell the tracer what an operator does, so that widths on both sides of it are found.
+    """Teach the tracer an operator, so that widths on both sides of it are found.
 
     Args:
         name: As for :func:`rule`.

@@ -23,7 +23,7 @@ class AxisTracer(TorchDispatchMode):
     """Carry labels through every operator that runs while the mode is on.
 
     Args:
-        facts: Where the rules write what they learn.
+        facts: The record that the rules write to.
         state: Parameters and float buffers by qualified name.
         module: Returns the qualified name of the module whose forward is running.
     """
@@ -86,5 +86,5 @@ def _apply(call: Call) -> None:
 
 
 def _batch_norm_shapes(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """What batch normalisation returns, without the many operators that fake tensors take it apart into."""
+    """The result of batch normalisation, without the many operators that fake tensors decompose it into."""
     return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])

@@ -50,9 +50,9 @@ class Units:
     """The units of a model and their groups.
 
     Attributes:
-        facts: What the traces say.
+        facts: The facts of the traces.
         unit: ``(numbers,)`` the unit of each numbered entry.
-        roles: ``(numbers,)`` what each entry does, as the bits of ``Role``.
+        roles: ``(numbers,)`` the roles of each entry, as the bits of ``Role``.
         first_use: ``(numbers,)`` position in the forward at which each entry got its first role.
         reasons: For each refused group why.
         group: ``(units,)`` units of one group can only be widened together.

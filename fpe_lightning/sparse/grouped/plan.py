@@ -40,7 +40,7 @@ class Block:
         rows: Number of rows.
         offset: Where it begins in the packed weight.
         fan_in: Inputs of each row.
-        runs: What it reads; together ``fan_in`` inputs.
+        runs: Its inputs; together ``fan_in``.
     """
 
     row: int
@@ -52,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks of one shape, one after the other: what one batched product computes.
+    """Blocks of one shape, one after the other, for one batched product.
 
     Attributes:
         count: Number of blocks.

@@ -157,7 +157,7 @@ def _in_place(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Ten
         for position, run in enumerate(block.runs):
             read = x.narrow(1, run.source, run.length)
             part = weight.narrow(1, run.column, run.length).t()
-            if position:  # later stretches add to what the first one wrote
+            if position:  # later stretches add to the result of the first one
                 out.addmm_(read, part)
             elif bias is None:
                 torch.mm(read, part, out=out)

@@ -20,7 +20,7 @@ MULTIPLE = 64
 """Rows and columns have to be multiples of this, so that every kernel takes the weight and its transpose."""
 
 DTYPES = (torch.float16, torch.bfloat16)
-"""What the kernels of both libraries compute with in training."""
+"""The dtypes of the kernels of both libraries in training."""
 
 PACKED_DTYPES = (*DTYPES, torch.int8)
 

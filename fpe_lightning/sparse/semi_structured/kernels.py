@@ -22,7 +22,7 @@ class Pattern:
     """The places of the non-zeros of a weight, in the form that CUTLASS reads; made once for each mask.
 
     Attributes:
-        threads: uint8, what each thread of the packing kernel keeps.
+        threads: uint8, the entries that each thread of the packing kernel keeps.
         places: Places of the packed values of the weight.
         places_t: The same of its transpose.
     """
