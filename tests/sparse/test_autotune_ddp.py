@@ -19,8 +19,12 @@ def worker(rank: int, port: int, folder: str) -> None:
         torch.manual_seed(0)
         model, x = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(8, 64)
         times = [{"masked": 2.0, "grouped": 1.0}, {"masked": 1.0, "grouped": 2.0}][rank]
+
+        def measured(layers: dict[str, nn.Module], *_: object) -> dict[str, float]:
+            return {name: times.get(name, 3.0) for name in layers}
+
         with (
-            patch("fpe_lightning.sparse.autotune.measure", lambda layers, *_: {name: times[name] for name in layers}),
+            patch("fpe_lightning.sparse.autotune.measure", measured),
             patch.dict("os.environ", FPE_CACHE=f"{folder}/{rank}"),
         ):
             fpe.expand(
