@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -11,8 +13,10 @@ from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.partitions import Partition
 from fpe_lightning.partitions.partition import children_masks
 from fpe_lightning.partitions.shared import group_size
-from fpe_lightning.sites import Producer, Site
+from fpe_lightning.sites import Axis, Producer, Site
 from fpe_lightning.sparse.grouped.blocks import block_rows
+
+AnyAxis = TypeVar("AnyAxis", bound=Axis)
 
 
 def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, generator: Generator) -> list[Tensor]:
@@ -141,7 +145,7 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
     Raises:
         ValueError: If there are fewer outputs than children.
     """
-    for consumer in {(axis.parameter, axis.dim, axis.start): axis for axis in site.consumers}.values():
+    for consumer in distinct(site.consumers):
         value = draft[consumer.parameter].value
         output_dim = 1 if consumer.dim == 0 else 0
         outputs = value.shape[output_dim]
@@ -175,3 +179,8 @@ def kept_outputs(child: Tensor, outputs: int, alpha: int) -> Tensor:
     """
     stretch = torch.cat([torch.full((count,), part) for part, (_, count) in enumerate(block_rows(outputs, alpha))])
     return (stretch.unsqueeze(1) == child) | (child < 0)
+
+
+def distinct(axes: Sequence[AnyAxis]) -> list[AnyAxis]:
+    """Axes that several roles share count once."""
+    return list({(axis.parameter, axis.dim, axis.start): axis for axis in axes}.values())

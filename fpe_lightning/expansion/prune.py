@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.expansion.assign import distinct
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.report import warn_if_costly
@@ -310,11 +311,3 @@ def _restrict_rows(draft: Draft, axis: Axis, rows: Tensor, alpha: int) -> None:
     stretch = _rows_in_place(draft, mask, axis, alpha)
     stretch.copy_(rows.reshape(stretch.shape))
     draft.restrict(axis.parameter, mask)
-
-
-AnyAxis = TypeVar("AnyAxis", bound=Axis)
-
-
-def distinct(axes: Sequence[AnyAxis]) -> list[AnyAxis]:
-    """Axes that several roles share count once."""
-    return list({(axis.parameter, axis.dim, axis.start): axis for axis in axes}.values())

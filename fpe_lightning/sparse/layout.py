@@ -73,6 +73,9 @@ class Layout:
             return f"there is no {self.kind} form of {type(module).__name__}"
         if module._parameters.get("weight") is None or mask_of(module, "bias") is not None:
             return "its weight is computed from other parameters, or its bias is masked"
+        groups = getattr(module, "groups", 1)
+        if self.packs and groups != 1:  # its weight has the inputs of one group alone, which no packed form expects
+            return f"the convolution already has {groups} groups"
         return None
 
     def cannot_split(self, alpha: int) -> str | None:

@@ -35,13 +35,6 @@ class Grouped(Layout):
     phrase = "in blocks"
 
     @override
-    def cannot_hold(self, module: nn.Module) -> str | None:
-        if reason := super().cannot_hold(module):
-            return reason
-        groups = getattr(module, "groups", 1)
-        return None if groups == 1 else f"the convolution already has {groups} groups"
-
-    @override
     def fit(self, module: nn.Module, mask: Tensor, rows: int = 0) -> Structure | str:
         if reason := self.cannot_hold(module):
             return reason
