@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from fpe_lightning.callbacks.comparison import (
     comparison_caption,
     comparison_figure,
     comparison_table,
+    monitored,
+    monitoring_checkpoint,
 )
-from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, instances, loaded
-from fpe_lightning.callbacks.parent import PREFIX, Parent
+from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, loaded
+from fpe_lightning.callbacks.parent import PREFIX, Parent, copy_of
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import count_nonzeros
@@ -102,7 +103,7 @@ class CompareWithParent(Callback):
             )
         self._reset()
         # A run that resumes after a split loads the parent into this copy; weights are loaded before any other hook.
-        self._template = self._copy(pl_module)
+        self._template = copy_of(pl_module)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -130,7 +131,7 @@ class CompareWithParent(Callback):
         """Copy the module before its first split."""
         if self._parent is not None:
             return
-        self._parent = Parent(self._copy(pl_module), trainer, pl_module.log)
+        self._parent = Parent(copy_of(pl_module), trainer, pl_module.log)
         self._parent.follow(pl_module, trainer.optimizers, trainer.lr_scheduler_configs)
         self._comparison.nonzeros = (count_nonzeros(pl_module), count_nonzeros(pl_module))
         self._steps = trainer.global_step
@@ -196,11 +197,10 @@ class CompareWithParent(Callback):
             parent = name if alone else PREFIX + name
             if name in values and parent in values:
                 self._comparison.add(name, epoch, float(values[name]), float(values[parent]))
-        monitor, mode = self._monitored(trainer)
+        monitor, mode = monitored(trainer, self.monitor, self.mode)
         best = self._comparison.best(monitor, mode)
         if self._parent is not None and best is not None and self._comparison.curves[monitor][-1][2] == best[0]:
-            # On the CPU: weights of one epoch should not fill an accelerator.
-            self._best = _copied(self._parent.module.state_dict())
+            self._best = self._parent.weights()
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -209,9 +209,9 @@ class CompareWithParent(Callback):
         module = self._parent.module.to(pl_module.device)
         module.trainer = trainer
         self._parent.share_buffers()
-        checkpoint = self._checkpoint(trainer)
+        checkpoint = monitoring_checkpoint(trainer)
         if self._best is not None and checkpoint is not None and trainer.ckpt_path == checkpoint.best_model_path:
-            self._latest = _copied(module.state_dict())
+            self._latest = self._parent.weights()
             module.load_state_dict(self._best)
 
     @override
@@ -269,36 +269,13 @@ class CompareWithParent(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
-    @staticmethod
-    def _copy(pl_module: pl.LightningModule) -> pl.LightningModule:
-        try:
-            return copy.deepcopy(pl_module)
-        except Exception as error:
-            raise MisconfigurationException(
-                f"CompareWithParent copies the module, and {type(pl_module).__name__} cannot be copied ({error}): make "
-                "it work with `copy.deepcopy`, or leave the callback out."
-            ) from error
-
     def _hook(self, name: str, trainer: pl.Trainer | None = None) -> None:
         if self._parent is not None and not (trainer is not None and trainer.sanity_checking):
             self._parent.hook(name)
 
-    @staticmethod
-    def _checkpoint(trainer: pl.Trainer) -> Any:
-        """The ModelCheckpoint that follows a metric."""
-        found = instances(trainer.checkpoint_callbacks, "callbacks", "ModelCheckpoint")
-        return next((each for each in found if each.monitor), None)
-
-    def _monitored(self, trainer: pl.Trainer) -> tuple[str, str]:
-        """Name of the metric whose best value counts, or "", and whether large values are good."""
-        checkpoint = self._checkpoint(trainer)
-        if self.monitor is not None or checkpoint is None:
-            return self.monitor or "", self.mode or "max"
-        return checkpoint.monitor, self.mode or checkpoint.mode
-
     def _metrics(self, trainer: pl.Trainer) -> list[str]:
         """The metrics to compare: the monitored one, or all that the parent logs in validation."""
-        monitor, _ = self._monitored(trainer)
+        monitor, _ = monitored(trainer, self.monitor, self.mode)
         if monitor:
             return [monitor]
         return [] if self._parent is None else sorted(self._parent.names["validation"])
@@ -307,23 +284,8 @@ class CompareWithParent(Callback):
         """Print the table, on one process."""
         if not trainer.is_global_zero:
             return
-        monitor, mode = self._monitored(trainer)
-        values: dict[str, tuple[float, float]] = {}
-        for name in self._metrics(trainer):
-            points = self._comparison.since_split(name)
-            best = self._comparison.best(name, mode)
-            if name == monitor and best is not None:
-                values[f"best {name}"] = best
-            elif points:
-                values[name] = points[-1][2], points[-1][1]
+        monitor, mode = monitored(trainer, self.monitor, self.mode)
+        values = self._comparison.columns(self._metrics(trainer), monitor, mode)
         metric = next(iter(self._metrics(trainer)), None)
         table = comparison_table(self._comparison, values | tested, comparison_caption(self._comparison, metric))
         Console().print(table)
-
-
-def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of a state_dict on the CPU, which later steps do not change."""
-    return {
-        name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
-        for name, value in state.items()
-    }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from fpe_lightning.callbacks.lightnings import instances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +49,15 @@ class Comparison:
         choose = max if mode == "max" else min
         return (choose(each[2] for each in points), choose(each[1] for each in points)) if points else None
 
+    def columns(self, metrics: Sequence[str], monitor: str, mode: str) -> dict[str, tuple[float, float]]:
+        """Values of the parent and of the network, by title: the best of the monitored metric, the last of others."""
+        found: dict[str, tuple[float, float]] = {}
+        for name in metrics:
+            points, best = self.since_split(name), self.best(name, mode)
+            if best is not None:
+                found |= {f"best {name}": best} if name == monitor else {name: (points[-1][2], points[-1][1])}
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Plain containers of numbers."""
         return asdict(self)
@@ -54,6 +66,20 @@ class Comparison:
     def from_state(cls, state: Mapping[str, Any]) -> Comparison:
         """Continue from what :meth:`state_dict` returned."""
         return cls(**state)
+
+
+def monitoring_checkpoint(trainer: pl.Trainer) -> Any:
+    """The ModelCheckpoint that follows a metric, or None."""
+    found = instances(trainer.checkpoint_callbacks, "callbacks", "ModelCheckpoint")
+    return next((each for each in found if each.monitor), None)
+
+
+def monitored(trainer: pl.Trainer, monitor: str | None, mode: str | None) -> tuple[str, str]:
+    """Name of the metric whose best value counts, or "", and ``"max"`` or ``"min"``; ``ModelCheckpoint`` fills None."""
+    checkpoint = monitoring_checkpoint(trainer)
+    if monitor is not None or checkpoint is None:
+        return monitor or "", mode or "max"
+    return checkpoint.monitor, mode or checkpoint.mode
 
 
 def comparison_table(comparison: Comparison, metrics: Mapping[str, tuple[float, float]], caption: str = "") -> Table:
@@ -74,10 +100,10 @@ def comparison_table(comparison: Comparison, metrics: Mapping[str, tuple[float, 
         [['8', '32', 'x4'], ['315', '315', '0'], ['0.5000', '0.7500', '+0.2500']]
     """
     # Without vertical lines, six columns fit into a terminal of 80 characters.
-    table = Table(title="Did the split pay?", caption=caption or None, box=SIMPLE_HEAD)
+    table = Table(title="Did the split pay?", caption=caption or None, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for title in ("width", "non-zeros", *metrics):
-        table.add_column(title, justify="right", overflow="fold")
+        table.add_column(title.replace("best ", "best\n"), justify="right", overflow="fold")
     before, after = comparison.nonzeros
     narrow, wide = (sum(each[number] for each in comparison.widths.values()) for number in (0, 1))
     ratio = f"x{wide / narrow:.3g}" if narrow else ""
@@ -134,6 +160,7 @@ def comparison_figure(comparison: Comparison, metric: str) -> Figure:
     widths += ["…"] if len(comparison.widths) > 3 else []
     before, after = comparison.nonzeros
     ax.set_title(f"{before:,} non-zeros before, {after:,} after the split\n{', '.join(widths)}", fontsize=11)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epochs trained")
     ax.set_ylabel(metric)
     ax.grid(color="0.92")

@@ -131,6 +131,10 @@ class Parent:
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights, on the CPU: those of one epoch should not fill an accelerator."""
+        return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer states and schedules."""
         return {
@@ -207,6 +211,17 @@ class Parent:
                         "it: log it in the module itself, or leave CompareWithParent out."
                     )
             self.module.lr_scheduler_step(config.scheduler, value)
+
+
+def copy_of(pl_module: pl.LightningModule) -> pl.LightningModule:
+    """A deep copy of a module, or one sentence why there is none."""
+    try:
+        return copy.deepcopy(pl_module)
+    except Exception as error:
+        raise MisconfigurationException(
+            f"CompareWithParent copies the module, and {type(pl_module).__name__} cannot be copied ({error}): make it "
+            "work with `copy.deepcopy`, or leave the callback out."
+        ) from error
 
 
 def _package(trainer: pl.Trainer) -> str:

@@ -117,7 +117,15 @@ def test_the_run_ends_with_a_table_and_a_figure(tmp_path: Path, capsys: pytest.C
     run = trainer(ExpansionCallback(epoch=1), compare, best, directory=tmp_path, max_epochs=3)
     run.fit(Classifier(MLP(48, 6, 3)), loader(), loader())
     shown = capsys.readouterr().out
-    for text in ("dense parent", "split network", "difference", "best val/accuracy", "315", "x2", "Split before epoch 1"):
+    for text in (
+        "dense parent",
+        "split network",
+        "difference",
+        "best val/accuracy",
+        "315",
+        "x2",
+        "Split before epoch 1",
+    ):
         assert text in shown, text
     assert compare.figure_path == tmp_path / "compare_with_parent.png"
     assert compare.figure_path.stat().st_size > 10_000
