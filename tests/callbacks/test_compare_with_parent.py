@@ -121,10 +121,10 @@ def test_the_run_ends_with_a_table_and_a_figure(tmp_path: Path, capsys: pytest.C
         "dense parent",
         "split network",
         "difference",
-        "best val/accuracy",
+        "val/accuracy",
         "315",
         "x2",
-        "Split before epoch 1",
+        "Split before",
     ):
         assert text in shown, text
     assert compare.figure_path == tmp_path / "compare_with_parent.png"
