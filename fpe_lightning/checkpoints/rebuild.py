@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpe_lightning.checkpoints.resize import resized
 from fpe_lightning.expansion.draft import plain
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of, storage_in
+from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -50,8 +50,7 @@ def plan_rebuild(
     theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
     bits = state_dict.get(path + RECORD)
     live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
-    storage = storage_in(state_dict, path)
-    layout, structure = LAYOUTS.get(storage.layout), storage.structure
+    layout, structure = _layout_in(state_dict, path)
     split = {**live.shapes, **incoming.shapes}
     if not (split or live.attributes or incoming.attributes):
         return None
@@ -209,3 +208,12 @@ def _check_tensor(
             f"The checkpoint is of another network: `{path}` had shape {there} there before its first split, and "
             f"{here} here; build the model with the checkpoint's widths."
         )
+
+
+def _layout_in(state_dict: Mapping[str, Tensor], path: str) -> tuple[Layout, Structure]:
+    """How a checkpoint stores the weight of the module whose names begin with ``path``."""
+    for layout in map(LAYOUTS.get, LAYOUTS):
+        found = {name: state_dict[path + name] for name in layout.buffers if path + name in state_dict}
+        if found and len(found) == len(layout.buffers):
+            return layout, found
+    return MASKED, {}

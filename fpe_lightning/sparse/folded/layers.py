@@ -16,7 +16,7 @@ from typing_extensions import override
 from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
 from fpe_lightning.sparse.folded.products import apply_unfolded, linear
 from fpe_lightning.sparse.guard import GuardedModule
-from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
 """Name of the buffer that holds the codes."""
