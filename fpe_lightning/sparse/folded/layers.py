@@ -102,7 +102,8 @@ class FoldedLinear(FoldedModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
-        weight, bias, plan = self.fpe_weight(input), self.bias, self.fpe_plan
+        weight, plan = self.fpe_weight(input), self.fpe_plan
+        bias: Tensor | None = self.bias
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and input.is_floating_point():
             dtype = torch.get_autocast_dtype(kind)
