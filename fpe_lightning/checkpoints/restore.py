@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fpe_lightning.checkpoints.checks import check_tensors, largest_growth
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
 from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.wrappers import Copies, check_holds, holders_of, listed
+from fpe_lightning.sites.tracing.sandbox import state_of
 from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
@@ -76,7 +78,8 @@ def restore_structure(
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
         with trainable_mode(model):
-            rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
+            growth = largest_growth(state_dict, prefix)
+            rebuilds = [plan_rebuild(model, name, module, state_dict, prefix, growth) for name, module in modules]
     except ValueError as error:
         raise StructureError(str(error)) from error
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
@@ -124,7 +127,18 @@ def load_expanded_state_dict(
         <All keys matched successfully>
     """
     check_names(model, state_dict, strict)
+    _check_values(model, state_dict)
     return load_into(model, state_dict, lambda state: model.load_state_dict(state, strict=strict), strict, optimizer)
+
+
+def _check_values(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Refuse what torch could not copy, some of it half way."""
+    own = state_of(model)
+    theirs = {key: value for key, value in state_dict.items() if key in own or is_structure(str(key))}
+    try:
+        check_tensors("", theirs, own)
+    except ValueError as error:
+        raise StructureError(str(error)) from error
 
 
 def load_into(

@@ -21,6 +21,7 @@ from typing_extensions import override
 from fpe_lightning.registry import Registry
 from fpe_lightning.sparse.guard import PREFIX
 from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
+from fpe_lightning.sparse.memory import not_of_its_own
 
 Structure = dict[str, Tensor]
 """The structure that a layout keeps of a mask: tensors by the names of their buffers; empty for the masked layout."""
@@ -113,6 +114,14 @@ class Layout:
         """
         return self.cannot_hold(module)
 
+    def malformed(self, structure: Structure) -> str | None:
+        """Why tensors that a checkpoint holds are no structure of this layout, in a few words; None where they may be.
+
+        Args:
+            structure: Tensors that nothing is known of but their names and that they have memory of their own.
+        """
+        return None
+
     def structure(self, module: nn.Module) -> Structure:
         """The structure of a module that is stored in this layout."""
         return {name: module.get_buffer(name) for name in self.buffers}
@@ -132,7 +141,11 @@ class Layout:
         return torch.Size([layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size])
 
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        """The shape in which a dense weight of the given shape is stored."""
+        """The shape in which a dense weight of the given shape is stored.
+
+        Raises:
+            ValueError: If a structure from a checkpoint fits no weight of this shape, in a few words.
+        """
         return shape
 
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
@@ -243,6 +256,9 @@ def storage_in(state_dict: Mapping[str, Tensor], path: str) -> Storage:
         state_dict: The checkpoint.
         path: The prefix of the module's own names, such as ``"net.0."``.
 
+    Raises:
+        ValueError: If the structure in there is none of its layout.
+
     Example:
         >>> storage_in({"net.0.weight": torch.zeros(2, 4)}, "net.0.")
         Storage(layout='masked', structure={})
@@ -250,6 +266,9 @@ def storage_in(state_dict: Mapping[str, Tensor], path: str) -> Storage:
     for name in LAYOUTS:
         found = {key: state_dict[path + key] for key in LAYOUTS.get(name).buffers if path + key in state_dict}
         if found and len(found) == len(LAYOUTS.get(name).buffers):
+            why = next(filter(None, map(not_of_its_own, found.values())), None) or LAYOUTS.get(name).malformed(found)
+            if why is not None:
+                raise ValueError(f"The checkpoint is broken: `{path}{next(iter(found))}` is no structure, as {why}.")
             return Storage(name, found)
     return Storage("masked", {})
 

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import encode, find_fold, fold_of
+from fpe_lightning.sparse.folded.codes import (
+    HEADER,
+    MOST_CHILDREN,
+    bytes_of,
+    decode,
+    encode,
+    find_fold,
+    fold_of,
+)
 from fpe_lightning.sparse.folded.layers import (
     CODES,
     FoldedConv1d,
@@ -46,13 +54,12 @@ class Folded(Layout):
         return {CODES: encode(mask, fold)}
 
     @override
-    def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
-        if reason := self.cannot_hold(module):
-            return reason
+    def malformed(self, structure: Structure) -> str | None:
         codes = structure[CODES]
-        if codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= 5 or int(codes[0]) < 2:
-            return f"its codes are {codes.dtype} {tuple(codes.shape)}"
-        return None
+        if codes.is_meta or codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER:
+            return f"its codes are {codes.dtype} {tuple(codes.shape)} on {codes.device}"
+        fold = fold_of(codes)
+        return f"its header says {fold}" if fold.children < 2 or fold.children > MOST_CHILDREN or not fold.run else None
 
     @override
     def structure(self, module: nn.Module) -> Structure:
@@ -72,7 +79,14 @@ class Folded(Layout):
 
     @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        return fold_of(structure[CODES]).folded_shape(shape)
+        codes = structure[CODES]
+        fold = fold_of(codes)
+        folded = fold.folded_shape(shape)
+        if shape[0] % (fold.children * fold.run) or len(codes) != bytes_of(fold, folded):
+            raise ValueError(f"{len(codes)} bytes of codes with {fold} do not fit its shape {tuple(shape)}")
+        if int(decode(codes, fold, folded).max()) > fold.children:
+            raise ValueError(f"some code names a child above {fold.children - 1}")
+        return folded
 
     @override
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
