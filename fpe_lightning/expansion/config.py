@@ -32,12 +32,13 @@ from fpe_lightning.partitions import (
     resolve_partition,
 )
 from fpe_lightning.partitions import SemiStructured as SemiStructuredPartition
-from fpe_lightning.pruning import Magnitude, resolve_pruning
+from fpe_lightning.pruning import Magnitude, Pruning, resolve_pruning
 from fpe_lightning.sites import Site
 from fpe_lightning.sparse.layout import LAYOUTS
 
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseExpansion(ABC):
