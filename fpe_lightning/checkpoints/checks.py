@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe_lightning.expansion.draft import plain
-from fpe_lightning.sparse.layout import LAYOUTS, is_structure, layout_of, storage_in
+from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, is_structure, layout_of
 from fpe_lightning.sparse.memory import not_of_its_own
 from fpe_lightning.sparse.record import RECORD, Record
 
@@ -48,6 +48,30 @@ def check_tensors(path: str, theirs: Mapping[str, Tensor], own: Mapping[str, Ten
             raise ValueError(f"The checkpoint is broken: `{path}{name}` is {tensor.dtype}, and {mine.dtype} here.")
 
 
+def layout_in(state_dict: Mapping[str, Tensor], path: str) -> tuple[Layout, Structure]:
+    """How a checkpoint stores the weight of one module.
+
+    Args:
+        state_dict: The checkpoint.
+        path: The prefix of the module's own names, such as ``"net.0."``.
+
+    Raises:
+        ValueError: If the structure in there is none of its layout.
+
+    Example:
+        >>> layout_in({"net.0.weight": torch.zeros(2, 4)}, "net.0.") == (MASKED, {})
+        True
+    """
+    for layout in map(LAYOUTS.get, LAYOUTS):
+        found = {name: state_dict[path + name] for name in layout.buffers if path + name in state_dict}
+        if found and len(found) == len(layout.buffers):
+            why = next(filter(None, map(not_of_its_own, found.values())), None) or layout.malformed(found)
+            if why is not None:
+                raise ValueError(f"The checkpoint is broken: `{path}{next(iter(found))}` is no structure, as {why}.")
+            return layout, found
+    return MASKED, {}
+
+
 def largest_growth(state_dict: Mapping[str, Tensor], prefix: str) -> float:
     """How many times as large as before its first split an axis of a saved tensor is at most.
 
@@ -78,10 +102,9 @@ def _sizes(record: Record, state_dict: Mapping[str, Tensor], path: str) -> Itera
         tensor, after = state_dict.get(path + name), torch.Size(record.shape_now(name))
         if tensor is None or not_of_its_own(tensor):
             continue
-        storage = storage_in(state_dict, path)
-        layout = LAYOUTS.get(storage.layout if name == "weight" else "masked")
+        layout, structure = layout_in(state_dict, path) if name == "weight" else (MASKED, {})
         try:
-            stored = layout.stored_shape(storage.structure, after)
+            stored = layout.stored_shape(structure, after)
         except ValueError:  # it is refused with its module
             continue
         if stored == getattr(tensor, "shape", None):
@@ -178,7 +201,7 @@ def is_width(module: nn.Module, name: str, value: int | list[int]) -> bool:
         >>> is_width(nn.Linear(4, 2), "out_features", 4), is_width(nn.Linear(4, 2), "training", 1)
         (True, False)
     """
-    here = getattr(module, name, None)
+    here: Any = getattr(module, name, None)
     if name in NO_WIDTHS or not _is_integers(here):
         return False
     return type(here) is int if isinstance(value, int) else type(here) is not int and len(here) == len(value)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe_lightning.checkpoints.restore import forget_hook
+from fpe_lightning.checkpoints.load_hook import forget_hook
 from fpe_lightning.sparse.convert import is_sharded, store
 from fpe_lightning.sparse.guard import GUARDED, GradientMask
 from fpe_lightning.sparse.layout import MASKED, layout_of

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.checkpoints.checks import check_growth, check_tensors, check_widths, is_width
+from fpe_lightning.checkpoints.checks import check_growth, check_tensors, check_widths, is_width, layout_in
 from fpe_lightning.checkpoints.resize import resized
 from fpe_lightning.expansion.draft import plain
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of, storage_in
+from fpe_lightning.sparse.layout import MASKED, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -63,8 +63,7 @@ def plan_rebuild(
     theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
     bits = state_dict.get(path + RECORD)
     live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits, path + RECORD)
-    storage = storage_in(state_dict, path)
-    layout, structure = LAYOUTS.get(storage.layout), storage.structure
+    layout, structure = layout_in(state_dict, path)
     split = {**live.shapes, **incoming.shapes}
     if not (split or live.attributes or incoming.attributes):
         return None

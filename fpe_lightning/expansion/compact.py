@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from fpe_lightning.expansion.assign import common_group
+from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.teachers import part_of
+from fpe_lightning.expansion.parts import part_of
 from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning import Magnitude
@@ -32,7 +33,7 @@ from fpe_lightning.sparse.exchange import exchange_parameters, parameter_like
 from fpe_lightning.sparse.grouped.blocks import join_blocks
 from fpe_lightning.sparse.grouped.layers import BLOCKS
 from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
-from fpe_lightning.sparse.layout import Layout, Structure, read_by_parent
+from fpe_lightning.sparse.layout import Layout, Structure
 from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.record import Split
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.teachers import Teacher, part_of
+from fpe_lightning.expansion.parts import part_of
+from fpe_lightning.expansion.teachers import Teacher
 from fpe_lightning.pruning.columns import Columns
 from fpe_lightning.pruning.smallest import Piece, pieces_of
 from fpe_lightning.sites.site import Attribute, Axis

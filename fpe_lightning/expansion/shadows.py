@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.teachers import names_of
+from fpe_lightning.expansion.parts import names_of
 
 Tensors = list[Any] | dict[Any, Any]
 

@@ -6,12 +6,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from fpe_lightning.extras import extra
 from fpe_lightning.interference.selectivity import NOTHING, class_entropy, top_samples
+
+with extra("template", "A figure"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 _INCH_A_PICTURE = 0.36
 

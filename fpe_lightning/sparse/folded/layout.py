@@ -45,7 +45,9 @@ class Folded(Layout):
     def fit(self, module: nn.Module, mask: Tensor, rows: int = 0) -> Structure | str:
         if reason := self.cannot_hold(module):
             return reason
-        fold = find_fold(mask, tuple(dict.fromkeys((rows or 1, 1))))
+        columns = mask.shape[1]
+        divisors = [run for run in range(1, columns // 2 + 1) if columns % run == 0]
+        fold = find_fold(mask, tuple(dict.fromkeys((rows or 1, 1))), divisors)
         if fold is None:
             return (
                 "two children of one neuron share an input, or children of one neuron are not adjacent; a folded "
@@ -59,7 +61,7 @@ class Folded(Layout):
         if codes.is_meta or codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER:
             return f"its codes are {codes.dtype} {tuple(codes.shape)} on {codes.device}"
         fold = fold_of(codes)
-        return f"its header says {fold}" if fold.children < 2 or fold.children > MOST_CHILDREN or not fold.run else None
+        return None if 2 <= fold.codes <= MOST_CHILDREN and fold.run and fold.column_run else f"its header says {fold}"
 
     @override
     def structure(self, module: nn.Module) -> Structure:
@@ -81,11 +83,13 @@ class Folded(Layout):
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
         codes = structure[CODES]
         fold = fold_of(codes)
-        folded = fold.folded_shape(shape)
-        if shape[0] % (fold.children * fold.run) or len(codes) != bytes_of(fold, folded):
+        steps = fold.children * fold.run, fold.columns * fold.column_run
+        uneven = len(shape) < 2 or shape[0] % steps[0] or shape[1] % steps[1]
+        if uneven or len(codes) != bytes_of(fold, fold.folded_shape(shape)):
             raise ValueError(f"{len(codes)} bytes of codes with {fold} do not fit its shape {tuple(shape)}")
-        if int(decode(codes, fold, folded).max()) > fold.children:
-            raise ValueError(f"some code names a child above {fold.children - 1}")
+        folded = fold.folded_shape(shape)
+        if int(decode(codes, fold, folded).max()) > fold.codes:
+            raise ValueError(f"some code is above {fold.codes}")
         return folded
 
     @override

@@ -19,7 +19,7 @@ from typing_extensions import override
 from fpe_lightning.sparse.grouped.blocks import block_rows
 from fpe_lightning.sparse.grouped.plan import Plan, make_plan
 from fpe_lightning.sparse.grouped.products import block_linear
-from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.sparse.prepared import PreparedModule
 
 BLOCKS = "fpe_blocks"
 """Name of the buffer that holds the structure."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import PreparedModule
 from fpe_lightning.sparse.masked import MaskedLinear, mask_gradient
+from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.semi_structured.format import DTYPES, not_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import Pattern, backend_of, make_pattern, semi_structured_linear
 

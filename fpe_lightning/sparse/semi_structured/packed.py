@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import PLAN, PreparedModule
+from fpe_lightning.sparse.layout import PLAN
 from fpe_lightning.sparse.masked import set_mask
+from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.semi_structured.format import (
     DTYPES,
     checked_unpack,
