@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.parts import part_of
+from fpe_lightning.expansion.parts import Mirror, part_of
 from fpe_lightning.expansion.teachers import Teacher
 from fpe_lightning.pruning.columns import Columns
 from fpe_lightning.pruning.smallest import Piece, pieces_of
-from fpe_lightning.sites.site import Attribute, Axis
+from fpe_lightning.sites.attributes import changed_values
+from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sparse.exchange import parameter_like
 from fpe_lightning.sparse.layout import MASKED, Layout, Structure
 from fpe_lightning.sparse.masked import mask_of, set_mask
@@ -117,7 +118,8 @@ class Draft:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.tensors: dict[str, DraftTensor] = {}
-        self.growth: dict[tuple[str, str, int | None], int] = {}
+        self.widened: list[tuple[Site, int]] = []
+        """The sites whose integers grow, each with its number of children."""
 
     def __getitem__(self, qualified_name: str) -> DraftTensor:
         """The draft of one parameter or buffer, made on first use."""
@@ -172,11 +174,6 @@ class Draft:
                 mask = mask_of(self.model.get_submodule(draft.owner), draft.name)
                 total += self.count(name) - (draft.original.numel() if mask is None else int(mask.count_nonzero()))
         return total
-
-    def grow(self, attribute: Attribute, alpha: int) -> None:
-        """Record that an integer of a module grows with the width."""
-        key = (attribute.module, attribute.name, attribute.index)
-        self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
     def check_averages(self, averages: Iterable[Teacher]) -> None:
         """Check that copies have the structure of the model, or of the part that they copy, to change with it.
@@ -252,12 +249,12 @@ class Draft:
                 continue
             record(draft.owner).shapes.setdefault(draft.name, list(draft.original.shape))
             record(draft.owner).splits.setdefault(draft.name, []).extend(draft.splits)
-        for (owner, name, index), growth in self.growth.items():
-            module = part_of(model, owner)
-            if module is None:
-                continue
+        modules = {
+            name: part for name, part in model.named_modules(remove_duplicate=False) if not isinstance(part, Mirror)
+        }
+        for (owner, name), after in changed_values(self.widened, modules).items():
+            module = modules[owner]
             before = getattr(module, name)
-            after = before + growth if index is None else _added(before, index, growth)
             setattr(module, name, after)
             record(owner).attributes.setdefault(name, [plain(before), 0])[1] = plain(after)
         for owner, changed in records.items():
@@ -268,11 +265,6 @@ class Draft:
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _added(values: Any, index: int, growth: int) -> Any:
-    """The same kind of sequence with one entry grown."""
-    return type(values)([value + growth if i == index else value for i, value in enumerate(values)])
 
 
 def plain(value: Any) -> int | list[int]:
