@@ -21,25 +21,23 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from fpe_lightning.expansion.fields import AnyLayout, AnyPartition, AnyPruning
 from fpe_lightning.partitions import (
     Clause,
     FromData,
     Overlapping,
     Partition,
-    PartitionName,
     Random,
     Shared,
     resolve_partition,
 )
 from fpe_lightning.partitions import SemiStructured as SemiStructuredPartition
-from fpe_lightning.pruning import Magnitude, Pruning, PruningName, resolve_pruning
+from fpe_lightning.pruning import Magnitude, Pruning, resolve_pruning
 from fpe_lightning.sites import Site
 from fpe_lightning.sparse.layout import LAYOUTS
 
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
-
-LayoutName = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +117,10 @@ class Expansion(BaseExpansion):
         ValueError: layout="semi_structured" keeps 2 of 4 inputs, but with alpha=4 a child reads 1 of 4: use ...
     """
 
-    partition: PartitionName | Partition | str = "random"
-    prune: PruningName | Pruning | str = "total"
+    partition: AnyPartition = "random"
+    prune: AnyPruning = "total"
     outgoing: Literal["copy", "partition"] = "copy"
-    layout: LayoutName | str = "masked"
+    layout: AnyLayout = "masked"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,9 +209,9 @@ class Blocks(Expansion):
     """
 
     groups: int = 16
-    partition: PartitionName | Partition | str = field(default="shared", init=False)
-    prune: PruningName | Pruning | str = "columns"
-    layout: LayoutName | str = "grouped"
+    partition: AnyPartition = field(default="shared", init=False)
+    prune: AnyPruning = "columns"
+    layout: AnyLayout = "grouped"
 
     def __post_init__(self) -> None:
         # The class is frozen; `groups` is its way to say the partition.
@@ -233,8 +231,8 @@ class SemiStructured(Expansion):
     """
 
     alpha: int = field(default=2, init=False)
-    partition: PartitionName | Partition | str = field(default="semi_structured", init=False)
-    layout: LayoutName | str = "semi_structured"
+    partition: AnyPartition = field(default="semi_structured", init=False)
+    layout: AnyLayout = "semi_structured"
 
 
 @dataclass(frozen=True)
