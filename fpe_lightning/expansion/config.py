@@ -124,9 +124,11 @@ class Expansion(BaseExpansion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Unknown names are refused here, before there is a model.
         partition, _ = resolve_partition(self.partition), resolve_pruning(self.prune)
         if self.outgoing not in ("copy", "partition"):
             raise ValueError(f"Unknown `outgoing` {self.outgoing!r}; known: copy, partition.")
+        # What no model could hold is refused here too; what one model cannot hold, by `expand`.
         if self.layout != "auto" and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
             raise ValueError(f'layout="{self.layout}" {reason}')
         if isinstance(partition, SemiStructuredPartition) and self.alpha != 2:
@@ -135,6 +137,7 @@ class Expansion(BaseExpansion):
             raise ValueError(
                 f"{len(partition.clauses)} clauses cannot go to alpha={self.alpha} children; use a smaller alpha."
             )
+        # Any other partition may turn out to be shared, such as one that was fitted to data.
         if self.layout == "grouped" and isinstance(partition, Random | Overlapping | SemiStructuredPartition):
             raise ValueError(
                 f'layout="grouped" stores blocks of neurons that share a partition, and with {partition} each neuron '
@@ -157,8 +160,10 @@ class Expansion(BaseExpansion):
         Raises:
             ValueError: If samples are needed and there are none, or they do not fit.
         """
+        # A copy, as one object may serve several sites, runs and seeds.
         changes: dict[str, Any] = {}
         partition = resolve_partition(self.partition)
+        # Clauses come with the task, not with samples.
         if isinstance(partition, Clause) and not partition.clauses and clauses is not None:
             changes["partition"] = Clause(clauses)
         for name, part in (("partition", partition), ("prune", resolve_pruning(self.prune))):
@@ -209,6 +214,7 @@ class Blocks(Expansion):
     layout: AnyLayout = "grouped"
 
     def __post_init__(self) -> None:
+        # The class is frozen; `groups` is its way to say the partition.
         object.__setattr__(self, "partition", Shared(groups=self.groups))
         super().__post_init__()
 

@@ -225,6 +225,7 @@ def register_layout(name: str, layout: Layout) -> None:
         ...
         ValueError: The layout 'masked' is registered already; choose another name.
     """
+    # Buffers tell in a file which layout a layer has, so that no two layouts may share a name.
     taken = {buffer: other for other in LAYOUTS for buffer in LAYOUTS.get(other).buffers}
     for buffer in layout.buffers:
         if not buffer.startswith(PREFIX) or buffer in taken:
@@ -243,6 +244,7 @@ def layout_of(module: nn.Module) -> Layout:
         >>> layout_of(nn.Linear(4, 2)) is LAYOUTS.get("masked")
         True
     """
+    # Asked for every module of every model: most have no buffer of ours.
     if not any(name.startswith(PREFIX) for name in module._buffers):
         return MASKED
     others = (LAYOUTS.get(name) for name in LAYOUTS if name != "masked")

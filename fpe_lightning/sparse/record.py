@@ -77,6 +77,7 @@ class Split:
             >>> Split(dim=0, start=1, length=2, run=1, alpha=2).child(4)
             tensor([-1,  0,  1,  0,  1, -1])
         """
+        # Runs of copy 0, copy 1 and so on, for each run of the stretch.
         copies = torch.arange(self.alpha).view(1, -1, 1).expand(self.length // self.run, -1, self.run).reshape(-1)
         outside = torch.full((size - self.length,), -1)
         return torch.cat([outside[: self.start], copies, outside[self.start :]])
@@ -123,6 +124,7 @@ class Record:
 
     def encode(self) -> Tensor:
         """The record as a bool tensor of bits."""
+        # Sorted keys, so that equal histories have equal bits on all processes.
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
         return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool))
 
@@ -144,7 +146,7 @@ class Record:
         """
         reason = not_of_its_own(bits) or _no_bits(bits)
         if reason is None:
-            try:
+            try:  # a file may hold anything: whatever cannot be read is one kind of error
                 found = json.loads(np.packbits(bits.detach().cpu().numpy()).tobytes())
                 reason = impossible(found)
             except (ValueError, RecursionError) as error:
