@@ -40,7 +40,7 @@ def tamper(state: State, draw: random.Random) -> str:
     if records and draw.random() < 0.5:
         key = draw.choice(records)
         return f"{key}: {_tamper_record(state, key, draw)}"
-    key = draw.choice([key for key in state if isinstance(state[key], Tensor)] or ["x"])
+    key = draw.choice([key for key in state if _is_ordinary(state[key])] or ["x"])
     name = draw.choice(list(TENSORS))
     state[key] = TENSORS[name](state.get(key, torch.zeros(2)), draw)
     if name == "delete":
@@ -53,14 +53,15 @@ def tamper(state: State, draw: random.Random) -> str:
     return f"{key}: {name}"
 
 
+def _is_ordinary(tensor: Any) -> bool:
+    """Whether an entry can be tampered with once more."""
+    ordinary = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return ordinary and tensor.numel() < 10**6
+
+
 def _is_whole(bits: Any) -> bool:
     """Whether a record was not tampered with as a tensor before."""
-    return (
-        type(bits) is Tensor
-        and (bits.dtype, bits.layout, bits.device.type) == (torch.bool, torch.strided, "cpu")
-        and bits.dim() == 1
-        and 8 < len(bits) < 10**6
-    )
+    return _is_ordinary(bits) and bits.dtype == torch.bool and bits.dim() == 1 and len(bits) > 8
 
 
 def _tamper_record(state: State, key: str, draw: random.Random) -> str:
@@ -129,7 +130,7 @@ def _flipped(tensor: Tensor, draw: random.Random) -> Tensor:
 
 def _bomb(tensor: Tensor, draw: random.Random) -> Tensor:
     """Many rows, or as many as there were, all of which are one number in memory."""
-    if not tensor.dim() or not tensor.numel() or tensor.layout != torch.strided:
+    if not tensor.dim() or not tensor.numel():
         return tensor
     rows = draw.choice([10**10, len(tensor)])
     return tensor.new_zeros([1] * tensor.dim()).expand(rows, *tensor.shape[1:])
