@@ -63,9 +63,8 @@ class Registry(Generic[T]):
             ValueError: If there is none, with the nearest name that is known.
         """
         if name not in self._found:
-            raise ValueError(
-                f"Unknown {self.kind} {name!r}.{did_you_mean(name, self._found)} Known: {', '.join(sorted(self._found))}."
-            )
+            hint = did_you_mean(name, self._found)
+            raise ValueError(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._found))}.")
         return self._found[name]
 
     def __contains__(self, name: object) -> bool:

@@ -50,9 +50,8 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
     for key, producers in alike.items():
         # One partition sees the weights of all of them side by side, as kernels of one input.
         weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
-        alive = torch.cat(
-            [_by_unit(draft[p.parameter].whole_mask(), draft, p, site.width) for p in producers], dim=2
-        ).any(2)
+        masks = [_by_unit(draft[p.parameter].whole_mask(), draft, p, site.width) for p in producers]
+        alive = torch.cat(masks, dim=2).any(2)
         # Single neurons may read less, as after a split of the layer below; the layer as a whole must not.
         fan_in = int(alive.sum(1).max())
         if alpha > fan_in:
@@ -85,12 +84,13 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         group: Neurons that share a partition, where children stand in block order; None where they do not.
     """
     for producer, share in zip(site.producers, shares, strict=True):
-        size = draft[producer.parameter].value.shape[producer.dim]
+        tensor = draft[producer.parameter]
+        size = tensor.value.shape[producer.dim]
         split = draft.widen(producer, alpha)
         whole = producer.dim == 0 and producer.length == size
         # Consecutive rows that share a partition, from which a layout of blocks is found without a search.
         rows = producer.run if group is None else producer.run // site.width * group
-        draft[producer.parameter].block = rows if whole else 0
+        tensor.block = rows if whole else 0
         # For each row of the widened weight: the number of the child, and its unit.
         child = split.child(size)
         inside = child >= 0
@@ -98,9 +98,7 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         # Rows of other sites, which are not widened now, keep all their inputs.
         reads = torch.ones(len(child), share.shape[2], dtype=torch.bool)
         reads[inside] = share[unit, child[inside]]
-        draft[producer.parameter].restrict(
-            along(reads, draft[producer.parameter].value, producer.dim, producer.input_dim)
-        )
+        tensor.restrict(along(reads, tensor.value, producer.dim, producer.input_dim))
 
 
 def _units(axis: Producer, width: int) -> Tensor:

@@ -66,7 +66,7 @@ class Draft:
     def change(self) -> int:
         """How many more entries may be non-zero than before, over all tensors; 0 where the budget is kept."""
         total = 0
-        for name, draft in self.tensors.items():
+        for draft in self.tensors.values():
             # Buffers follow their layer, and are no part of the budget.
             if isinstance(draft.original, nn.Parameter):
                 mask = mask_of(self.model.get_submodule(draft.owner), draft.name)

@@ -45,9 +45,9 @@ def bias_of(axis: Axis) -> str:
 
 def own_bias(draft: Draft, bias: Tensor, axis: Axis, alpha: int) -> Tensor:
     """Of the bias of a layer that computes other units too, those of the site; all of a layer that reads them."""
-    return (
-        bias.narrow(0, draft[axis.parameter].start(axis), alpha * axis.length) if isinstance(axis, Producer) else bias
-    )
+    if not isinstance(axis, Producer):
+        return bias
+    return bias.narrow(0, draft[axis.parameter].start(axis), alpha * axis.length)
 
 
 def site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str], Tensor]) -> SiteWeights:
