@@ -82,7 +82,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
                 set_mask(module, name, None)
         module._buffers.pop(RECORD, None)
         forget_hook(module)
-        # A hook would mask the gradients of whoever trains the result.
+        # A hook would mask the gradients of a training of the result.
         for held in module._parameters.values():
             if held is not None:
                 _unguard(held)

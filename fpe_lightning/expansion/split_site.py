@@ -50,7 +50,7 @@ class SiteCounts:
 
 def _count(draft: Draft, axes: Iterable[Axis]) -> int:
     """Entries of some tensors that may be non-zero; one that plays several roles counts once."""
-    return sum(draft.count(parameter) for parameter in dict.fromkeys(axis.parameter for axis in axes))
+    return sum(draft[parameter].count() for parameter in dict.fromkeys(axis.parameter for axis in axes))
 
 
 def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
