@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
-from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.sparse.exchange import States
 from fpe_lightning.sparse.folded.layout import pays
 from fpe_lightning.sparse.layout import LAYOUTS, Layout, Storage, Structure
