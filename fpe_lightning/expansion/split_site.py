@@ -50,7 +50,7 @@ class SiteCounts:
 
 def _count(draft: Draft, axes: Iterable[Axis]) -> int:
     """Entries of some tensors that may be non-zero; one that plays several roles counts once."""
-    return sum(draft.count(parameter) for parameter in dict.fromkeys(axis.parameter for axis in axes))
+    return sum(draft[parameter].count() for parameter in dict.fromkeys(axis.parameter for axis in axes))
 
 
 def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
@@ -91,8 +91,7 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
     # Everything else is copied, or partitioned too.
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
-    for attribute in site.attributes:
-        draft.grow(attribute, alpha)
+    draft.widened.append((site, alpha))
     if split.expansion.optimizer_state == "reset":
         for axis in everything:
             draft[axis.parameter].reset_state = True
