@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import HEADER, encode, find_fold, fold_of
+from fpe_lightning.sparse.folded.codes import (
+    HEADER,
+    MOST_CHILDREN,
+    bytes_of,
+    decode,
+    encode,
+    find_fold,
+    fold_of,
+)
 from fpe_lightning.sparse.folded.layers import (
     CODES,
     FoldedConv1d,
@@ -48,13 +56,12 @@ class Folded(Layout):
         return {CODES: encode(mask, fold)}
 
     @override
-    def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
-        if reason := self.cannot_hold(module):
-            return reason
+    def malformed(self, structure: Structure) -> str | None:
         codes = structure[CODES]
-        if codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER or fold_of(codes).codes < 2:
-            return f"its codes are {codes.dtype} {tuple(codes.shape)}"
-        return None
+        if codes.is_meta or codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER:
+            return f"its codes are {codes.dtype} {tuple(codes.shape)} on {codes.device}"
+        fold = fold_of(codes)
+        return None if 2 <= fold.codes <= MOST_CHILDREN and fold.run and fold.column_run else f"its header says {fold}"
 
     @override
     def structure(self, module: nn.Module) -> Structure:
@@ -74,7 +81,16 @@ class Folded(Layout):
 
     @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        return fold_of(structure[CODES]).folded_shape(shape)
+        codes = structure[CODES]
+        fold = fold_of(codes)
+        steps = fold.children * fold.run, fold.columns * fold.column_run
+        uneven = len(shape) < 2 or shape[0] % steps[0] or shape[1] % steps[1]
+        if uneven or len(codes) != bytes_of(fold, fold.folded_shape(shape)):
+            raise ValueError(f"{len(codes)} bytes of codes with {fold} do not fit its shape {tuple(shape)}")
+        folded = fold.folded_shape(shape)
+        if int(decode(codes, fold, folded).max()) > fold.codes:
+            raise ValueError(f"some code is above {fold.codes}")
+        return folded
 
     @override
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
