@@ -152,6 +152,8 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
         ValueError: If there are fewer outputs than children.
     """
     for consumer in distinct(site.consumers):
+        if draft[consumer.parameter].separate:  # it is folded already
+            continue
         value = draft[consumer.parameter].value
         output_dim = 1 if consumer.dim == 0 else 0
         outputs = value.shape[output_dim]

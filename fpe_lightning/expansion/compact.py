@@ -22,6 +22,7 @@ from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.draft_tensor import DraftTensor
+from fpe_lightning.expansion.folded import FoldedTensor
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.parts import part_of
 from fpe_lightning.expansion.wrappers import is_wrapper
@@ -143,7 +144,7 @@ class CompactTensor(DraftTensor):
 
 
 def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: Sequence[Optimizer]) -> set[str]:
-    """The names of the sites that can be split straight into blocks: dense linear producers that nothing else touches.
+    """The weights that can be split straight into blocks: all dense linear producers of a site, touched once.
 
     All others are split by way of the wide weight, with equal results.
     """
@@ -169,7 +170,7 @@ def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: 
             )
         )
 
-    return {split.site.name for split in splits if fits(split)}
+    return {producer.parameter for split in splits if fits(split) for producer in split.site.producers}
 
 
 def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimizers: Sequence[Optimizer]) -> bool:
@@ -230,20 +231,24 @@ def assign_blocks(
     return block_order(draft.model, site), together
 
 
-def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+def put_in_place(tensors: list[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
     """Replace the weights that are gathered into their layout, one tensor at a time; the last step of a split.
 
     Args:
-        tensors: Those of an expansion that are put in place by themselves; everything else is in place already.
+        tensors: Those of an expansion that are put in place by themselves; everything else is in place already. Each
+            leaves the list.
         models: The model, and modules of its structure that are changed alike.
         optimizers: Optimizers that hold the weights.
     """
-    for tensor in tensors:
+    while tensors:
+        tensor = tensors.pop(0)
         # From here on only the models and the optimizers may hold the old weights, so that these can go.
         tensor.original = tensor.value = torch.empty(0)
         for model in models:
             module = part_of(model, tensor.owner)
-            if module is not None:
+            if module is not None and isinstance(tensor, FoldedTensor):
+                tensor.settle(module, optimizers)
+            elif module is not None:
                 _replace(module, tensor, optimizers)
 
 

@@ -115,7 +115,7 @@ def test_it_ends_as_by_way_of_the_wide_weight(
         fits = compact.fits_compact
         patch.setattr(EXPAND, "fits_compact", lambda *args: taken.append(fits(*args)) or taken[-1])
         ours = split(kind, **options)
-    assert taken == [{"gate" if kind == "gated" else "0"}]
+    assert taken == [{"gate.weight", "up.weight"} if kind == "gated" else {"0.weight"}]
     assert_equal(ours, by_way_of_the_wide_weight(monkeypatch, kind, **options))
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
+from fpe_lightning.sparse.folded.codes import Fold, bytes_of, fold_of, has_pruned, unpruned
 from fpe_lightning.sparse.folded.products import apply_unfolded, linear
-from fpe_lightning.sparse.guard import GuardedModule
+from fpe_lightning.sparse.guard import GuardedModule, guard
 from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
@@ -58,7 +58,14 @@ class FoldedModule(GuardedModule, PreparedModule):
             return super().fpe_mask_of(name)
         if len(plan.codes) != bytes_of(plan.fold, weight.shape):
             return None
-        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.codes
+        return unpruned(plan.codes, plan.fold, weight.shape)
+
+    @override
+    def guard_parameters(self) -> None:
+        """Add the hooks where some place is pruned; to ask for the mask itself would unpack it."""
+        plan = self.__dict__.get("fpe_plan")
+        if plan is not None and plan.pruned:
+            guard(self, "weight")
 
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -122,4 +122,5 @@ class Folded(Layout):
         return unfold_plainly(stored, codes, fold_of(codes))
 
 
-register_layout("folded", Folded())
+FOLDED = Folded()
+register_layout("folded", FOLDED)
