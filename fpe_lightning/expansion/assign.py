@@ -87,7 +87,7 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         tensor = draft[producer.parameter]
         size = tensor.value.shape[producer.dim]
         split = draft.widen(producer, alpha)
-        whole = producer.dim == 0 and producer.length == size
+        whole = producer.length == size
         # Consecutive rows that share a partition, from which a layout of blocks is found without a search.
         rows = producer.run if group is None else producer.run // site.width * group
         tensor.block = rows if whole else 0

@@ -26,6 +26,7 @@ from fpe_lightning.partitions import Random
 from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.smallest import PIECE, Piece
 from fpe_lightning.sites.site import Axis, Site
+from fpe_lightning.sparse.conv1d import has_inputs_first
 from fpe_lightning.sparse.folded.codes import Fold, with_header
 from fpe_lightning.sparse.folded.layers import CODES
 from fpe_lightning.sparse.folded.layout import FOLDED, pays
@@ -127,7 +128,7 @@ def fits_folded(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: S
         def fits(axis: Axis, dim: int, split: SiteExpansion = split) -> bool:
             return used[axis.parameter] == 1 and _fits(model, split, axis, dim, optimizers)
 
-        if all(axis.input_dim == 1 and axis.length == site.width and fits(axis, 0) for axis in site.producers):
+        if all(axis.length == site.width and fits(axis, 0) for axis in site.producers):
             found |= {axis.parameter for axis in site.producers}
         if split.expansion.outgoing == "partition":
             found |= {axis.parameter for axis in site.consumers if axis.length == site.width and fits(axis, 1)}
@@ -138,11 +139,13 @@ def _fits(model: nn.Module, split: SiteExpansion, axis: Axis, dim: int, optimize
     """Whether an axis is a whole one of a dense linear layer that is going to be folded, and can be where it is."""
     owner, _, name = axis.parameter.rpartition(".")
     module = model.get_submodule(owner)
-    if type(module) is not nn.Linear or name != "weight" or FOLDED.cannot_hold(module):
+    turned = has_inputs_first(type(module))
+    if not (type(module) is nn.Linear or turned) or name != "weight" or FOLDED.cannot_hold(module):
         return False
     if read_by_parent(model, owner) or owner not in split.site.input_shapes:
         return False
-    weight, alpha = module.weight, split.alpha
+    weight, alpha = module.get_parameter("weight"), split.alpha
+    dim = 1 - dim if turned else dim
     states = [value for optimizer in optimizers for value in optimizer.state.get(weight, {}).values()]
     return (
         (split.layout == "folded" or (split.layout == "by_shape" and pays(weight.shape)))
@@ -167,10 +170,11 @@ def assign_folded(draft: Draft, site: Site, alpha: int, generator: Generator) ->
     codes: dict[int, Tensor] = {}
     for producer in site.producers:
         weight = draft[producer.parameter].value
-        neurons, inputs = weight.shape
+        inputs = weight.shape[producer.input_dim]
         if inputs not in codes:
-            codes[inputs] = _drawn(neurons, inputs, alpha, generator)
-        _fold(draft, producer, alpha, codes[inputs].to(weight.device, copy=True), Fold(alpha))
+            codes[inputs] = _drawn(producer.length, inputs, alpha, generator)
+        code = codes[inputs] if producer.dim == 0 else codes[inputs].t()
+        _fold(draft, producer, alpha, code.to(weight.device).clone(memory_format=torch.contiguous_format))
 
 
 def _drawn(neurons: int, inputs: int, alpha: int, generator: Generator) -> Tensor:
@@ -191,12 +195,13 @@ def partition_folded(draft: Draft, axis: Axis, alpha: int) -> None:
         alpha: Children of each neuron.
     """
     weight = draft[axis.parameter].value
-    child = kept_outputs(torch.arange(alpha), len(weight), alpha).to(torch.uint8).argmax(1)
-    code = child.to(weight.device, torch.uint8).unsqueeze(1).expand(weight.shape).clone()
-    _fold(draft, axis, alpha, code, Fold(columns=alpha))
+    child = kept_outputs(torch.arange(alpha), weight.shape[1 - axis.dim], alpha).to(torch.uint8).argmax(1)
+    code = child.to(weight.device, torch.uint8).unsqueeze(axis.dim).expand(weight.shape).clone()
+    _fold(draft, axis, alpha, code)
 
 
-def _fold(draft: Draft, axis: Axis, alpha: int, code: Tensor, fold: Fold) -> None:
+def _fold(draft: Draft, axis: Axis, alpha: int, code: Tensor) -> None:
+    fold = Fold(alpha) if axis.dim == 0 else Fold(columns=alpha)
     dense = draft[axis.parameter]
     splits = [Split(axis.dim, 0, axis.length, 1, alpha)]
     draft.tensors[axis.parameter] = FoldedTensor(

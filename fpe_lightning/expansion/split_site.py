@@ -16,6 +16,7 @@ from fpe_lightning.expansion.folded import assign_folded, partition_folded
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.prune import prune_site
 from fpe_lightning.expansion.report import SiteReport, warn_if_costly
+from fpe_lightning.expansion.stretches import partition_stretches
 from fpe_lightning.partitions import SharedPartition
 from fpe_lightning.sites import Axis, Site
 from fpe_lightning.sparse.layout import LAYOUTS
@@ -95,7 +96,9 @@ def split_site(draft: Draft, split: SiteExpansion, compact: Set[str]) -> SiteCou
 
     # Everything else is copied, or partitioned too.
     for axis in (*site.consumers, *site.values):
-        if axis.parameter in compact:
+        if axis.parameter in compact and isinstance(partition, SharedPartition):
+            partition_stretches(draft, axis, alpha)
+        elif axis.parameter in compact:
             partition_folded(draft, axis, alpha)
         else:
             draft.widen(axis, alpha)

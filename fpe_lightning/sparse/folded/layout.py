@@ -22,6 +22,7 @@ from fpe_lightning.sparse.folded.layers import (
     FoldedConv3d,
     FoldedLinear,
     FoldedModule,
+    FoldedTransposed,
 )
 from fpe_lightning.sparse.folded.products import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
@@ -55,6 +56,7 @@ class Folded(Layout):
         nn.Conv2d: FoldedConv2d,
         nn.Conv3d: FoldedConv3d,
     }
+    transposed = FoldedTransposed
     buffers = (CODES,)
     packs = True
     kind = "folded"
@@ -97,6 +99,11 @@ class Folded(Layout):
         super().put_on(module, structure)
         assert isinstance(module, FoldedModule)
         module.guard_parameters()
+
+    @override
+    def dense_shape(self, module: nn.Module) -> torch.Size:
+        assert isinstance(module, FoldedModule)
+        return module.fpe_plan.fold.wide_shape(module.get_parameter("weight").shape)
 
     @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
