@@ -114,6 +114,14 @@ class Layout:
         """
         return self.cannot_hold(module)
 
+    def malformed(self, structure: Structure) -> str | None:
+        """Why tensors that a checkpoint holds are no structure of this layout, in a few words; None where they may be.
+
+        Args:
+            structure: Tensors that nothing is known of but their names and that they have memory of their own.
+        """
+        return None
+
     def structure(self, module: nn.Module) -> Structure:
         """The structure of a module that is stored in this layout."""
         return {name: module.get_buffer(name) for name in self.buffers}
@@ -133,7 +141,11 @@ class Layout:
         return torch.Size([layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size])
 
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        """The shape in which a dense weight of the given shape is stored."""
+        """The shape in which a dense weight of the given shape is stored.
+
+        Raises:
+            ValueError: If a structure from a checkpoint fits no weight of this shape, in a few words.
+        """
         return shape
 
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
@@ -213,6 +225,7 @@ def register_layout(name: str, layout: Layout) -> None:
         ...
         ValueError: The layout 'masked' is registered already; choose another name.
     """
+    # Buffers tell in a file which layout a layer has, so that no two layouts may share a name.
     taken = {buffer: other for other in LAYOUTS for buffer in LAYOUTS.get(other).buffers}
     for buffer in layout.buffers:
         if not buffer.startswith(PREFIX) or buffer in taken:
@@ -231,6 +244,7 @@ def layout_of(module: nn.Module) -> Layout:
         >>> layout_of(nn.Linear(4, 2)) is LAYOUTS.get("masked")
         True
     """
+    # Asked for every module of every model: most have no buffer of ours.
     if not any(name.startswith(PREFIX) for name in module._buffers):
         return MASKED
     others = (LAYOUTS.get(name) for name in LAYOUTS if name != "masked")
