@@ -53,7 +53,10 @@ def _raised(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             text = _text(node.exc.args[0])
             if " " in text.strip():
-                yield re.sub(r"([<>*_])", r"\\\1", text)
+                # Markdown leaves code as it is; outside of it, these signs would be markup.
+                yield "`".join(
+                    re.sub(r"([<>*_])", r"\\\1", part) if n % 2 == 0 else part for n, part in enumerate(text.split("`"))
+                )
 
 
 def _text(node: ast.expr) -> str:
@@ -68,6 +71,7 @@ def _text(node: ast.expr) -> str:
             for each in ast.walk(node.value)
             if isinstance(each, (ast.Attribute, ast.Name))
         ]
+        names = [name for name in names if not name.startswith("__")]
         return f"{{{names[0] if names else '...'}}}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _text(node.left) + _text(node.right)
