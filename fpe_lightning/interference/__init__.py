@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from fpe_lightning.interference.metrics import MeanCosineSimilarity as MeanCosineSimilarity
 
 
+_METRICS = (
+    *("ClauseCollisions", "ClauseCoverage", "FeatureCapacity"),
+    *("MeanAbsoluteCosineSimilarity", "MeanCosineSimilarity"),
+)
+
+
 def __getattr__(name: str) -> Any:
     """Import the metrics when one is asked for: torchmetrics takes a second, and the functions do without."""
-    metrics = importlib.import_module(f"{__name__}.metrics")
-    if name.startswith("_") or not hasattr(metrics, name):
+    if name not in _METRICS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(metrics, name)
+    return getattr(importlib.import_module(f"{__name__}.metrics"), name)
