@@ -24,7 +24,7 @@ from fpe_lightning.sparse.folded.layers import (
     FoldedModule,
     FoldedTransposed,
 )
-from fpe_lightning.sparse.folded.products import fold_back, unfold_plainly
+from fpe_lightning.sparse.folded.unfolding import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 
 LEAST = 2**18
