@@ -9,10 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.expansion.advice import warn_if_costly
 from fpe_lightning.expansion.assign import distinct
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
-from fpe_lightning.expansion.report import warn_if_costly
 from fpe_lightning.pruning import FinalizingRule, Magnitude, PruningRule, SiteWeights
 from fpe_lightning.pruning.columns import Incoming, remove_columns, remove_whole_columns
 from fpe_lightning.pruning.magnitude import comparable, keep_largest
@@ -64,7 +64,12 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
     excess = draft.change()
     described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in pairs)
     incoming = sum(draft.count(name) for name in dict.fromkeys(producer.parameter for producer in producers))
-    warn_if_costly(described, excess, incoming)
+    children = [
+        sum(map(draft.count, {producer.parameter for producer in site.producers})) / (alpha * site.width)
+        for site, alpha in pairs
+    ]
+    more = sum((alpha - 1) * site.width for site, alpha in pairs)
+    warn_if_costly(described, incoming, excess, min(children), excess / more)
     _prune_weights(draft, pairs, rule, excess)
     for name in _candidates(pairs, "both"):
         if not draft.count(name):
