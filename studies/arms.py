@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
@@ -201,11 +201,15 @@ class DropConnect(Arm):
 
 @dataclass(frozen=True)
 class Gradual(Arm):
-    """A wide dense network whose smallest hidden weights go, little by little, until the budget is met."""
+    """A wide dense network whose smallest hidden weights go, little by little, until the budget is met.
+
+    Attributes:
+        shrink: When they go.
+    """
 
     legend: ClassVar[str] = "gradual pruning (GMP)"
     marker: ClassVar[str] = "<"
-    shrink: Shrink = Shrink()
+    shrink: Shrink = field(default_factory=Shrink)
 
     @property
     @override

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.masked import mask_of, set_mask
@@ -60,6 +61,7 @@ class Moves(Schedule):
     scope: Literal["layer", "model"] = "layer"
     folded: bool = False
 
+    @override
     def apply(self, stack: Stack, done: float, alpha: int, seeds: Sequence[int]) -> None:
         if done >= self.until:
             return
@@ -111,6 +113,7 @@ class Shrink(Schedule):
         left = max(0.0, 1 - max(0.0, done - self.begin) / (self.until - self.begin))
         return last + (1 - last) * left**3
 
+    @override
     def apply(self, stack: Stack, done: float, alpha: int, seeds: Sequence[int]) -> None:
         masks = stack.masks_of(0)
         size = masks[0].numel()

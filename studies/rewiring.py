@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from studies.cost import MEASURES
-from studies.setting import Setting
 from studies.sets import SETS, set_named
+from studies.setting import Setting
 from studies.task import Task
 
 

@@ -22,7 +22,10 @@ from studies.task import Task
 SETS = Registry[Callable[[], Task]]("data set")
 """Functions that make a task, by the name of the data set."""
 
-LANGUAGES = "ca cs da de en es fi fil fr hu id is it lt lv nb nl pl pt ro sk sl sv tr".split()
+LANGUAGES = (
+    *("ca", "cs", "da", "de", "en", "es", "fi", "fil", "fr", "hu", "id", "is"),
+    *("it", "lt", "lv", "nb", "nl", "pl", "pt", "ro", "sk", "sl", "sv", "tr"),
+)
 """Of the words: those of the package that write Latin letters."""
 
 
@@ -33,25 +36,26 @@ def _package(module: str, package: str, what: str) -> ModuleType:
         raise StudyError(f"{what} come with {package}: `pip install {package}`.") from error
 
 
-def standardised(x: Tensor, y: Tensor, classes: int) -> Task:
+def standardised(x: Tensor, y: Tensor, classes: int, held_out: int | None = None) -> Task:
     """Samples in three parts of equal shares of each class, standardised by the first: 60 %, 20 % and 20 %.
 
     Args:
         x: Rows ``(n, inputs)`` float32.
         y: Class numbers ``(n,)``.
         classes: Number of classes.
+        held_out: Samples to choose by and to test on, together; None takes two fifths.
 
     Example:
         >>> task = standardised(torch.randn(50, 3), torch.arange(50) % 2, 2)
         >>> [len(y) for _, y in (task.train, task.val, task.test)]
         [30, 10, 10]
     """
-    fifth = len(y) // 5 // classes * classes
-    held_out = stratified_choice(y, 2 * fifth, seed=0)
+    held_out = 2 * (len(y) // 5 // classes * classes) if held_out is None else held_out
+    others = stratified_choice(y, held_out, seed=0)
     rest = torch.ones(len(y), dtype=torch.bool)
-    rest[held_out] = False
-    test = held_out[stratified_choice(y[held_out], fifth, seed=1)]
-    val = held_out[~torch.isin(held_out, test)]
+    rest[others] = False
+    test = others[stratified_choice(y[others], held_out // 2, seed=1)]
+    val = others[~torch.isin(others, test)]
     mean, std = x[rest].mean(0), x[rest].std(0, correction=0)
     x = (x - mean) / torch.where(std > 0, std, 1)
     return Task((x[rest], y[rest]), (x[val], y[val]), (x[test], y[test]), classes)
@@ -70,14 +74,7 @@ def digits() -> Task:
     """
     found = _package("sklearn.datasets", "scikit-learn", "The digits").load_digits()
     x, y = torch.from_numpy(found.data).float(), torch.from_numpy(found.target)
-    held_out = stratified_choice(y, 720, seed=0)
-    rest = torch.ones(len(y), dtype=torch.bool)
-    rest[held_out] = False
-    test = held_out[stratified_choice(y[held_out], 360, seed=1)]
-    val = held_out[~torch.isin(held_out, test)]
-    mean, std = x[rest].mean(0), x[rest].std(0, correction=0)
-    x = (x - mean) / torch.where(std > 0, std, 1)
-    return Task((x[rest], y[rest]), (x[val], y[val]), (x[test], y[test]), classes=10)
+    return standardised(x, y, 10, held_out=720)
 
 
 def mnist() -> Task:
@@ -117,7 +114,7 @@ def _letters(word: str, columns: int = 256) -> Tensor:
 
 
 def made() -> Task:
-    """Scikit-learn's ``make_classification``: 20 classes of two clusters each, of 128 inputs 32 inform and 16 repeat."""
+    """Scikit-learn's ``make_classification``: 20 classes of two clusters each; of 128 inputs 48 inform."""
     make = _package("sklearn.datasets", "scikit-learn", "Generated data").make_classification
     x, y = make(
         n_samples=5000,

@@ -175,7 +175,9 @@ class _Block:
                 for run in runs:
                     run.optimizer = _adam(run.network, setting.lr_after or setting.lr)
             for run in runs if last > first else []:
-                run.cost.add(run.network, len(self.tasks[run.index].train[1]), setting, first, last, run.schedule, run.alpha)
+                run.cost.add(
+                    run.network, len(self.tasks[run.index].train[1]), setting, first, last, run.schedule, run.alpha
+                )
                 if not isinstance(run.network, MLP):
                     self.train_alone(run, first, last)
                 elif run.schedule is not None:
