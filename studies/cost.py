@@ -29,7 +29,7 @@ class Cost:
 
     Each figure comes twice: for a machine that stores and multiplies non-zeros alone, and for one that stores and
     multiplies masked weights as dense ones. A network that stays folded is stored at the size of its dense parent,
-    with one more byte a weight for the child that owns it, and is multiplied at the size of its non-zeros.
+    with one more byte a weight for the child that owns it; its products are as large as those of the wide network.
 
     Attributes:
         macs_nonzeros: Multiply-adds of forward and backward passes, all samples and epochs, of non-zeros. Dense
@@ -94,13 +94,14 @@ class Cost:
         nonzeros = sum(each * count for each, count in zip(alive, passes, strict=True))
         dense = sum(each * count for each, count in zip(stored, passes, strict=True))
         if isinstance(schedule, Moves) and schedule.growth == "gradient":
-            left = max(0.0, min(last, schedule.until * setting.epochs) - first) / max(epochs, 1)
+            began, ended = (share * setting.epochs for share in (schedule.begin, schedule.until))
+            left = max(0.0, min(last, ended) - max(first, began)) / max(epochs, 1)
             nonzeros += left * sum(size - each for size, each in zip(stored, alive, strict=True))
         held = sum(alive) + others, sum(stored) + others
         byte = masked
         if isinstance(schedule, Moves) and schedule.folded:
             folded = stored[0] / alpha + sum(stored[1:])
-            dense, held, byte = nonzeros, (held[0], folded + others), masked / alpha
+            held, byte = (held[0], folded + others), masked / alpha
         self.macs_nonzeros += nonzeros * samples * epochs
         self.macs_stored += dense * samples * epochs
         self.bytes_nonzeros = max(self.bytes_nonzeros, FLOAT * NUMBERS * held[0])

@@ -26,9 +26,11 @@ class Schedule:
 
     Attributes:
         until: Share of the training after which masks stay as they are.
+        begin: Share of the training before which they do.
     """
 
     until: float = 0.75
+    begin: float = 0.0
 
     def apply(self, stack: Stack, done: float, alpha: int, seeds: Sequence[int]) -> None:
         """Change the masks of a stack, once an epoch.
@@ -63,9 +65,10 @@ class Moves(Schedule):
 
     @override
     def apply(self, stack: Stack, done: float, alpha: int, seeds: Sequence[int]) -> None:
-        if done >= self.until:
+        if not self.begin <= done < self.until:
             return
-        share = self.fraction / 2 * (1 + math.cos(math.pi * done / self.until))
+        passed = (done - self.begin) / (self.until - self.begin)
+        share = self.fraction / 2 * (1 + math.cos(math.pi * passed))
         layers = [layer for layer, mask in enumerate(stack.masks) if mask is not None]
         for network, seed in enumerate(seeds):
             generator = Generator().manual_seed(1_000_003 * seed + round(1e6 * done))
@@ -100,11 +103,7 @@ class Moves(Schedule):
 
 @dataclass(frozen=True)
 class Shrink(Schedule):
-    """Gradual magnitude pruning (Zhu and Gupta, 2017) of the hidden layer, from dense to the budget along a cubic.
-
-    Attributes:
-        begin: Share of the training before which nothing is pruned.
-    """
+    """Gradual magnitude pruning (Zhu and Gupta, 2017) of the hidden layer, from dense to the budget along a cubic."""
 
     begin: float = 0.1
 
