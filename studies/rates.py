@@ -39,17 +39,15 @@ def chosen(rows: Iterable[Mapping[str, str]]) -> dict[str, dict[str, float]]:
 
 
 def main(folders: Sequence[str]) -> int:
-    """Print the settings of a frozen config.
+    """Print the settings of a frozen config, which lack the keys that all rates shared.
 
     Args:
         folders: Of results.
     """
     rows = [row for folder in folders for row in csv.DictReader((Path(folder) / "results.csv").open())]
     for setting, rates in chosen(rows).items():
-        base, numbers = values_of(setting)
-        sizes = "".join(f", {key}: {value:g}" for key, value in numbers.items())
-        print(f"  {setting.replace('=', ' ')}:  # {base}{sizes}\n    rates: {{", end="")
-        print(", ".join(f"{arm}: {rate:g}" for arm, rate in rates.items()) + "}")
+        numbers = "".join(f"{key}: {value:g}, " for key, value in values_of(setting)[1].items())
+        print(f'  "{setting}": {{{numbers}rates: {{{", ".join(f"{arm}: {rate:g}" for arm, rate in rates.items())}}}}}')
     return 0
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from studies.cost import MEASURES
+from studies.findings import Findings
+from studies.rewiring_report import findings
+from studies.runs import Runs
 from studies.sets import SETS, set_named
 from studies.setting import Setting
 from studies.task import Task
@@ -44,3 +47,8 @@ class Rewiring(Setting):
     def task(self, seed: int) -> Task:
         """The data, the same for every seed."""
         return set_named(self.data)
+
+    @override
+    @classmethod
+    def findings(cls, runs: Runs) -> Findings:
+        return findings(runs)
