@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +27,10 @@ LANGUAGES = (
     *("it", "lt", "lv", "nb", "nl", "pl", "pt", "ro", "sk", "sl", "sv", "tr"),
 )
 """Of the words: those of the package that write Latin letters."""
+
+
+SIZES = ((16, 5), (24, 10), (32, 5), (32, 20), (48, 10), (64, 40), (96, 20))
+"""Inputs and classes of small generated sets, where a split may gain or lose."""
 
 
 def _package(module: str, package: str, what: str) -> ModuleType:
@@ -131,18 +135,35 @@ def made() -> Task:
 
 def tabular() -> Task:
     """Scikit-learn's ``make_classification`` with few inputs and many classes: 16 inputs, all inform, 26 classes."""
+    return generated(16, 26, informative=16, samples=5200)
+
+
+def generated(inputs: int, classes: int, informative: int | None = None, samples: int = 3000) -> Task:
+    """Scikit-learn's ``make_classification``: two clusters a class, of whose inputs three quarters inform.
+
+    Args:
+        inputs: Numbers in a row.
+        classes: Number of classes.
+        informative: Inputs that inform; None takes three quarters.
+        samples: Of all three parts.
+
+    Example:
+        >>> task = generated(24, 5)
+        >>> task.inputs, task.classes, len(task.train[1])
+        (24, 5, 1800)
+    """
     make = _package("sklearn.datasets", "scikit-learn", "Generated data").make_classification
     x, y = make(
-        n_samples=5200,
-        n_features=16,
-        n_informative=16,
+        n_samples=samples,
+        n_features=inputs,
+        n_informative=informative or 3 * inputs // 4,
         n_redundant=0,
-        n_classes=26,
+        n_classes=classes,
         n_clusters_per_class=2,
         class_sep=2.0,
         random_state=0,
     )
-    return standardised(torch.from_numpy(x).float(), torch.from_numpy(y).long(), 26)
+    return standardised(torch.from_numpy(x).float(), torch.from_numpy(y).long(), classes)
 
 
 def letters() -> Task:
@@ -161,6 +182,8 @@ def embeddings() -> Task:
 
 for function in (digits, mnist, words, made, tabular, letters, embeddings):
     SETS.register(function.__name__, function)
+for inputs, classes in SIZES:
+    SETS.register(f"made_{inputs}_{classes}", partial(generated, inputs, classes))
 
 
 @lru_cache(maxsize=2)
