@@ -96,7 +96,7 @@ class Cost:
         if isinstance(schedule, Moves) and schedule.growth == "gradient":
             began, ended = (share * setting.epochs for share in (schedule.begin, schedule.until))
             left = max(0.0, min(last, ended) - max(first, began)) / max(epochs, 1)
-            nonzeros += left * sum(size - each for size, each in zip(stored, alive, strict=True))
+            nonzeros += left / schedule.every * sum(size - each for size, each in zip(stored, alive, strict=True))
         held = sum(alive) + others, sum(stored) + others
         byte = masked
         if isinstance(schedule, Moves) and schedule.folded:

@@ -27,10 +27,12 @@ class Schedule:
     Attributes:
         until: Share of the training after which masks stay as they are.
         begin: Share of the training before which they do.
+        every: Epochs from one change to the next; gradients are those of the last of them.
     """
 
     until: float = 0.75
     begin: float = 0.0
+    every: int = 1
 
     def apply(self, stack: Stack, done: float, alpha: int, seeds: Sequence[int]) -> None:
         """Change the masks of a stack, once an epoch.

@@ -206,6 +206,8 @@ class _Block:
         seeds = {id(run.network): self.seeds[run.index] for run in runs}
 
         def change(stack: Stack, epochs: int) -> None:
+            if (first + epochs) % schedule.every:
+                return
             own = [seeds[id(network)] for network in stack.networks]
             schedule.apply(stack, (first + epochs) / self.setting.epochs, alpha, own)
 

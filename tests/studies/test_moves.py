@@ -25,6 +25,7 @@ ARMS: dict[str, Arm] = {
     "one_shot": WideSparse(scored=True),
     "fold": Split(INCOMING, moves=Moves(folded=True)),
     "fold_both": Split(moves=Moves(folded=True, scope="model")),
+    "seldom": WideSparse(moves=Moves(every=2)),
     "late": Split(INCOMING, at=3, moves=Moves(begin=0.5)),
 }
 SETTING = Rewiring(hidden=4, alpha=2, epochs=6, split=1)
