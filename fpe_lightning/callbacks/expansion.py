@@ -121,8 +121,7 @@ class ExpansionCallback(StructureOnLoad):
         self._at_setup: dict[str, nn.Parameter] = {}
         self._watched: dict[str, float] = {}
         self._found: tuple[dict[str, Any] | None, ...] = ()
-        self._starts = False
-        self._split_before = 0
+        self._split_before: int | None = None
 
     def _reset(self) -> None:
         self.reports.clear()
@@ -144,7 +143,6 @@ class ExpansionCallback(StructureOnLoad):
         self._state_key = "ExpansionCallback" + (f" {others.index(self) + 1}" if others.index(self) else "")
         self._found, self.progress.loaded = (), None
         if stage == "fit":
-            self._starts = True
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
             self.result.check()
@@ -187,10 +185,10 @@ class ExpansionCallback(StructureOnLoad):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         begin_epoch(trainer)
-        if self._starts:
-            self._starts = False
+        if self._split_before is not None:  # the first batch of a fit
             others = [each.progress for each in _expansion_callbacks(trainer) if each is not self]
             self.progress.start(trainer, batch_idx, self._split_before, others)
+            self._split_before = None
         if self.progress.more and self._needs_data:
             self._samples.add(trainer, batch)
         for _ in range(self.progress.pending or self.schedule.due(trainer, batch_idx, self.progress.done)):
