@@ -44,8 +44,7 @@ class ExpansionCallback(StructureOnLoad):
     misses a split.
 
     A run may resume with another schedule, seed or alpha: moments that are over count as done as often as the weights
-    were split. A new callback in another ``fit`` splits a module that is split already once more, at its own moments.
-    A line of the log says so in both cases.
+    were split. A new callback in another ``fit`` splits once more, at its own moments. The log says so in both cases.
 
     Args:
         expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
@@ -103,8 +102,6 @@ class ExpansionCallback(StructureOnLoad):
             self.expansion = resolve_expansion(expansion, alpha, seed)
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(str(error)) from error
-        self._by_name = dict(self.expansion) if isinstance(self.expansion, Mapping) else {"*": self.expansion}
-        self._needs_data = any(each.needs_data for each in self._by_name.values())
         self.sites, self.exclude = sites, exclude
         self.averages = [averages] if isinstance(averages, str) else list(averages)
         self.reports: list[ExpansionReport] = []
@@ -189,7 +186,7 @@ class ExpansionCallback(StructureOnLoad):
             others = [each.progress for each in _expansion_callbacks(trainer) if each is not self]
             self.progress.start(trainer, batch_idx, self._split_before, others)
             self._split_before = None
-        if self.progress.more and self._needs_data:
+        if self.progress.more and any(each.needs_data for each in self.expansions()):
             self._samples.add(trainer, batch)
         for _ in range(self.progress.pending or self.schedule.due(trainer, batch_idx, self.progress.done)):
             with refused_as_misconfiguration():
@@ -209,7 +206,7 @@ class ExpansionCallback(StructureOnLoad):
         if found is not None and self.progress.more:
             with refused_as_misconfiguration():  # now, and not after epochs
                 check_found(pl_module, found)
-                by_pattern(select_sites(found.sites, self.sites, self.exclude), self._by_name)
+                by_pattern(select_sites(found.sites, self.sites, self.exclude), self._by_name())
         if self._unchecked:
             check_masks(pl_module)
             self._unchecked = False
@@ -265,21 +262,24 @@ class ExpansionCallback(StructureOnLoad):
         self._widths.load_state_dict(state_dict.get("widths"))
         self._samples.load_state_dict(state_dict)
 
+    def _by_name(self) -> Mapping[str, BaseExpansion]:
+        return self.expansion if isinstance(self.expansion, Mapping) else {"*": self.expansion}
+
     def expansions(self) -> list[BaseExpansion]:
         """The ways to expand: one, or those of a mapping."""
-        return list(self._by_name.values())
+        return list(self._by_name().values())
 
     def _fitted(self, trainer: pl.Trainer) -> dict[str, BaseExpansion]:
         """The ways to expand, with the data that their partitions and pruning rules need."""
-        data = self._samples.of(trainer) if self._needs_data else None
+        data = self._samples.of(trainer) if any(each.needs_data for each in self.expansions()) else None
         clauses = getattr(getattr(trainer, "datamodule", None), "clauses", None)
-        return {name: each.fit(data, clauses) for name, each in self._by_name.items()}
+        return {name: each.fit(data, clauses) for name, each in self._by_name().items()}
 
     def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Found) -> None:
         with refused_as_misconfiguration():
             check_found(pl_module, found)
             teachers = teachers_of(trainer, pl_module, self.averages, self._watched)
-            pairs, unsuited = choose_sites(pl_module, found.sites, self._by_name, self.sites, self.exclude)
+            pairs, unsuited = choose_sites(pl_module, found.sites, self._by_name(), self.sites, self.exclude)
             pairs, followed = sites_of_students(pairs, teachers, self.sites or ())
             chosen = [site for site, _ in pairs]
             notify(trainer, "on_before_expansion", pl_module, chosen)
