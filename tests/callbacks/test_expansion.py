@@ -67,9 +67,9 @@ def test_order_of_hooks_around_a_split(first: bool) -> None:
 
 
 def test_an_expansion_that_is_set_later_counts() -> None:
-    module, callback = Plain(), ExpansionCallback(alpha=2, epoch=0)
+    module, callback = Plain(), ExpansionCallback(alpha=2, epoch=1)
     callback.expansion = fpe.Paper(alpha=3)
-    trainer(callback, max_epochs=1, limit_train_batches=1).fit(module, loader())
+    trainer(callback, max_epochs=2, limit_train_batches=1).fit(module, loader())
     assert module.net[0].out_features == 18
 
 
