@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -82,7 +82,7 @@ class ExpansionCallback(StructureOnLoad):
         self,
         expansion: BaseExpansion | Mapping[str, BaseExpansion] | None = None,
         *,
-        alpha: int | None = None,
+        alpha: int | Literal["auto"] | None = None,
         seed: int | None = None,
         epoch: int | Sequence[int] | None = None,
         step: int | Sequence[int] | None = None,
