@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.draft import Draft, DraftTensor
-from fpe_lightning.expansion.teachers import part_of
-from fpe_lightning.expansion.wrappers import Copies, is_wrapper
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.draft_tensor import DraftTensor
+from fpe_lightning.expansion.parameter_copies import Copies
+from fpe_lightning.expansion.parts import part_of
+from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.sparse.exchange import States, exchange_parameters
 
 REFUSED = {
@@ -41,6 +43,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[
     Raises:
         ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
+    # Copies of the model may be in an optimizer too, as those of a schedule-free one are.
     drafts = {draft.original: draft for draft in draft.tensors.values()}
     for average, each in itertools.product(averages, draft.tensors.values()):
         module = part_of(average, each.owner)
@@ -49,6 +52,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[
     states: States = []
     for optimizer in optimizers:
         kind = type(optimizer).__name__
+        # An optimizer that holds nothing that changes may be of any kind.
         held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
         reason = next((REFUSED[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in REFUSED), None)
         if held and reason:
@@ -56,6 +60,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[
         for parameter in held:
             state = optimizer.state.get(parameter)
             each = drafts[parameter]
+            # Tensors that are put in place by themselves bring their state along then.
             if state and not each.separate and (is_wrapper(optimizer) or not each.reset_state):
                 states.append((optimizer, parameter, _follow(each, state, kind)))
     return states
@@ -84,6 +89,7 @@ def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
 def _fits(draft: DraftTensor, value: Any) -> bool:
     if not isinstance(value, Tensor) or value.dim() != draft.original.dim() or value.dim() == 0:
         return False
+    # A size of 1 is that of a factored moment, as Adafactor keeps.
     return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
 
 

@@ -89,6 +89,7 @@ def zero_masked_(tensor: Tensor, mask: Tensor) -> None:
         >>> weight
         tensor([1., 0.])
     """
+    # A product of integers with 0 and 1 is several times as fast as filling by a mask on a CPU.
     if tensor.dtype in BITS:
         tensor.view(BITS[tensor.dtype]).mul_(mask)
     else:

@@ -38,6 +38,7 @@ class Grouped(Layout):
     def fit(self, module: nn.Module, mask: Tensor, rows: int = 0) -> Structure | str:
         if reason := self.cannot_hold(module):
             return reason
+        # A layer that is stored in blocks already keeps them: another choice would change its rounding.
         if self.holds(module) and self.dense_shape(module) == mask.shape:
             return self.structure(module)
         # The fewest blocks that say the same as the mask, and blocks of neurons that share a partition: where single
@@ -53,17 +54,36 @@ class Grouped(Layout):
                 'neurons share, such as partition="shared:4" or "contiguous:4", or layout="masked" where earlier '
                 "splits left few inputs to each"
             )
+        # A convolution has no kernel for a group without channels; a product of matrices has.
         if not isinstance(module, nn.Linear):
             few = [inputs for inputs in few if bool(inputs.any(1).all())]
             if not few:
                 return "some block of channels reads no input at all"
+        # The fewest weights stored; the first of equals, which has the fewest blocks.
         best = min(few, key=lambda inputs: count_blocks(inputs, len(mask)))
         if bool(best.all()):
             return "every block reads every input"
         return {BLOCKS: best}
 
     @override
+    def malformed(self, structure: Structure) -> str | None:
+        blocks = structure[BLOCKS]
+        if blocks.is_meta or blocks.dtype != torch.bool or blocks.dim() != 2 or not bool(blocks.any()):
+            return f"its blocks are {blocks.dtype} {tuple(blocks.shape)} on {blocks.device}, or read no input"
+        return None
+
+    @override
+    def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
+        if reason := self.cannot_hold(module):
+            return reason
+        idle = not isinstance(module, nn.Linear) and not bool(structure[BLOCKS].any(1).all())
+        return "some block of channels reads no input at all" if idle else None
+
+    @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
+        blocks = structure[BLOCKS]
+        if len(shape) < 2 or len(blocks) > shape[0] or blocks.shape[1] != shape[1]:
+            raise ValueError(f"blocks of shape {tuple(blocks.shape)} do not fit its shape {tuple(shape)}")
         return torch.Size([count_blocks(structure[BLOCKS], shape[0]) * math.prod(shape[2:]), 1])
 
     @override
