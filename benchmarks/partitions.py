@@ -59,7 +59,7 @@ ARMS = {
     **_arms("columns, outgoing partitioned", GROUPS, prune="columns", outgoing="partition"),
 }
 """Other partitions with the paper's pruning, and partitions in blocks with whole columns, which need no masks."""
-MANY = {f"{groups} groups": Shared(groups=groups) for groups in (8, 16)}
+MANY: dict[str, Partition] = {f"{groups} groups": Shared(groups=groups) for groups in (8, 16)}
 LARGE = {
     **_arms("columns", MANY, prune="columns"),
     **_arms("columns, outgoing partitioned", MANY, prune="columns", outgoing="partition"),
