@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fpe_lightning.checkpoints.restore import forget_hook
+from fpe_lightning.checkpoints.load_hook import forget_hook
 from fpe_lightning.sparse.convert import is_sharded, store
 from fpe_lightning.sparse.guard import GUARDED, GradientMask
 from fpe_lightning.sparse.layout import MASKED, layout_of
@@ -72,6 +73,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
             )
     if not inplace:
         model = copy.deepcopy(model, _not_copied(model))
+    # Packed first, as they have no parameter; then layouts, masks, records and hooks of ours.
     unpack_for_training(model)
     for module in model.modules():
         if layout_of(module) is not MASKED:
@@ -81,6 +83,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
                 set_mask(module, name, None)
         module._buffers.pop(RECORD, None)
         forget_hook(module)
+        # A hook would mask the gradients of a training of the result.
         for held in module._parameters.values():
             if held is not None:
                 _unguard(held)
@@ -122,6 +125,7 @@ def save_plain(model: nn.Module, path: str | Path) -> None:
     # Buffers and parameters that two names share are stored once by torch.
     state = {name: tensor.detach().cpu() for name, tensor in plain(model).state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written next to the file and renamed: a crash leaves the old file whole.
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -138,6 +142,35 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _not_copied(model: nn.Module) -> dict[int, Any]:
-    """Attributes that ``deepcopy`` replaces by None: a Trainer brings its data and its loggers along."""
+    """What ``deepcopy`` takes as it is given here, by id.
+
+    A Trainer brings its data and its loggers along, so None replaces it. Tensors of a graph (outputs that a module
+    keeps for the end of an epoch) cannot be copied, and keep their values alone.
+    """
     held = [vars(module).get(name) for module in model.modules() for name in ("_trainer", "_fabric")]
-    return {id(each): None for each in held if each is not None}
+    memo: dict[int, Any] = {id(each): None for each in held if each is not None}
+    seen = set(memo)
+    for module in model.modules():
+        for tensor in (each for value in vars(module).values() for each in _tensors(value, seen)):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return memo
+
+
+def _tensors(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.Tensor]:
+    """The tensors in containers and plain objects, which ``deepcopy`` would meet."""
+    if id(value) in seen or not depth or isinstance(value, (nn.Module, type, str, int, float)):
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = value
+    elif hasattr(value, "__dict__"):
+        inner = vars(value).values()
+    for each in list(inner):
+        yield from _tensors(each, seen, depth - 1)

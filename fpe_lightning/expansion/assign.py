@@ -42,13 +42,17 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
     alike: dict[tuple[int, bytes], list[Producer]] = {}
     keys = []  # producers with the same units and equally many inputs have the same key
     for producer in site.producers:
+        # The gate and the value of one unit must read the same inputs: their product needs both.
         inputs = draft[producer.parameter].value.shape[producer.input_dim]
         keys.append((inputs, _units(producer, site.width).unique().numpy().tobytes()))
         alike.setdefault(keys[-1], []).append(producer)
     shares: dict[tuple[int, bytes], Tensor] = {}
     for key, producers in alike.items():
+        # One partition sees the weights of all of them side by side, as kernels of one input.
         weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
-        alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
+        masks = [_by_unit(draft[p.parameter].whole_mask(), draft, p, site.width) for p in producers]
+        alive = torch.cat(masks, dim=2).any(2)
+        # Single neurons may read less, as after a split of the layer below; the layer as a whole must not.
         fan_in = int(alive.sum(1).max())
         if alpha > fan_in:
             raise ValueError(
@@ -80,19 +84,21 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         group: Neurons that share a partition, where children stand in block order; None where they do not.
     """
     for producer, share in zip(site.producers, shares, strict=True):
-        size = draft[producer.parameter].value.shape[producer.dim]
+        tensor = draft[producer.parameter]
+        size = tensor.value.shape[producer.dim]
         split = draft.widen(producer, alpha)
-        whole = producer.dim == 0 and producer.length == size
+        whole = producer.length == size
+        # Consecutive rows that share a partition, from which a layout of blocks is found without a search.
         rows = producer.run if group is None else producer.run // site.width * group
-        draft[producer.parameter].block = rows if whole else 0
+        tensor.block = rows if whole else 0
+        # For each row of the widened weight: the number of the child, and its unit.
         child = split.child(size)
         inside = child >= 0
         unit = _position(producer, site.width)[split.index(size)[inside] - split.start]
+        # Rows of other sites, which are not widened now, keep all their inputs.
         reads = torch.ones(len(child), share.shape[2], dtype=torch.bool)
         reads[inside] = share[unit, child[inside]]
-        draft.restrict(
-            producer.parameter, along(reads, draft[producer.parameter].value, producer.dim, producer.input_dim)
-        )
+        tensor.restrict(along(reads, tensor.value, producer.dim, producer.input_dim))
 
 
 def _units(axis: Producer, width: int) -> Tensor:
@@ -106,7 +112,7 @@ def _position(axis: Producer, width: int) -> Tensor:
 
 def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Tensor:
     """The stretch of a producer as ``(units, inputs, k)``: several rows of one unit, and kernels, side by side."""
-    stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
+    stretch = tensor.narrow(producer.dim, draft[producer.parameter].start(producer), producer.length)
     rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
     rows = rows.reshape(*rows.shape[:2], -1)
     # Entries are sorted by unit; the rank of an entry among those of its unit is its place in the result.
@@ -146,6 +152,8 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
         ValueError: If there are fewer outputs than children.
     """
     for consumer in distinct(site.consumers):
+        if draft[consumer.parameter].separate:  # it is folded already
+            continue
         value = draft[consumer.parameter].value
         output_dim = 1 if consumer.dim == 0 else 0
         outputs = value.shape[output_dim]
@@ -154,11 +162,12 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
                 f'outgoing="partition" assigns the {outputs} outputs of `{consumer.parameter}` to alpha={alpha} '
                 'children of each neuron, and some would get none; use outgoing="copy", or a smaller alpha.'
             )
+        # The child number of each hidden unit that this layer reads.
         child = torch.full((value.shape[consumer.dim],), -1)
-        stretch = child.narrow(0, draft.start(consumer), alpha * consumer.length)
+        stretch = child.narrow(0, draft[consumer.parameter].start(consumer), alpha * consumer.length)
         stretch.copy_(torch.arange(alpha * consumer.length) // consumer.run % alpha)
         kept = kept_outputs(child, outputs, alpha)
-        draft.restrict(consumer.parameter, along(kept, value, output_dim, consumer.dim))
+        draft[consumer.parameter].restrict(along(kept, value, output_dim, consumer.dim))
 
 
 def kept_outputs(child: Tensor, outputs: int, alpha: int) -> Tensor:

@@ -18,13 +18,14 @@ from typing import Literal
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.expansion.checks import groups_of
+from fpe_lightning.expansion.checks import groups_of, read_by_parent
 from fpe_lightning.expansion.config import BaseExpansion, Blocks, Paper, SiteExpansion
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import group_size
 from fpe_lightning.sites import Axis, Site
+from fpe_lightning.sparse.conv1d import has_inputs_first
 from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
-from fpe_lightning.sparse.layout import read_by_parent
+from fpe_lightning.sparse.layout import plain_class
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
@@ -121,6 +122,7 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
         copy
         partition
     """
+    # Regular: whole linear layers on both sides, which nothing else reads, in groups of one size.
     if site.width % GROUPS or site.width < GROUPS * NEURONS or not site.producers or not site.consumers:
         return None
     if not all(_is_whole(model, axis, 0, site) for axis in site.producers):
@@ -137,9 +139,11 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
     outgoing = sum(_count(model, axis) for axis in site.consumers)
     values = (alpha - 1) * sum(axis.length for axis in site.values)
     copies = (alpha - 1) * outgoing + values
+    # Paid by whole columns of inputs, as long as the copies cost no more than half of them.
     if 2 * copies <= incoming and _leaves_inputs(model, site, alpha, copies):
         return "copy"
-    outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
+    # Else no outgoing weight is copied, and only biases and norms have to be paid for.
+    outputs = (model.get_parameter(axis.parameter).shape[1 - axis.dim] for axis in site.consumers)
     return "partition" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
 
 
@@ -147,6 +151,7 @@ def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
     """Whether the children of a producer's neurons make up few, large blocks, each of which reads enough inputs."""
     rows, mask = axis.length // GROUPS, _mask(model, axis)
     if mask is not None:
+        # Blocks of an earlier split may be cut again, single rows may not.
         if 2 * int((mask[1:] != mask[:-1]).any(1).sum()) >= len(mask):  # each neuron has inputs of its own
             return False
         rows = math.gcd(rows, group_size(mask.unsqueeze(1)))
@@ -169,7 +174,7 @@ def _leaves_inputs(model: nn.Module, site: Site, alpha: int, copies: int) -> boo
 def _fan_in(model: nn.Module, axis: Axis) -> int:
     """Inputs of the neuron that has the fewest."""
     mask = _mask(model, axis)
-    return model.get_parameter(axis.parameter).shape[1] if mask is None else int(mask.sum(1).min())
+    return model.get_parameter(axis.parameter).shape[1 - axis.dim] if mask is None else int(mask.sum(1).min())
 
 
 def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
@@ -180,16 +185,20 @@ def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
 def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
     """Whether an axis is that of a linear layer's weight, from end to end, one entry a unit."""
     module, name = _owner(model, axis)
-    if not isinstance(module, nn.Linear) or name != "weight" or GROUPED.cannot_hold(module):
+    turned = has_inputs_first(plain_class(module))
+    if not (isinstance(module, nn.Linear) or turned) or name != "weight" or GROUPED.cannot_hold(module):
         return False
     if read_by_parent(model, axis.parameter.rpartition(".")[0]):
         return False
-    return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
+    dim = 1 - dim if turned else dim
+    size = module.get_parameter("weight").shape[dim]
+    return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and size == site.width
 
 
 def _mask(model: nn.Module, axis: Axis) -> Tensor | None:
     module, name = _owner(model, axis)
-    return mask_of(module, name)
+    mask = mask_of(module, name)
+    return mask.t() if mask is not None and has_inputs_first(plain_class(module)) else mask
 
 
 def _count(model: nn.Module, axis: Axis) -> int:

@@ -21,25 +21,24 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from fpe_lightning.expansion.checks import groups_of
+from fpe_lightning.expansion.fields import CHOSEN, AnyLayout, AnyPartition, AnyPruning
 from fpe_lightning.partitions import (
     Clause,
     FromData,
     Overlapping,
     Partition,
-    PartitionName,
     Random,
     Shared,
     resolve_partition,
 )
 from fpe_lightning.partitions import SemiStructured as SemiStructuredPartition
-from fpe_lightning.pruning import Magnitude, Pruning, PruningName, resolve_pruning
+from fpe_lightning.pruning import Magnitude, Pruning, resolve_pruning
 from fpe_lightning.sites import Site
 from fpe_lightning.sparse.layout import LAYOUTS
 
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
-
-LayoutName = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +99,12 @@ class Expansion(BaseExpansion):
         outgoing: ``"copy"`` gives every child a copy of its parent's outgoing weights. ``"partition"`` cuts the outputs
             into ``alpha`` stretches and gives each child the copies of one stretch, so that nothing has to be pruned
             for them.
-        layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
-            non-zeros, for partitions that neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), one that
-            ``fpe_lightning.sparse.register_layout`` added, or ``"auto"``: for each weight the fastest layout by the
-            clock. Times vary, so nothing is timed by default.
+        layout: How the result is stored: ``"masked"`` (any structure), ``"folded"`` (disjoint partitions, at the size
+            of the parent's weight), ``"grouped"`` (dense blocks at the size of the non-zeros, for partitions that
+            neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), or one that
+            ``fpe_lightning.sparse.register_layout`` added. ``"by_shape"`` folds large weights and masks all others
+            (:func:`~fpe_lightning.sparse.folded.layout.pays`). ``"auto"`` stores each weight in the layout that is
+            fastest by the clock; times vary, so nothing is timed by default.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
 
@@ -119,17 +120,19 @@ class Expansion(BaseExpansion):
         ValueError: layout="semi_structured" keeps 2 of 4 inputs, but with alpha=4 a child reads 1 of 4: use ...
     """
 
-    partition: PartitionName | Partition | str = "random"
-    prune: PruningName | Pruning | str = "total"
+    partition: AnyPartition = "random"
+    prune: AnyPruning = "total"
     outgoing: Literal["copy", "partition"] = "copy"
-    layout: LayoutName | str = "masked"
+    layout: AnyLayout = "masked"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Unknown names are refused here, before there is a model.
         partition, _ = resolve_partition(self.partition), resolve_pruning(self.prune)
         if self.outgoing not in ("copy", "partition"):
             raise ValueError(f"Unknown `outgoing` {self.outgoing!r}; known: copy, partition.")
-        if self.layout != "auto" and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
+        # What no model could hold is refused here too; what one model cannot hold, by `expand`.
+        if self.layout not in CHOSEN and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
             raise ValueError(f'layout="{self.layout}" {reason}')
         if isinstance(partition, SemiStructuredPartition) and self.alpha != 2:
             raise ValueError(f'The partition "semi_structured" needs alpha=2, found alpha={self.alpha}.')
@@ -137,6 +140,7 @@ class Expansion(BaseExpansion):
             raise ValueError(
                 f"{len(partition.clauses)} clauses cannot go to alpha={self.alpha} children; use a smaller alpha."
             )
+        # Any other partition may turn out to be shared, such as one that was fitted to data.
         if self.layout == "grouped" and isinstance(partition, Random | Overlapping | SemiStructuredPartition):
             raise ValueError(
                 f'layout="grouped" stores blocks of neurons that share a partition, and with {partition} each neuron '
@@ -146,7 +150,10 @@ class Expansion(BaseExpansion):
     @override
     def of_sites(self, model: nn.Module, sites: Sequence[Site], others: Sequence[Site] = ()) -> list[SiteExpansion]:
         """Every site alike."""
-        return [SiteExpansion(site, self) for site in sites]
+        each = self
+        if self.layout == "by_shape" and any(map(groups_of, model.modules())):  # folded weights were not tested there
+            each = replace(self, layout="masked")
+        return [SiteExpansion(site, each) for site in sites]
 
     @override
     def fit(self, data: Data | None, clauses: Sequence[Sequence[int]] | None = None) -> Self:
@@ -159,8 +166,10 @@ class Expansion(BaseExpansion):
         Raises:
             ValueError: If samples are needed and there are none, or they do not fit.
         """
+        # A copy, as one object may serve several sites, runs and seeds.
         changes: dict[str, Any] = {}
         partition = resolve_partition(self.partition)
+        # Clauses come with the task, not with samples.
         if isinstance(partition, Clause) and not partition.clauses and clauses is not None:
             changes["partition"] = Clause(clauses)
         for name, part in (("partition", partition), ("prune", resolve_pruning(self.prune))):
@@ -181,14 +190,16 @@ class Expansion(BaseExpansion):
 
 @dataclass(frozen=True, kw_only=True)
 class Paper(Expansion):
-    """The paper's rule: random partitions, one magnitude order over both layers of a site, masked weights.
+    """The paper's rule: random partitions, and one magnitude order over both layers of a site.
 
-    Its fields are those of :class:`Expansion`.
+    Its fields are those of :class:`Expansion`. Large weights are folded, and all others masked.
 
     Example:
         >>> Paper(alpha=4, prune="incoming", seed=1).partition
         'random'
     """
+
+    layout: AnyLayout = "by_shape"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +217,12 @@ class Blocks(Expansion):
     """
 
     groups: int = 16
-    partition: PartitionName | Partition | str = field(default="shared", init=False)
-    prune: PruningName | Pruning | str = "columns"
-    layout: LayoutName | str = "grouped"
+    partition: AnyPartition = field(default="shared", init=False)
+    prune: AnyPruning = "columns"
+    layout: AnyLayout = "grouped"
 
     def __post_init__(self) -> None:
+        # The class is frozen; `groups` is its way to say the partition.
         object.__setattr__(self, "partition", Shared(groups=self.groups))
         super().__post_init__()
 
@@ -227,8 +239,8 @@ class SemiStructured(Expansion):
     """
 
     alpha: int = field(default=2, init=False)
-    partition: PartitionName | Partition | str = field(default="semi_structured", init=False)
-    layout: LayoutName | str = "semi_structured"
+    partition: AnyPartition = field(default="semi_structured", init=False)
+    layout: AnyLayout = "semi_structured"
 
 
 @dataclass(frozen=True)

@@ -6,104 +6,19 @@ Nothing of the model changes before :meth:`Draft.commit`, so that an expansion t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.teachers import Teacher, part_of
-from fpe_lightning.pruning.columns import Columns
-from fpe_lightning.pruning.smallest import Piece, pieces_of
-from fpe_lightning.sites.site import Attribute, Axis
+from fpe_lightning.expansion.draft_tensor import DraftTensor
+from fpe_lightning.expansion.parts import Mirror, part_of
+from fpe_lightning.expansion.teachers import Teacher
+from fpe_lightning.sites.attributes import changed_values
+from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sparse.exchange import parameter_like
-from fpe_lightning.sparse.layout import MASKED, Layout, Structure
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, Split, record_of
-
-
-@dataclass
-class DraftTensor:
-    """One parameter or buffer on its way to a new shape.
-
-    Attributes:
-        owner: Qualified name of the module that owns it.
-        name: Name within the owner.
-        original: The tensor in the model, of the old shape.
-        value: The tensor of the new shape; masked entries are not yet zero.
-        mask: Bool tensor of the new shape, or None for a dense tensor.
-        sources: For each widened axis, the old entry that every new entry copies.
-        splits: Splits so far, in the order made.
-        block: Consecutive rows that share a partition of the inputs; 0 where no inputs were assigned.
-        separate: Whether it is put in place by itself, after all others.
-        reset_state: Whether optimizers drop its state.
-    """
-
-    owner: str
-    name: str
-    original: Tensor
-    value: Tensor
-    mask: Tensor | None
-    sources: dict[int, Tensor] = field(default_factory=dict)
-    splits: list[Split] = field(default_factory=list)
-    block: int = 0
-    separate: bool = False
-    reset_state: bool = False
-
-    def count(self) -> int:
-        """Entries that may be non-zero; none for a buffer, which is no parameter."""
-        if not isinstance(self.original, nn.Parameter):
-            return 0
-        return self.value.numel() if self.mask is None else int(self.mask.count_nonzero())
-
-    def start(self, axis: Axis) -> int:
-        """First entry of a stretch now: earlier splits of other stretches (of a concatenation) may have moved it."""
-        source = self.sources.get(axis.dim)
-        return axis.start if source is None else int((source < axis.start).sum())
-
-    def inside(self, axes: Sequence[tuple[Axis, int]]) -> Tensor:
-        """The entries of some widened axes, each with its number of children; bool, to be broadcast over the others."""
-        found = torch.zeros((), dtype=torch.bool, device=self.value.device)
-        for axis, alpha in axes:
-            stretch = torch.zeros(self.value.shape[axis.dim], dtype=torch.bool, device=self.value.device)
-            stretch.narrow(0, self.start(axis), alpha * axis.length).fill_(True)
-            found = found | stretch.view([-1 if dim == axis.dim else 1 for dim in range(self.value.dim())])
-        return found
-
-    def pieces(self, axes: Sequence[tuple[Axis, int]]) -> tuple[list[Piece], int]:
-        """The weights of some widened axes, piece by piece, and how many of them may be non-zero."""
-        inside = self.inside(axes).expand(self.value.shape)
-        counts = inside if self.mask is None else self.mask & inside
-        return pieces_of(self.value, counts), int(counts.count_nonzero())
-
-    def keep(self, axes: Sequence[tuple[Axis, int]], pieces: Iterable[Tensor]) -> None:
-        """Mask single weights: for each of :meth:`pieces` a bool tensor of its shape, True for weights that stay."""
-        self.restrict(torch.cat(list(pieces)).view(self.value.shape) | ~self.inside(axes))
-
-    def restrict(self, mask: Tensor) -> None:
-        """Restrict the mask to ``mask``, which has the new shape."""
-        mask = mask.to(self.value.device)
-        self.mask = mask if self.mask is None else self.mask & mask
-
-    def columns(self) -> Columns | None:
-        """The weight as blocks that lose whole columns; None where its rows have to be sorted into blocks first."""
-        return None
-
-    def stored(self) -> tuple[Layout, Structure]:
-        """The layout that the tensor is put in place in, and its structure there."""
-        return MASKED, {}
-
-    def follow(self, state: Tensor) -> Tensor:
-        """Copy a tensor of the old shape (a gradient, a moment) to the new one; masked entries become zero.
-
-        A size of 1 along an axis stays 1, so that the factored moments of Adafactor follow too.
-        """
-        for dim, source in self.sources.items():
-            if state.shape[dim] != 1 or self.original.shape[dim] == 1:
-                state = state.index_select(dim, source.to(state.device))
-        if self.mask is not None and state.shape == self.mask.shape:
-            state = state.masked_fill(~self.mask.to(state.device), 0)
-        return state.contiguous()
 
 
 class Draft:
@@ -116,13 +31,15 @@ class Draft:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.tensors: dict[str, DraftTensor] = {}
-        self.growth: dict[tuple[str, str, int | None], int] = {}
+        self.widened: list[tuple[Site, int]] = []
+        """The sites whose integers grow, each with its number of children."""
 
     def __getitem__(self, qualified_name: str) -> DraftTensor:
         """The draft of one parameter or buffer, made on first use."""
         if qualified_name not in self.tensors:
             owner, _, name = qualified_name.rpartition(".")
             module = self.model.get_submodule(owner)
+            # Out of the dicts, as a parametrization may compute the attribute of this name.
             tensor: Tensor | None = module._parameters.get(name)
             mask = mask_of(module, name)
             if tensor is None:
@@ -131,16 +48,12 @@ class Draft:
             self.tensors[qualified_name] = DraftTensor(owner, name, tensor, tensor.detach(), mask)
         return self.tensors[qualified_name]
 
-    def start(self, axis: Axis) -> int:
-        """First entry of a stretch now (see :meth:`DraftTensor.start`)."""
-        return self[axis.parameter].start(axis)
-
     def widen(self, axis: Axis, alpha: int) -> Split:
         """Repeat the units of one axis ``alpha`` times, masks included, and return where they now stand."""
         draft = self[axis.parameter]
         # Which old entry each entry of the axis copies, after the splits so far and then after this one.
         source = draft.sources.get(axis.dim, torch.arange(draft.original.shape[axis.dim]))
-        split = Split(axis.dim, self.start(axis), axis.length, axis.run, alpha)
+        split = Split(axis.dim, draft.start(axis), axis.length, axis.run, alpha)
         index = split.index(len(source))
         draft.sources[axis.dim] = source[index]
         draft.splits.append(split)
@@ -150,32 +63,15 @@ class Draft:
             draft.mask = draft.mask.index_select(axis.dim, on_device)
         return split
 
-    def restrict(self, parameter: str, mask: Tensor) -> None:
-        """Restrict a tensor's mask to ``mask``, which has the new shape."""
-        self[parameter].restrict(mask)
-
-    def mask(self, parameter: str) -> Tensor:
-        """The tensor's mask; all True for a dense one."""
-        draft = self[parameter]
-        return torch.ones_like(draft.value, dtype=torch.bool) if draft.mask is None else draft.mask
-
-    def count(self, parameter: str) -> int:
-        """Entries that may be non-zero; none for a buffer, which is no parameter."""
-        return self[parameter].count()
-
     def change(self) -> int:
         """How many more entries may be non-zero than before, over all tensors; 0 where the budget is kept."""
         total = 0
-        for name, draft in self.tensors.items():
+        for draft in self.tensors.values():
+            # Buffers follow their layer, and are no part of the budget.
             if isinstance(draft.original, nn.Parameter):
                 mask = mask_of(self.model.get_submodule(draft.owner), draft.name)
-                total += self.count(name) - (draft.original.numel() if mask is None else int(mask.count_nonzero()))
+                total += draft.count() - (draft.original.numel() if mask is None else int(mask.count_nonzero()))
         return total
-
-    def grow(self, attribute: Attribute, alpha: int) -> None:
-        """Record that an integer of a module grows with the width."""
-        key = (attribute.module, attribute.name, attribute.index)
-        self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
     def check_averages(self, averages: Iterable[Teacher]) -> None:
         """Check that copies have the structure of the model, or of the part that they copy, to change with it.
@@ -213,9 +109,11 @@ class Draft:
 
     @torch.no_grad()
     def _commit_into(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
+        # The record first: some code pairs the buffers of two models by position.
         self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
         for name, draft in self.tensors.items():
+            # A mirror holds one part of the model only, so that most owners are missing in it.
             module = None if draft.separate else part_of(model, draft.owner)
             if module is None:
                 continue
@@ -225,9 +123,12 @@ class Draft:
                 assert buffer is not None
                 module._buffers[draft.name] = draft.follow(buffer)
                 continue
+            # Each model brings its own values; places and masks are those of the draft.
             new = replaced[old] = parameter_like(old, draft.follow(old.detach()))
+            # A rule that refits weights has the last word on the values.
             if name in values:
                 new.copy_(values[name])
+            # A split between the backward pass and the step loses no gradient.
             if old.grad is not None:
                 new.grad = draft.follow(old.grad)
             module._parameters[draft.name] = new
@@ -249,14 +150,16 @@ class Draft:
         for draft in self.tensors.values():
             if part_of(model, draft.owner) is None:
                 continue
+            # Shapes of the first split stay; later splits only add to the history.
             record(draft.owner).shapes.setdefault(draft.name, list(draft.original.shape))
             record(draft.owner).splits.setdefault(draft.name, []).extend(draft.splits)
-        for (owner, name, index), growth in self.growth.items():
-            module = part_of(model, owner)
-            if module is None:
-                continue
+        modules = {
+            name: part for name, part in model.named_modules(remove_duplicate=False) if not isinstance(part, Mirror)
+        }
+        # `out_features` and the like, and integers of custom modules that a reshape reads.
+        for (owner, name), after in changed_values(self.widened, modules).items():
+            module = modules[owner]
             before = getattr(module, name)
-            after = before + growth if index is None else _added(before, index, growth)
             setattr(module, name, after)
             record(owner).attributes.setdefault(name, [plain(before), 0])[1] = plain(after)
         for owner, changed in records.items():
@@ -267,11 +170,6 @@ class Draft:
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _added(values: Any, index: int, growth: int) -> Any:
-    """The same kind of sequence with one entry grown."""
-    return type(values)([value + growth if i == index else value for i, value in enumerate(values)])
 
 
 def plain(value: Any) -> int | list[int]:

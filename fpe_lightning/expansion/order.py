@@ -10,7 +10,7 @@ from torch import nn
 from fpe_lightning.sites.site import Axis, Site
 
 ORDERLESS = frozenset(
-    {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
+    {"in_features", "out_features", "nf", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
 )
 """Integers of layers that treat their units alike in any order; those of a group norm are not among them."""
 
@@ -35,6 +35,7 @@ def block_order(model: nn.Module, site: Site) -> Site:
         >>> block_order(nn.Identity(), site).consumers[0].run
         4
     """
+    # Grouped convolutions and group norms compute with neighbours: another order is another function.
     modules = [model.get_submodule(attribute.module) for attribute in site.attributes]
     grouped_conv = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1) for module in modules)
     known = all(attribute.name in ORDERLESS for attribute in site.attributes)

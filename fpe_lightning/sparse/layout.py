@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.registry import Registry
+from fpe_lightning.sparse.conv1d import has_inputs_first, made_class
 from fpe_lightning.sparse.guard import PREFIX
 from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
+from fpe_lightning.sparse.prepared import PreparedModule
 
 Structure = dict[str, Tensor]
 """The structure that a layout keeps of a mask: tensors by the names of their buffers; empty for the masked layout."""
@@ -51,6 +53,8 @@ class Layout:
 
     classes: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
     """The class of a stored layer, for each torch class. Each has the torch class as its attribute ``fpe_plain``."""
+    transposed: ClassVar[type[nn.Module] | None] = None
+    """A mixin for linear layers whose weight has its inputs first (see :mod:`fpe_lightning.sparse.conv1d`)."""
     buffers: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers that hold the structure, each of which begins with ``fpe_``."""
     packs: ClassVar[bool] = False
@@ -69,7 +73,7 @@ class Layout:
     def cannot_hold(self, module: nn.Module) -> str | None:
         """Why no weight of a module can be stored in this layout, in a few words; None where it may."""
         plain = plain_class(module)
-        if plain not in self.classes or not (type(module) is plain or "fpe_plain" in vars(type(module))):
+        if self.stored_class(plain) is None or not (type(module) is plain or "fpe_plain" in vars(type(module))):
             return f"there is no {self.kind} form of {type(module).__name__}"
         if module._parameters.get("weight") is None or mask_of(module, "bias") is not None:
             return "its weight is computed from other parameters, or its bias is masked"
@@ -77,6 +81,12 @@ class Layout:
         if self.packs and groups != 1:  # its weight has the inputs of one group alone, which no packed form expects
             return f"the convolution already has {groups} groups"
         return None
+
+    def stored_class(self, plain: type[nn.Module]) -> type[nn.Module] | None:
+        """The class of a stored layer; None where a class has no stored form."""
+        if self.transposed is not None and has_inputs_first(plain):
+            return made_class(self.transposed, plain, masked=not self.packs)
+        return self.classes.get(plain)
 
     def cannot_split(self, alpha: int) -> str | None:
         """Why units must not have ``alpha`` children each; None where they may.
@@ -113,6 +123,14 @@ class Layout:
         """
         return self.cannot_hold(module)
 
+    def malformed(self, structure: Structure) -> str | None:
+        """Why tensors that a checkpoint holds are no structure of this layout, in a few words; None where they may be.
+
+        Args:
+            structure: Tensors that nothing is known of but their names and that they have memory of their own.
+        """
+        return None
+
     def structure(self, module: nn.Module) -> Structure:
         """The structure of a module that is stored in this layout."""
         return {name: module.get_buffer(name) for name in self.buffers}
@@ -132,8 +150,16 @@ class Layout:
         return torch.Size([layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size])
 
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        """The shape in which a dense weight of the given shape is stored."""
+        """The shape in which a dense weight of the given shape is stored.
+
+        Raises:
+            ValueError: If a structure from a checkpoint fits no weight of this shape, in a few words.
+        """
         return shape
+
+    def turn(self, module: nn.Module, dense: Tensor) -> Tensor:
+        """A tensor of the dense weight's shape as :meth:`pack` reads it, and back."""
+        return dense
 
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
         """Store a tensor of the dense weight's shape: the weight, a mask, a gradient or a moment; any dtype."""
@@ -150,7 +176,9 @@ class Layout:
         """
         if self.packs and mask_of(module) is not None:
             set_mask(module, "weight", None)
-        module.__class__ = self.classes[plain_class(module)]
+        stored = self.stored_class(plain_class(module))
+        assert stored is not None
+        module.__class__ = stored
         for name, tensor in structure.items():
             module.register_buffer(name, tensor)
         if isinstance(module, PreparedModule):
@@ -212,6 +240,7 @@ def register_layout(name: str, layout: Layout) -> None:
         ...
         ValueError: The layout 'masked' is registered already; choose another name.
     """
+    # Buffers tell in a file which layout a layer has, so that no two layouts may share a name.
     taken = {buffer: other for other in LAYOUTS for buffer in LAYOUTS.get(other).buffers}
     for buffer in layout.buffers:
         if not buffer.startswith(PREFIX) or buffer in taken:
@@ -230,28 +259,11 @@ def layout_of(module: nn.Module) -> Layout:
         >>> layout_of(nn.Linear(4, 2)) is LAYOUTS.get("masked")
         True
     """
+    # Asked for every module of every model: most have no buffer of ours.
     if not any(name.startswith(PREFIX) for name in module._buffers):
         return MASKED
     others = (LAYOUTS.get(name) for name in LAYOUTS if name != "masked")
     return next((layout for layout in others if layout.holds(module)), MASKED)
-
-
-def storage_in(state_dict: Mapping[str, Tensor], path: str) -> Storage:
-    """How a checkpoint stores the weight of one module.
-
-    Args:
-        state_dict: The checkpoint.
-        path: The prefix of the module's own names, such as ``"net.0."``.
-
-    Example:
-        >>> storage_in({"net.0.weight": torch.zeros(2, 4)}, "net.0.")
-        Storage(layout='masked', structure={})
-    """
-    for name in LAYOUTS:
-        found = {key: state_dict[path + key] for key in LAYOUTS.get(name).buffers if path + key in state_dict}
-        if found and len(found) == len(LAYOUTS.get(name).buffers):
-            return Storage(name, found)
-    return Storage("masked", {})
 
 
 def is_structure(name: str) -> bool:
@@ -276,36 +288,3 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     """
     plain: type[nn.Module] = getattr(type(module), "fpe_plain", type(module))
     return plain
-
-
-def read_by_parent(model: nn.Module, owner: str) -> str | None:
-    """Why the weight of a submodule has to stay dense, in a few words: its parent reads it. None where it need not.
-
-    Torch's own encoder layer gives the weights of its children to a fused kernel when it evaluates.
-    """
-    parent = model.get_submodule(owner.rpartition(".")[0]) if owner else None
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        return "nn.TransformerEncoderLayer reads the weight without calling the layer that owns it"
-    return None
-
-
-class PreparedModule(nn.Module):
-    """A layer that computes something from its buffers, after every move and every load of a ``state_dict``.
-
-    A move is ``.to()``, ``.half()``, ``.cuda()`` and the like.
-    """
-
-    def prepare(self) -> None:
-        """Compute ``fpe_plan`` from the buffers as they are; on the meta device there is nothing to compute."""
-        raise NotImplementedError
-
-    @override
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)
-        self.prepare()
-        return result
-
-    @override
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.prepare()

@@ -69,6 +69,7 @@ def mask_gradient(weight: Tensor, mask: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             refresh(weight)
         return weight
+    # Computed from other tensors: no hook is there, and entries need not be zero.
     if not weight.is_leaf:
         return torch.where(mask, weight, 0)
     if not (torch.is_grad_enabled() and weight.requires_grad):
@@ -94,37 +95,33 @@ class MaskedLinear(GuardedModule, nn.Linear):
         return F.linear(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv1d(GuardedModule, nn.Conv1d):
+class _MaskedConv(GuardedModule):
+    """A convolution whose ``weight`` has a mask."""
+
+    fpe_mask_weight: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        conv: Any = self
+        return conv._conv_forward(input, mask_gradient(conv.weight, self.fpe_mask_weight), conv.bias)
+
+
+class MaskedConv1d(_MaskedConv, nn.Conv1d):
     """An ``nn.Conv1d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv1d
-    fpe_mask_weight: Tensor
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv2d(GuardedModule, nn.Conv2d):
+class MaskedConv2d(_MaskedConv, nn.Conv2d):
     """An ``nn.Conv2d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv2d
-    fpe_mask_weight: Tensor
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv3d(GuardedModule, nn.Conv3d):
+class MaskedConv3d(_MaskedConv, nn.Conv3d):
     """An ``nn.Conv3d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv3d
-    fpe_mask_weight: Tensor
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
 class MaskedModule(GuardedModule):
@@ -140,7 +137,8 @@ class MaskedModule(GuardedModule):
     @override
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time and cannot be imported by name; its base can.
-        return _new_masked, (self.fpe_base,), self.__dict__
+        # A base that was made at run time too says how (see :mod:`fpe_lightning.sparse.conv1d`).
+        return _new_masked, (getattr(self.fpe_base, "fpe_recipe", self.fpe_base),), self.__dict__
 
 
 @contextmanager
@@ -189,7 +187,11 @@ def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
     return next(plain for plain, exact in _EXACT.items() if issubclass(masked, exact))
 
 
-def _new_masked(base: type[nn.Module]) -> nn.Module:
+def _new_masked(base: Any) -> nn.Module:
+    # A pickle names the base, which can be imported; the class is made again.
+    if isinstance(base, tuple):
+        make, arguments = base
+        base = make(*arguments)
     cls = masked_class(base)
     return cls.__new__(cls)
 
@@ -245,6 +247,7 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
             f"A mask was asked for parameter `{name}`, but {type(module).__name__} owns no such parameter."
         )
     if mask is None:
+        # Marks that speak about the mask go with it.
         for buffer in (mask_name(name), *getattr(module, "fpe_needs_mask", ())):
             module._buffers.pop(buffer, None)
         if _is_masked(module) and not _masked_names(module):
@@ -257,6 +260,7 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
         )
     if not _is_masked(module):
         module.__class__ = masked_class(type(module))
+    # Mask first, then the weight in stretches, then the hook, which trusts what is there.
     module.register_buffer(mask_name(name), mask.to(parameter.device))
     for part, kept in zip(parameter.detach().split(ROWS), mask.to(parameter.device).split(ROWS), strict=True):
         zero_masked_(part, kept)

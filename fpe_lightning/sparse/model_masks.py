@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpe_lightning.sparse.guard import PREFIX
+from fpe_lightning.sparse.guard import AT_ONCE, PREFIX
 from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of
 
@@ -37,6 +37,7 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Ten
             mask = layout_of(module).mask(module) if name == "weight" else mask_of(module, name)
             if parameter is not None and mask is not None:
                 yield path + name, parameter, mask
+        # `weight_orig` of torch's prune, `weight_v` of the old weight norm, or a parametrization.
         for name, mask in _masks_without_parameter(module):
             for key, parameter in module.named_parameters():
                 stands_for = key in (f"{name}_orig", f"{name}_v") or key.startswith(f"parametrizations.{name}.")
@@ -92,6 +93,7 @@ def count_nonzeros(model: nn.Module) -> int:
     """
     grown = {}
     for name, parameter, mask in masked_parameters(model):
+        # Tied parameters hold one set of entries, and are counted once.
         if (found := _grown(parameter, mask)) and id(parameter) not in grown:
             warnings.warn(sentence(name, found), MaskWarning, stacklevel=2)
             grown[id(parameter)] = found
@@ -132,4 +134,8 @@ def _grown(parameter: Tensor, mask: Tensor) -> int:
     value: Any = parameter.detach()
     if hasattr(value, "full_tensor"):  # masks are whole, weights may be shards
         value = value.full_tensor()
-    return 0 if value.is_meta else int((value.ne(0) & ~mask).sum())
+    if value.is_meta or not value.numel():
+        return 0
+    # A piece at a time, so that no third tensor of the weight's size is there.
+    rows = max(1, AT_ONCE * len(value) // value.numel())
+    return sum(int((part.ne(0) & ~kept).sum()) for part, kept in zip(value.split(rows), mask.split(rows), strict=True))

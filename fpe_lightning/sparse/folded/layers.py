@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
-from fpe_lightning.sparse.folded.products import apply_unfolded
-from fpe_lightning.sparse.guard import GuardedModule
-from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.sparse.folded.codes import Fold, bytes_of, fold_of, has_pruned, unpruned
+from fpe_lightning.sparse.folded.products import apply_unfolded, linear
+from fpe_lightning.sparse.guard import GuardedModule, guard
+from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
 """Name of the buffer that holds the codes."""
@@ -59,7 +58,14 @@ class FoldedModule(GuardedModule, PreparedModule):
             return super().fpe_mask_of(name)
         if len(plan.codes) != bytes_of(plan.fold, weight.shape):
             return None
-        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.children
+        return unpruned(plan.codes, plan.fold, weight.shape)
+
+    @override
+    def guard_parameters(self) -> None:
+        """Add the hooks where some place is pruned; to ask for the mask itself would unpack it."""
+        plan = self.__dict__.get("fpe_plan")
+        if plan is not None and plan.pruned:
+            guard(self, "weight")
 
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -76,13 +82,13 @@ class FoldedModule(GuardedModule, PreparedModule):
         if plan is not None:
             self._buffers[CODES] = plan.codes.clone()
 
-    def with_wide_weight(self, product: Any, bias: Tensor | None, input: Tensor) -> Tensor:
-        """Compute ``product(input, wide weight, bias)``, in the precision of autocast where it is on."""
+    def fpe_weight(self, input: Tensor) -> Tensor:
+        """The folded weight, in the precision of autocast where it is on: it unfolds in that precision."""
         weight: Tensor = getattr(self, "weight")  # noqa: B009 - a tensor of other code's, under functional_call
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and weight.is_floating_point():
-            weight = weight.to(torch.get_autocast_dtype(kind))  # unfolded in the precision that is multiplied in
-        return apply_unfolded(lambda wide: product(input, wide, bias), weight, self.fpe_plan.codes, self.fpe_plan.fold)
+            weight = weight.to(torch.get_autocast_dtype(kind))
+        return weight
 
     def as_leaf(self, input: torch.fx.Proxy) -> Any:
         """One node of a graph that torch.fx traces, as the plain layer is one."""
@@ -91,7 +97,16 @@ class FoldedModule(GuardedModule, PreparedModule):
 
     @override
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded={self.fpe_plan.fold.children}"
+        return f"{super().extra_repr()}, folded={self.fpe_plan.fold.codes}"
+
+    def product(self, input: Tensor, bias: Tensor | None, inputs_first: bool = False) -> Tensor:
+        """The product of a linear layer, in the precision of autocast where it is on."""
+        weight, plan = self.fpe_weight(input), self.fpe_plan
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and input.is_floating_point():
+            dtype = torch.get_autocast_dtype(kind)
+            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, inputs_first)
 
 
 class FoldedLinear(FoldedModule, nn.Linear):
@@ -103,7 +118,19 @@ class FoldedLinear(FoldedModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
-        return self.with_wide_weight(F.linear, self.bias, input)
+        return self.product(input, self.bias)
+
+
+class FoldedTransposed(FoldedModule):
+    """The same for a layer whose weight has its inputs first, folded or not."""
+
+    bias: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
+        return self.product(input, self.bias, inputs_first=True)
 
 
 class _FoldedConv(FoldedModule):
@@ -112,7 +139,13 @@ class _FoldedConv(FoldedModule):
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
         module: Any = self
-        return self.with_wide_weight(module._conv_forward, module.bias, input)
+        plan = self.fpe_plan
+
+        def product(wide: Tensor) -> Tensor:
+            out: Tensor = module._conv_forward(input, wide, module.bias)
+            return out
+
+        return apply_unfolded(product, self.fpe_weight(input), plan.codes, plan.fold, plan.pruned)
 
 
 class FoldedConv1d(_FoldedConv, nn.Conv1d):

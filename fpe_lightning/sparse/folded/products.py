@@ -1,7 +1,8 @@
-"""Unfold a weight for one product, and recompute it in the backward pass instead of keeping it.
+"""Multiply by the wide weight that a folded one stands for, and never keep it.
 
-The wide weight of one layer exists while its product is computed, forward and backward, and never longer. So one
-layer's wide matrix is the peak, not the sum over layers.
+A linear layer unfolds some rows at a time and multiplies by them before it unfolds the next ones, forward and backward.
+So a piece of one layer's wide weight is the peak, not the sum over layers. Other layers unfold the whole weight for
+their product, free it, and unfold it again in the backward pass.
 """
 
 from __future__ import annotations
@@ -11,100 +12,187 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fpe_lightning.sparse.folded.codes import Fold, decode, encode  # noqa: F401 - the examples encode
+from fpe_lightning.sparse.folded.unfolding import PIECE, Unfolding, fold_back, unfold, unfold_plainly
 
 
-def unfold(folded: Tensor, codes: Tensor, fold: Fold) -> Tensor:
-    """The wide weight that a folded one stands for; zero (or False) where a child has no weight.
+class _Linear(torch.autograd.Function):
+    """``F.linear`` with the wide weight, of which one piece at a time is there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, folded: Tensor, bias: Tensor | None, form: tuple[Tensor, Fold, bool, bool]
+    ) -> Tensor:
+        ctx.form, ctx.version, ctx.folded = form, folded._version, folded.detach()
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, folded if ctx.needs_input_grad[0] else None)
+        return _linear(input, folded, bias, *form)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.needs_input_grad[0]:
+            _check_version(ctx.folded, ctx.version)
+        input, folded = ctx.saved_tensors
+        bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        if torch.is_grad_enabled():  # these gradients will be differentiated
+            return *_differentiable(grad, input, folded, ctx.form, ctx.folded.shape), bias, None
+        codes, fold, pruned, inputs_first = ctx.form
+        unfolding = Unfolding(ctx.folded.shape, codes, fold, PIECE)
+        flat = grad.flatten(0, -2)
+        source = None if input is None else input.flatten(0, -2)
+        to_weight = None if input is None else torch.empty_like(ctx.folded)
+        sum_in = _Sum(grad, len(flat), unfolding.wide[0 if inputs_first else 1])
+        for rows, wide_rows in unfolding:
+            if folded is not None:
+                wide = unfolding.unfold(folded, rows, pruned)
+                if inputs_first:
+                    torch.mm(flat, wide.t(), out=sum_in.out[:, wide_rows])
+                else:
+                    sum_in.add(flat[:, wide_rows], wide)
+            if to_weight is not None and source is not None:
+                first, second = (source[:, wide_rows], flat) if inputs_first else (flat[:, wide_rows], source)
+                unfolding.fold_back(first.t() @ second, rows, pruned, to_weight)
+        to_input = None if folded is None else sum_in.out.to(grad.dtype).view(*grad.shape[:-1], -1)
+        return to_input, to_weight, bias, None
+
+
+class _Sum:
+    """A sum of products, in float32 at least, as one product sums."""
+
+    def __init__(self, like: Tensor, rows: int, columns: int) -> None:
+        self.like, self.shape, self.made = like, (rows, columns), False
+
+    @property
+    def out(self) -> Tensor:
+        """The sum; of the dtype of its terms where it has one term at most."""
+        if not self.made:
+            self.sum, self.made = self.like.new_empty(self.shape), True
+        return self.sum
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add a product."""
+        if not self.made:
+            self.sum, self.made = a @ b, True
+        elif self.sum.dtype == a.dtype and a.dtype in (torch.float32, torch.float64):
+            self.sum.addmm_(a, b)
+        else:
+            self.sum = self.sum.to(torch.promote_types(a.dtype, torch.float32)).add_(a @ b)
+
+
+def _linear(
+    input: Tensor, folded: Tensor, bias: Tensor | None, codes: Tensor, fold: Fold, pruned: bool, inputs_first: bool
+) -> Tensor:
+    unfolding = Unfolding(folded.shape, codes, fold, PIECE)
+    if len(unfolding.starts) == 1:
+        wide = unfolding.unfold(folded, slice(0, len(folded)), pruned)
+        return F.linear(input, wide.t() if inputs_first else wide, bias)
+    flat = input.flatten(0, -2)
+    buffer = folded.new_empty(unfolding.rows * fold.run * fold.children, unfolding.wide[1])
+    if inputs_first:
+        total = _Sum(flat, len(flat), unfolding.wide[1])
+        for rows, wide_rows in unfolding:
+            total.add(flat[:, wide_rows], unfolding.unfold(folded, rows, pruned, buffer))
+        result = total.out if bias is None else total.out.add_(bias)
+        return result.to(input.dtype).view(*input.shape[:-1], -1)
+    out = input.new_empty(len(flat), unfolding.wide[0])
+    for rows, wide_rows in unfolding:
+        wide = unfolding.unfold(folded, rows, pruned, buffer)
+        if bias is None:
+            torch.mm(flat, wide.t(), out=out[:, wide_rows])
+        else:
+            torch.addmm(bias[wide_rows], flat, wide.t(), out=out[:, wide_rows])
+    return out.view(*input.shape[:-1], -1)
+
+
+def _differentiable(
+    grad: Tensor,
+    input: Tensor | None,
+    folded: Tensor | None,
+    form: tuple[Tensor, Fold, bool, bool],
+    shape: torch.Size,
+) -> tuple[Tensor | None, Tensor | None]:
+    codes, fold, _, inputs_first = form
+    wide = None if folded is None else unfold_plainly(folded, codes, fold)
+    to_input = None if wide is None else grad @ (wide.t() if inputs_first else wide)
+    if input is None:
+        return to_input, None
+    product = grad.flatten(0, -2).t() @ input.flatten(0, -2)
+    code = fold.places(decode(codes, fold, shape))
+    parts = fold.parts((product.t() if inputs_first else product).contiguous())
+    kept = (torch.where(code == child, part, 0) for child, part in enumerate(parts))
+    return to_input, sum(kept, torch.zeros((), dtype=product.dtype, device=product.device)).reshape(shape)
+
+
+def linear(
+    input: Tensor,
+    folded: Tensor,
+    bias: Tensor | None,
+    codes: Tensor,
+    fold: Fold,
+    pruned: bool,
+    inputs_first: bool = False,
+) -> Tensor:
+    """``F.linear`` with the wide weight that a folded one stands for.
 
     Args:
-        folded: ``(parents * run, inputs, ...)``, any dtype.
+        input: ``(..., inputs * columns)``.
+        folded: ``(parents * run, inputs)``, of the input's dtype.
+        bias: ``(parents * children * run,)``, or None.
         codes: The packed codes of its places (see :mod:`fpe_lightning.sparse.folded.codes`).
-        fold: Which rows fold together.
+        fold: Which rows and columns fold together.
+        pruned: Whether some place is pruned.
+        inputs_first: Whether the rows of the weight are inputs, and its columns neurons.
 
     Returns:
-        ``(parents * children * run, inputs, ...)``.
+        ``(..., parents * children * run)``; differentiable in all tensors, twice too.
 
     Example:
+        >>> folded = torch.tensor([[1.0, 2.0]], requires_grad=True)
         >>> codes = encode(torch.eye(2, dtype=torch.bool), Fold(2))
-        >>> unfold(torch.tensor([[1.0, 2.0]]), codes, Fold(2))
-        tensor([[1., 0.],
-                [0., 2.]])
+        >>> linear(torch.tensor([[3.0, 4.0]]), folded, None, codes, Fold(2), pruned=False)
+        tensor([[3., 8.]], grad_fn=<_LinearBackward>)
     """
-    wide = folded.new_empty(fold.children * len(folded), *folded.shape[1:])
-    source = _bits(_runs(folded.contiguous(), fold))
-    code = _runs(decode(codes, fold, folded.shape), fold)
-    for child, out in enumerate(_bits(fold.by_child(wide)).unbind(1)):
-        torch.bitwise_and(source, _all_ones(code == child, source.dtype), out=out)
-    return wide
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or input.dim() < 2:
+        wide = unfold_plainly(folded, codes, fold)
+        return F.linear(input, wide.t() if inputs_first else wide, bias)
+    if not torch.is_grad_enabled():
+        return _linear(input, folded, bias, codes, fold, pruned, inputs_first)
+    out: Tensor = _Linear.apply(input, folded, bias, (codes, fold, pruned, inputs_first))
+    return out
 
 
-def fold_back(wide: Tensor, codes: Tensor, fold: Fold) -> Tensor:
-    """The inverse of :func:`unfold`: for each place the entry of the child that holds it; zero where it is pruned.
-
-    Example:
-        >>> codes = encode(torch.eye(2, dtype=torch.bool), Fold(2))
-        >>> fold_back(torch.tensor([[1.0, 9.0], [9.0, 2.0]]), codes, Fold(2))
-        tensor([[1., 2.]])
-    """
-    folded = wide.new_zeros(fold.folded_shape(wide.shape))
-    out, code = _bits(_runs(folded, fold)), _runs(decode(codes, fold, folded.shape), fold)
-    for child, source in enumerate(_bits(fold.by_child(wide)).unbind(1)):
-        out |= source & _all_ones(code == child, source.dtype)
-    return folded
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers, whose bits a mask can select: a product would turn infinity into NaN."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.view(kinds[tensor.element_size()])
-
-
-def _all_ones(chosen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Integers whose bits are all one where a bool tensor is True, and all zero elsewhere."""
-    return chosen.to(dtype).neg_()
-
-
-def _runs(tensor: Tensor, fold: Fold) -> Tensor:
-    return tensor.view(-1, fold.run, *tensor.shape[1:])
+# Other products: the whole wide weight, unfolded twice.
 
 
 class _Unfold(torch.autograd.Function):
     """:func:`unfold`, whose gradient is folded back at once."""
 
     @staticmethod
-    def forward(folded: Tensor, codes: Tensor, fold: Fold) -> Tensor:
-        return unfold(folded, codes, fold)
+    def forward(folded: Tensor, codes: Tensor, fold: Fold, pruned: bool) -> Tensor:
+        return unfold(folded, codes, fold, pruned)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Fold], output: Tensor) -> None:
-        ctx.codes, ctx.fold = inputs[1:]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Fold, bool], output: Tensor) -> None:
+        ctx.codes, ctx.fold, ctx.pruned = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return fold_back(grad.contiguous(), ctx.codes, ctx.fold), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return fold_back(grad.contiguous(), ctx.codes, ctx.fold, ctx.pruned), None, None, None
 
 
-def unfold_plainly(folded: Tensor, codes: Tensor, fold: Fold) -> Tensor:
-    """:func:`unfold` as one expression: a compiler fuses it, and other transforms see through it."""
-    children = torch.arange(fold.children, dtype=torch.uint8, device=codes.device)
-    children = children.view(1, -1, *[1] * folded.dim())
-    code = decode(codes, fold, folded.shape)
-    source, places = _runs(folded, fold).unsqueeze(1), _runs(code, fold).unsqueeze(1)
-    wide = torch.where(places == children, source, folded.new_zeros(()))
-    return wide.reshape(fold.children * len(folded), *folded.shape[1:])
-
-
-def apply_unfolded(product: Callable[[Tensor], Tensor], folded: Tensor, codes: Tensor, fold: Fold) -> Tensor:
+def apply_unfolded(
+    product: Callable[[Tensor], Tensor], folded: Tensor, codes: Tensor, fold: Fold, pruned: bool = True
+) -> Tensor:
     """Compute a product with the wide weight, which is freed afterwards and recomputed in the backward pass.
 
     Args:
         product: Takes the wide weight.
         folded: The folded weight.
         codes: The packed codes of its places (see :mod:`fpe_lightning.sparse.folded.codes`).
-        fold: Which rows fold together.
+        fold: Which rows and columns fold together.
+        pruned: Whether some place is pruned.
 
     Returns:
         The result of ``product``; differentiable in the folded weight.
@@ -118,20 +206,15 @@ def apply_unfolded(product: Callable[[Tensor], Tensor], folded: Tensor, codes: T
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return product(unfold_plainly(folded, codes, fold))
-    if not (torch.is_grad_enabled() and folded.requires_grad):
-        return _recomputed(product, unfold(folded, codes, fold), folded, codes, fold)
-    return _recomputed(product, _Unfold.apply(folded, codes, fold), folded, codes, fold)
-
-
-def _recomputed(product: Callable[[Tensor], Tensor], wide: Tensor, folded: Tensor, codes: Tensor, fold: Fold) -> Tensor:
     if not torch.is_grad_enabled():
-        return product(wide)
-    with _not_kept(wide, folded.detach(), codes, fold):
+        return product(unfold(folded, codes, fold, pruned))
+    wide = _Unfold.apply(folded, codes, fold, pruned) if folded.requires_grad else unfold(folded, codes, fold, pruned)
+    with _not_kept(wide, folded.detach(), codes, fold, pruned):
         return product(wide)
 
 
 @contextmanager
-def _not_kept(wide: Tensor, folded: Tensor, codes: Tensor, fold: Fold) -> Iterator[None]:
+def _not_kept(wide: Tensor, folded: Tensor, codes: Tensor, fold: Fold, pruned: bool) -> Iterator[None]:
     """Let autograd keep a note in place of each view of the wide weight, and unfold again when it asks for it."""
     storage, version = wide.untyped_storage().data_ptr(), folded._version
 
@@ -143,12 +226,16 @@ def _not_kept(wide: Tensor, folded: Tensor, codes: Tensor, fold: Fold) -> Iterat
     def again(kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        if folded._version != version:
-            raise RuntimeError(
-                "A folded weight was changed in place between the forward and the backward pass; step the optimizer "
-                "after the backward pass."
-            )
-        return unfold(folded, codes, fold).as_strided(*kept)
+        _check_version(folded, version)
+        return unfold(folded, codes, fold, pruned).as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(note, again):
         yield
+
+
+def _check_version(folded: Tensor, version: int) -> None:
+    if folded._version != version:
+        raise RuntimeError(
+            "A folded weight was changed in place between the forward and the backward pass; step the optimizer "
+            "after the backward pass."
+        )

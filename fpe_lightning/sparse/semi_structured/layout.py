@@ -10,13 +10,14 @@ from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.sparse.semi_structured.format import not_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import no_kernel
-from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
+from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear, SemiStructuredTransposed
 
 
 class SemiStructured(Layout):
     """A dense weight with a mask that is 2:4 along rows and columns; its structure is a mark that says so."""
 
     classes = {nn.Linear: SemiStructuredLinear}  # noqa: RUF012 - a constant
+    transposed = SemiStructuredTransposed
     buffers = (MARK,)
     kind = "2:4"
     phrase = "in 2:4 form"
@@ -42,6 +43,13 @@ class SemiStructured(Layout):
         if reason := self.cannot_hold(module) or not_semi_structured(mask):
             return reason + ('; use partition="semi_structured"' if "2:4 allows" in reason else "")
         return {MARK: torch.ones((), dtype=torch.bool, device=device)}
+
+    @override
+    def malformed(self, structure: Structure) -> str | None:
+        mark = structure[MARK]
+        if mark.is_meta or mark.dtype != torch.bool or mark.dim() or not bool(mark):
+            return f"the mark is {mark.dtype} {tuple(mark.shape)} on {mark.device}, or False"
+        return None
 
     @override
     def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
