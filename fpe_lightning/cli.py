@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,9 +16,10 @@ from typing_extensions import override
 import fpe_lightning.data
 import fpe_lightning.modules
 import fpe_lightning.networks  # noqa: F401
-from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.callbacks import CompareWithParent, ExpansionCallback, RunSummary
 from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.command_line import Parser
+from fpe_lightning.command_line.closing import say_where_files_are
 from fpe_lightning.extras import extra
 
 with extra("template", "The command line"):
@@ -52,6 +55,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        _keep_advertisements_and_inner_warnings_out()
         # `${model.x}` in a file means the key of the whole config, whichever file or flag sets it.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -97,11 +101,38 @@ class CLI(LightningCLI):
             sys.stderr.write(f"error: {error}\n")
             sys.exit(2)
 
+    def before_fit(self) -> None:
+        """Let comparisons show one table, after the test that follows."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CompareWithParent):
+                callback.table_after_fit = not self.config["fit"]["test_after_fit"]
+
     def after_fit(self) -> None:
-        """Test the best checkpoint, or the last weights where no checkpoint follows a metric."""
+        """Test the best checkpoint, or the last weights where no checkpoint follows a metric; say where files are."""
         config: Any = self.config["fit"]
-        if not config["test_after_fit"]:
-            return
-        checkpoint = self.trainer.checkpoint_callback
-        best = isinstance(checkpoint, ModelCheckpoint) and bool(checkpoint.best_model_path)
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+        if config["test_after_fit"]:
+            checkpoint = self.trainer.checkpoint_callback
+            best = isinstance(checkpoint, ModelCheckpoint) and bool(checkpoint.best_model_path)
+            self.trainer.test(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path="best" if best else None,
+                verbose=not self._has_table(),
+            )
+        say_where_files_are(self.trainer)
+
+    def _has_table(self) -> bool:
+        """Whether a callback prints the test metrics in a table of its own."""
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(each, RunSummary) or getattr(each, "compares", False) for each in callbacks)
+
+
+def _keep_advertisements_and_inner_warnings_out() -> None:
+    """Drop what Lightning says on every run and nobody can act on: its tip, and a warning about a call of its own."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

@@ -71,6 +71,11 @@ class CompareWithParent(Callback):
         """Whether ``fit`` ends with the table; a command line that tests next switches it off."""
         self._reset()
 
+    @property
+    def compares(self) -> bool:
+        """Whether there is a parent: from the first split on."""
+        return self._parent is not None
+
     def _reset(self) -> None:
         self._parent: Parent | None = None
         self._template: pl.LightningModule | None = None

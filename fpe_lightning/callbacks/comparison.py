@@ -148,6 +148,7 @@ def comparison_figure(comparison: Comparison, metric: str) -> Figure:
         ['dense parent', 'split network', 'split']
     """
     from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=150)
     ax = figure.add_subplot()
@@ -160,7 +161,7 @@ def comparison_figure(comparison: Comparison, metric: str) -> Figure:
     widths += ["…"] if len(comparison.widths) > 3 else []
     before, after = comparison.nonzeros
     ax.set_title(f"{before:,} non-zeros before, {after:,} after the split\n{', '.join(widths)}", fontsize=11)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epochs trained")
     ax.set_ylabel(metric)
     ax.grid(color="0.92")

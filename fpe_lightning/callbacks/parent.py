@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -215,8 +216,11 @@ class Parent:
 
 def copy_of(pl_module: pl.LightningModule) -> pl.LightningModule:
     """A deep copy of a module, or one sentence why there is none."""
+    # Makers of optimizers and schedules are shared: those that LightningCLI gives a module cannot be copied.
+    values = [value for module in pl_module.modules() for value in vars(module).values()]
+    makers: dict[int, Any] = {id(value): value for value in values if isinstance(value, functools.partial)}
     try:
-        return copy.deepcopy(pl_module)
+        return copy.deepcopy(pl_module, makers)
     except Exception as error:
         raise MisconfigurationException(
             f"CompareWithParent copies the module, and {type(pl_module).__name__} cannot be copied ({error}): make it "
