@@ -28,9 +28,10 @@ def write_report(study: optuna.Study, plan: Plan, folder: Path, say: bool = Fals
         folder: The folder of the sweep.
         say: Whether to print the table and the paths too.
     """
+    sign = -1 if plan.mode == "max" else 1
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
-    done.sort(key=lambda trial: (-trial.value if plan.mode == "max" else trial.value, trial.number))
-    rows = [["trial", plan.monitor, *plan.parameters]]
+    done.sort(key=lambda trial: (sign * (trial.value or 0), trial.number))
+    rows: list[list[Any]] = [["trial", plan.monitor, *plan.parameters]]
     rows += [[trial.number, trial.value, *(trial.params.get(key, "") for key in plan.parameters)] for trial in done]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
