@@ -6,6 +6,7 @@ weights, and keep the number of non-zero parameters.
 
 from fpe_lightning import partitions as partitions
 from fpe_lightning import pruning as pruning
+from fpe_lightning import rewiring as rewiring
 from fpe_lightning.checkpoints import expand_checkpoint as expand_checkpoint
 from fpe_lightning.checkpoints import expanded_checkpoints as expanded_checkpoints
 from fpe_lightning.checkpoints import from_pretrained as from_pretrained
@@ -23,6 +24,9 @@ from fpe_lightning.expansion import ExpansionWarning as ExpansionWarning
 from fpe_lightning.expansion import Paper as Paper
 from fpe_lightning.expansion import SemiStructured as SemiStructured
 from fpe_lightning.expansion import expand as expand
+from fpe_lightning.rewiring import RewireReport as RewireReport
+from fpe_lightning.rewiring import rewire as rewire
+from fpe_lightning.rewiring import sparsify as sparsify
 from fpe_lightning.sites import Site as Site
 from fpe_lightning.sites import find_sites as find_sites
 from fpe_lightning.sparse import count_nonzeros as count_nonzeros

@@ -119,8 +119,18 @@ def encode(mask: Tensor, fold: Fold) -> Tensor:
     code = torch.full_like(by_child[:, 0], fold.children, dtype=torch.uint8)
     for child in range(fold.children):
         code.masked_fill_(by_child[:, child], child)
+    return encode_codes(code, fold)
+
+
+def encode_codes(code: Tensor, fold: Fold) -> Tensor:
+    """The inverse of :func:`decode`: codes of all places, packed and with their header.
+
+    Example:
+        >>> decode(encode_codes(torch.tensor([[0, 2, 1]], dtype=torch.uint8), Fold(2)), Fold(2), torch.Size([1, 3]))
+        tensor([[0, 2, 1]], dtype=torch.uint8)
+    """
     header = [fold.children, *fold.run.to_bytes(4, "little")]
-    return torch.cat([torch.tensor(header, dtype=torch.uint8, device=mask.device), _pack(code.flatten(), fold.bits)])
+    return torch.cat([torch.tensor(header, dtype=torch.uint8, device=code.device), _pack(code.flatten(), fold.bits)])
 
 
 def bytes_of(fold: Fold, shape: torch.Size) -> int:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
 from fpe_lightning.sparse.folded.products import apply_unfolded
-from fpe_lightning.sparse.guard import GuardedModule
+from fpe_lightning.sparse.guard import GuardedModule, show_gradient
 from fpe_lightning.sparse.layout import PreparedModule
 
 CODES = "fpe_fold"
@@ -42,6 +42,7 @@ class FoldPlan:
 class FoldedModule(GuardedModule, PreparedModule):
     """Common to all folded layers."""
 
+    fpe_hook_sees_dense = False
     fpe_fold: Tensor
     fpe_plan: FoldPlan
 
@@ -82,7 +83,20 @@ class FoldedModule(GuardedModule, PreparedModule):
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and weight.is_floating_point():
             weight = weight.to(torch.get_autocast_dtype(kind))  # unfolded in the precision that is multiplied in
+        if self.fpe_observed:
+            return self._while_observed(product, weight, bias, input)
         return apply_unfolded(lambda wide: product(input, wide, bias), weight, self.fpe_plan.codes, self.fpe_plan.fold)
+
+    @torch.compiler.disable
+    def _while_observed(self, product: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
+        """The same, and show the gradient of the wide weight, which is gone after the backward pass."""
+
+        def shown(wide: Tensor) -> Any:
+            if wide.requires_grad:
+                wide.register_hook(lambda gradient: show_gradient(self, "weight", gradient))
+            return product(input, wide, bias)
+
+        return apply_unfolded(shown, weight, self.fpe_plan.codes, self.fpe_plan.fold)
 
     def as_leaf(self, input: torch.fx.Proxy) -> Any:
         """One node of a graph that torch.fx traces, as the plain layer is one."""

@@ -15,6 +15,7 @@ from fpe_lightning.sparse.folded.layers import (
     FoldedLinear,
     FoldedModule,
 )
+from fpe_lightning.sparse.folded.moves import FoldMoves
 from fpe_lightning.sparse.folded.products import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 
@@ -30,6 +31,7 @@ class Folded(Layout):
     }
     buffers = (CODES,)
     packs = True
+    moves = FoldMoves()
     kind = "folded"
     phrase = "folded"
 
