@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
@@ -18,6 +17,10 @@ import fpe_lightning.networks  # noqa: F401
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.command_line import Parser
+from fpe_lightning.extras import extra
+
+with extra("template", "The command line"):
+    from jsonargparse import set_parsing_settings
 
 KEYWORDS = ("best", "last", "hpc")
 """Words that Lightning takes instead of a checkpoint's path."""

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.data.sources import LabelledImages, load_images
-from fpe_lightning.interference import class_entropy, class_selectivity, excess_entropy
-from fpe_lightning.interference.children import children_figure
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse import parents_of
 from studies.arms import Arm, Dense, Split, WideSparse
+from studies.children_figure import children_figure
 from studies.children_report import MOMENTS, VALUES, entropy_figure, tables
 from studies.clip_probe import Probe
 from studies.findings import Findings
 from studies.runs import Runs
+from studies.selectivity import class_entropy, class_selectivity, excess_entropy
 from studies.setting import Moment
 from studies.task import Task
 from studies.training import run_block

@@ -60,8 +60,8 @@ class Pictures(Setting):
     def check_arm(self, arm: Arm) -> None:
         expansions = arm.rules if isinstance(arm, Split) else []
         partitions = [each.partition for each in expansions if isinstance(each, fpe.Expansion)]
-        partitions += [arm.placed] if isinstance(arm, WideSparse) and arm.placed is not None else []
-        for partition in filter(reads_rows, partitions):
+        placed = [arm.placed] if isinstance(arm, WideSparse) and arm.placed is not None else []
+        for partition in filter(reads_rows, [*partitions, *placed]):
             raise ValueError(
                 f"it asks for the partition {partition!r}, which needs inputs that each mean something, and these "
                 "networks read pictures; leave it out."

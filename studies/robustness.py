@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.data.cache import open_cache
-from fpe_lightning.data.corruptions import CorruptedImages, Corruption
 from fpe_lightning.data.encode import cache_embeddings, embedding_key
 from fpe_lightning.data.encoder import load_encoder
 from fpe_lightning.data.sources import LabelledImages, load_images
 from fpe_lightning.data.split import stratified_choice
 from fpe_lightning.paths import default_cache_dir
 from studies.clip_probe import Probe
+from studies.corruptions import CorruptedImages, Corruption
 from studies.findings import Findings
 from studies.robustness_report import CLEAN, ERROR, findings
 from studies.runs import Runs

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fpe_lightning.data.encoder import load_encoder
 from fpe_lightning.data.glyphs import CHARACTERS, SPLITS, GlyphDataset
-from fpe_lightning.data.zero_shot import zero_shot_accuracy
+from studies.zero_shot import zero_shot_accuracy
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {

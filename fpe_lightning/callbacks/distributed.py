@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from fpe_lightning.callbacks.fsdp2.exchange import whole_parameters
 from fpe_lightning.callbacks.fsdp2.strategy import ExpandableModelParallelStrategy
 from fpe_lightning.callbacks.lightnings import MisconfigurationException, loaded
-from fpe_lightning.checkpoints.restore import restores_structure_on_load
+from fpe_lightning.checkpoints.load_hook import restores_structure_on_load
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.layout import is_structure
 

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, instances, loaded
+from fpe_lightning.extras import require
 from fpe_lightning.interference import LayerState, has_weight, was_split
 
 _NAMES_IN_A_MESSAGE = 12
@@ -80,6 +81,8 @@ class InterferenceMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse names that match no layer; before this hook, some modules may not exist."""
         self._watched(pl_module)
+        if self.figures and _boards(trainer):
+            require("template", "A figure of `InterferenceMonitor`", "matplotlib")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities import exceptions
+from typing_extensions import Self
 
 
 def loaded(module: str, *names: str) -> tuple[type, ...]:
@@ -51,7 +52,7 @@ class Callback(pl.Callback):
         True
     """
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:
+    def __new__(cls, *_: Any, **__: Any) -> Self:
         """Become a callback of the other package too, as soon as that is in use."""
         _adopt(Callback, sys.modules.get("pytorch_lightning"), "Callback")
         return super().__new__(cls)

@@ -54,6 +54,7 @@ class ModuleSites:
             ValueError: If the module does not run on the example inputs.
         """
         self.stop()
+        # A lazy layer has no shapes before its first call.
         if self._found is not None or self._saved is not None or any(map(is_lazy, pl_module.parameters())):
             return
         example = self._example(pl_module)
@@ -92,6 +93,7 @@ class ModuleSites:
 
     def update(self, trainer: pl.Trainer, more: bool) -> None:
         """Find the sites of a module that was split, in the calls that are known; else in those of the next step."""
+        # The inputs of the last search serve again, at the new widths; without any the next step tells.
         last = self._last
         self.forget()
         if last is None:
@@ -115,6 +117,7 @@ class ModuleSites:
             TypeError: If the example inputs are of another type.
             ValueError: If the module does not run on the example inputs.
         """
+        # Sites that a checkpoint brought are checked against the model, as a file may say anything.
         saved = self._plain or self._saved
         if saved is not None:  # it may be of the module before a split
             self._found = from_plain(saved, pl_module)
@@ -126,6 +129,7 @@ class ModuleSites:
             self._found = _at(pl_module, example)
         if self._found is None:
             try:
+                # Most modules take the first part of a batch; a guess that fails costs one batch of delay.
                 guess = _at(pl_module, batch[0] if isinstance(batch, (list, tuple)) else batch)
             except (TypeError, ValueError):
                 return None
@@ -138,6 +142,7 @@ class ModuleSites:
 
     def state_dict(self) -> Plain | None:
         """The sites in plain types, or None if there are none yet."""
+        # A checkpoint within a step must not lose what the step has told so far.
         if self._search is not None and self._search.seen:  # saved at the end of the step, before this search ended
             return to_plain(self._search.found(), self._search.root)
         return self._plain or self._saved

@@ -11,8 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
 from fpe_lightning.callbacks.lightnings import MisconfigurationException
+from fpe_lightning.checkpoints.names import is_expanded
 from fpe_lightning.checkpoints.plain_layers import save_plain
-from fpe_lightning.checkpoints.restore import is_expanded
 
 
 class Result:

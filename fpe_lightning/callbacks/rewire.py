@@ -9,14 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from fpe_lightning.callbacks.averages import averages_of, holders_of_shadows
 from fpe_lightning.callbacks.expansion import ExpansionCallback
-from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, loaded
+from fpe_lightning.callbacks.lightnings import MisconfigurationException, loaded
 from fpe_lightning.callbacks.rewire_schedule import RewireSchedule
-from fpe_lightning.checkpoints.restore import restore_structure_on_load
+from fpe_lightning.callbacks.structure_on_load import StructureOnLoad
 from fpe_lightning.rewiring import GradientSums, RewireReport, Weight, movable_weights, rewire
 from fpe_lightning.rewiring.rewire import check_arguments, nothing_masked
 from fpe_lightning.rewiring.weights import check_layers, is_dense
@@ -24,7 +23,7 @@ from fpe_lightning.rewiring.weights import check_layers, is_dense
 MOMENTUM = 0.9
 
 
-class Rewire(Callback):
+class Rewire(StructureOnLoad):
     """Move masked weights while training: drop the smallest, grow as many where the dense gradient is largest.
 
     The number of non-zeros stays the same at every step. Every masked weight takes part: of a split (before, at and
@@ -78,7 +77,6 @@ class Rewire(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._restoring: list[RemovableHandle] = []
         try:
             self.growth = check_arguments(method, fraction, growth, scope)
         except ValueError as error:
@@ -110,6 +108,7 @@ class Rewire(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         _check_strategy(trainer)
@@ -117,8 +116,6 @@ class Rewire(Callback):
         if trainer.current_epoch == trainer.global_step == 0:
             self._reset()
         self._world = trainer
-        # A classifier that gave weights away has a mask, which a module that is made again has not.
-        self._restoring = [restore_structure_on_load(each) for each in (pl_module, *averages_of(trainer, pl_module))]
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -196,13 +193,12 @@ class Rewire(Callback):
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
+        super().on_exception(trainer, pl_module, exception)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop()
-        for handle in self._restoring:
-            handle.remove()
-        self._restoring = []
+        super().teardown(trainer, pl_module, stage)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
-from rich.console import Console
-from rich.table import Table
 from typing_extensions import override
 
 from fpe_lightning.callbacks.lightnings import Callback, instances
 from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.extras import require
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
@@ -32,6 +31,7 @@ class RunSummary(Callback):
     """
 
     def __init__(self, monitor: str = "val/accuracy") -> None:
+        require("template", "`RunSummary`", "rich")
         super().__init__()
         self.monitor = monitor
         self.rows: list[tuple[str, str]] = []
@@ -89,6 +89,9 @@ class RunSummary(Callback):
 
 @rank_zero_only
 def _print(rows: list[tuple[str, str]]) -> None:
+    from rich.console import Console  # an extra; only this table needs it
+    from rich.table import Table
+
     table = Table(title="Summary")
     table.add_column("quantity")
     table.add_column("value", justify="right")

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, instances
 from fpe_lightning.callbacks.tensorboard_hparams import chosen_hparams, columns_of
+from fpe_lightning.extras import require
 
 SITES = {
     "width": r"expansion/width/",
@@ -65,6 +66,7 @@ class TensorBoardReport(Callback):
         metrics: Sequence[str] = ("test/loss", "test/accuracy"),
         hparams: Sequence[str] = (),
     ) -> None:
+        require("template", "`TensorBoardReport`", "matplotlib", "tensorboard")
         super().__init__()
         for name, value in (("charts", charts), ("metrics", metrics), ("hparams", hparams)):
             if isinstance(value, str) or not all(isinstance(each, str) for each in value):

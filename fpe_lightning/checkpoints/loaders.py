@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from fpe_lightning.checkpoints.names import check_names, is_expanded
 from fpe_lightning.checkpoints.pretrained import patch_pretrained
-from fpe_lightning.checkpoints.restore import check_names, is_expanded, load_into, restore_structure
+from fpe_lightning.checkpoints.restore import load_into, restore_structure
 from fpe_lightning.sparse.record import RECORD
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe_lightning.checkpoints.restore import forget_hook
+from fpe_lightning.checkpoints.load_hook import forget_hook
 from fpe_lightning.sparse.convert import is_sharded, store
 from fpe_lightning.sparse.guard import GUARDED, GradientMask
 from fpe_lightning.sparse.layout import MASKED, layout_of
@@ -72,6 +72,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
             )
     if not inplace:
         model = copy.deepcopy(model, _not_copied(model))
+    # Packed first, as they have no parameter; then layouts, masks, records and hooks of ours.
     unpack_for_training(model)
     for module in model.modules():
         if layout_of(module) is not MASKED:
@@ -81,6 +82,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
                 set_mask(module, name, None)
         module._buffers.pop(RECORD, None)
         forget_hook(module)
+        # A hook would mask the gradients of whoever trains the result.
         for held in module._parameters.values():
             if held is not None:
                 _unguard(held)
@@ -122,6 +124,7 @@ def save_plain(model: nn.Module, path: str | Path) -> None:
     # Buffers and parameters that two names share are stored once by torch.
     state = {name: tensor.detach().cpu() for name, tensor in plain(model).state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written next to the file and renamed: a crash leaves the old file whole.
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fpe_lightning.checkpoints.names import StructureError, is_expanded
 from fpe_lightning.checkpoints.read import read_checkpoint
-from fpe_lightning.checkpoints.restore import StructureError, is_expanded, restore_structure
-from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.checkpoints.restore import restore_structure
+from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.record import RECORD
 
 LIBRARIES = {

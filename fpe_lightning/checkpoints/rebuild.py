@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpe_lightning.checkpoints.resize import resized
 from fpe_lightning.expansion.draft import plain
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of, storage_in
+from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -50,16 +50,18 @@ def plan_rebuild(
     theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
     bits = state_dict.get(path + RECORD)
     live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
-    storage = storage_in(state_dict, path)
-    layout, structure = LAYOUTS.get(storage.layout), storage.structure
+    layout, structure = _layout_in(state_dict, path)
+    # A module that was split nowhere is left to `load_state_dict`.
     split = {**live.shapes, **incoming.shapes}
     if not (split or live.attributes or incoming.attributes):
         return None
+    # A checkpoint may hold a part of the model only, and buffers that are never saved have to follow their record.
     saved = own.keys() - module._non_persistent_buffers_set - {RECORD}
     if not (theirs or bits is not None or (not saved and _comes_in(model, name, state_dict, prefix))):
         return None
     carried = {key: _carried(own[key], key, live, incoming) for key in split if key in own and key not in saved}
     theirs.update(carried)
+    # Nothing that a file says is believed before it fits what the model was before its first split.
     for key in sorted(split, key=list(own).index if split.keys() <= own.keys() else str):
         _check_tensor(path + key, key, own, theirs, live, incoming, layout if key == "weight" else MASKED, structure)
     masks = _masks_in(module, path, split, state_dict, theirs)
@@ -67,6 +69,7 @@ def plan_rebuild(
         raise ValueError(f"The checkpoint holds `{path}weight` {layout.phrase}, which this model cannot: {reason}.")
     attributes = _attributes(module, path, live, incoming)
     if (
+        # Same shapes, history, layout and masks: nothing to do, and values stay in place.
         all(own[key].shape == theirs[key].shape for key in split)
         and _same(bits, own.get(RECORD))
         and layout is layout_of(module)
@@ -122,6 +125,7 @@ def _comes_in(model: nn.Module, name: str, state_dict: Mapping[str, Tensor], pre
     while True:
         path = f"{prefix}{name}." if name else prefix
         keys = [key for key in model.get_submodule(name).state_dict() if key.rpartition(".")[2] != RECORD]
+        # A module without tensors, such as a reshape with an integer, belongs to what is around it.
         if keys or not name:
             return any(path + key in state_dict for key in keys)
         name = name.rpartition(".")[0]
@@ -151,6 +155,7 @@ def _masks_in(
 
 def _attributes(module: nn.Module, path: str, live: Record, incoming: Record) -> dict[str, Any]:
     """New values of the module's integers that grow with its widths, such as ``out_features``."""
+    # Back to the value before the first split, then on to that of the checkpoint.
     attributes = {key: values[0] for key, values in live.attributes.items()}
     attributes.update((key, values[1]) for key, values in incoming.attributes.items())
     for key in attributes:
@@ -170,6 +175,7 @@ def _carried(value: Tensor, key: str, live: Record, incoming: Record) -> Tensor:
     """A buffer that no checkpoint holds, at the incoming widths; all copies of a unit have equal entries."""
     for dim in range(value.dim()):
         if key in live.shapes:
+            # Shrink to one entry for each unit of before the first split, then copy it as the checkpoint did.
             first = np.unique(live.parents(key, dim).numpy(), return_index=True)[1]
             value = value.index_select(dim, torch.from_numpy(first).to(value.device))
         if key in incoming.shapes and value.shape[dim] == incoming.shapes[key][dim]:
@@ -209,3 +215,12 @@ def _check_tensor(
             f"The checkpoint is of another network: `{path}` had shape {there} there before its first split, and "
             f"{here} here; build the model with the checkpoint's widths."
         )
+
+
+def _layout_in(state_dict: Mapping[str, Tensor], path: str) -> tuple[Layout, Structure]:
+    """How a checkpoint stores the weight of the module whose names begin with ``path``."""
+    for layout in map(LAYOUTS.get, LAYOUTS):
+        found = {name: state_dict[path + name] for name in layout.buffers if path + name in state_dict}
+        if found and len(found) == len(layout.buffers):
+            return layout, found
+    return MASKED, {}

@@ -13,22 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
+from fpe_lightning.checkpoints.names import StructureError, check_names, is_expanded
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
 from fpe_lightning.expansion.optimizer import hand_over
-from fpe_lightning.expansion.wrappers import Copies, check_holds, holders_of, listed
+from fpe_lightning.expansion.optimizer_parts import listed
+from fpe_lightning.expansion.parameter_copies import Copies
+from fpe_lightning.expansion.wrappers import check_holds, holders_of
 from fpe_lightning.sparse.layout import is_structure
-from fpe_lightning.sparse.record import RECORD
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
-
-
-class StructureError(ValueError, RuntimeError):
-    """A ``state_dict`` does not fit a model.
-
-    ``load_state_dict`` raises ``RuntimeError``, and loaders that try one form of names after the other rely on it.
-    """
 
 
 def restore_structure(
@@ -67,10 +61,7 @@ def restore_structure(
         >>> narrow.load_state_dict(wide.state_dict())
         <All keys matched successfully>
     """
-    given = listed(optimizer)
-    check_holds(model, given)
-    optimizers, before = holders_of(given), dict(model.named_parameters())
-    shapes = {parameter: parameter.shape for parameter in before.values()}
+    optimizers = _Optimizers(model, optimizer)
     state_dict = _read(state_dict)
     _check_scripted(model, state_dict, prefix)
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
@@ -86,10 +77,9 @@ def restore_structure(
     with trainable_mode(model), all_or_nothing(rebuild.module for rebuild in changed):
         for rebuild in changed:
             apply_rebuild(rebuild)
-    _forget(optimizers, shapes)
-    hand_over(optimizers, before, model)
-    if not optimizers:
-        _warn_of_new(model, before)
+    optimizers.follow()
+    if not optimizers.holders:
+        _warn_of_new(model, optimizers.before)
     return True
 
 
@@ -150,10 +140,7 @@ def load_into(
         ValueError: See :func:`restore_structure`.
     """
     packed = packed_layers(state_dict)
-    given = listed(optimizer)
-    check_holds(model, given)
-    optimizers, before = holders_of(given), dict(model.named_parameters())
-    shapes = {parameter: parameter.shape for parameter in before.values()}
+    optimizers = _Optimizers(model, optimizer)
     with all_or_nothing([model], state_dict):
         unpack_for_training(model)
         state_dict = unpacked_state_dict(state_dict)
@@ -162,104 +149,27 @@ def load_into(
             _add_tied(model, state_dict)
         result = load(state_dict)
         repack(model, packed)
-    _forget(optimizers, shapes)
-    hand_over(optimizers, before, model)
+    optimizers.follow()
     return result
 
 
-def restore_structure_on_load(model: nn.Module) -> RemovableHandle:
-    """Let ``model.load_state_dict`` call :func:`restore_structure` first, from now on.
+class _Optimizers:
+    """Optimizers that go on after their model took another structure."""
 
-    An optimizer that took steps before such a call has state of the old shapes: load its ``state_dict`` next, or load
-    by :func:`load_expanded_state_dict`, which takes it.
+    def __init__(self, model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None) -> None:
+        given = listed(optimizer)
+        check_holds(model, given)
+        self.model, self.holders, self.before = model, holders_of(given), dict(model.named_parameters())
+        self.shapes = {parameter: parameter.shape for parameter in self.before.values()}
 
-    Args:
-        model: The module whose ``load_state_dict`` is called, or any module above the layers that are split.
-
-    Returns:
-        A handle whose ``remove()`` undoes it.
-
-    Example:
-        >>> handle = restore_structure_on_load(nn.Linear(4, 2))
-        >>> handle.remove()
-    """
-    return model.register_load_state_dict_pre_hook(_before_load)
-
-
-def restores_structure_on_load(model: nn.Module) -> bool:
-    """Whether :func:`restore_structure_on_load` was called for a module.
-
-    Example:
-        >>> restores_structure_on_load(nn.Linear(4, 2))
-        False
-    """
-    return bool(_hooks_of(model))
-
-
-def forget_hook(model: nn.Module) -> None:
-    """Remove the hook of :func:`restore_structure_on_load` from a module, also where it was copied with the module."""
-    for key in _hooks_of(model):
-        del model._load_state_dict_pre_hooks[key]
-
-
-def _hooks_of(model: nn.Module) -> list[int]:
-    hooks = model._load_state_dict_pre_hooks
-    return [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _before_load]
-
-
-def _before_load(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-    restore_structure(module, state_dict, prefix)
-
-
-def is_expanded(state_dict: Iterable[Any]) -> bool:
-    """Whether something in a ``state_dict`` was split.
-
-    Example:
-        >>> is_expanded(nn.Linear(4, 2).state_dict())
-        False
-    """
-    return any(isinstance(key, str) and key.rpartition(".")[2] == RECORD for key in state_dict)
-
-
-def check_names(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) -> None:
-    """Refuse names that cannot be right, where loading is strict, and else warn of them.
-
-    Raises:
-        ValueError: Naming the prefix that is too many or missing.
-    """
-    if reason := misnamed(model, state_dict):
-        if strict:
-            raise StructureError(reason)
-        warnings.warn(reason, stacklevel=3)
-
-
-def misnamed(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
-    """Why the names of a ``state_dict`` are not those of a model, in one sentence, where one prefix explains it.
-
-    Example:
-        >>> misnamed(nn.Linear(4, 2), {"module.fpe_record": torch.zeros(1)})[:63]
-        'Names in `state_dict` begin with `module.`, and those of Linear'
-    """
-    split = [key.rpartition(".")[0] for key in state_dict if isinstance(key, str) and key.rpartition(".")[2] == RECORD]
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    if not split or not {*names}.isdisjoint(split):
-        return None
-    parts, kind = split[0].split("."), type(model).__name__
-    for end in range(1, len(parts) + 1):
-        prefix = ".".join([*parts[:end], ""])
-        if all(f"{path}.".startswith(prefix) and f"{path}."[len(prefix) :].rstrip(".") in names for path in split):
-            return (
-                f"Names in `state_dict` begin with `{prefix}`, and those of {kind} do not: strip it with "
-                "`torch.nn.modules.utils.consume_prefix_in_state_dict_if_present` before `load_state_dict`."
-            )
-    for name in names:
-        prefix = f"{name}."
-        if name and all((prefix + path).rstrip(".") in names for path in split):
-            return (
-                f"Names of {kind} begin with `{prefix}`, and those in `state_dict` do not: load into the module "
-                f"inside, `{name}`."
-            )
-    return None
+    def follow(self) -> None:
+        """Drop the state of parameters that have another shape now, and hold new parameters in the places of old."""
+        changed = [parameter for parameter, shape in self.shapes.items() if parameter.shape != shape]
+        for holder in self.holders:
+            if not isinstance(holder, Copies):  # `hand_over` makes the copies of wrappers again
+                for parameter in changed:
+                    holder.state.pop(parameter, None)
+        hand_over(self.holders, self.before, self.model)
 
 
 def _check_scripted(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
@@ -306,16 +216,6 @@ def _read(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         key: value for key, value in state_dict.items() if is_structure(key) and hasattr(value, "_load_tensor")
     }
     return {**state_dict, **{key: value._load_tensor() for key, value in lazy.items()}} if lazy else state_dict
-
-
-def _forget(optimizers: Iterable[Optimizer], shapes: Mapping[nn.Parameter, torch.Size]) -> None:
-    """Drop the state of parameters that have another shape now; copies that wrappers keep are made again later."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, Copies):
-            continue
-        for parameter, shape in shapes.items():
-            if parameter.shape != shape:
-                optimizer.state.pop(parameter, None)
 
 
 def _add_tied(model: nn.Module, state_dict: dict[str, Tensor]) -> None:

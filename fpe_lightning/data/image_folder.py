@@ -60,6 +60,7 @@ class ImageFolderDataModule(PixelDataModule):
         num_workers: int = 4,
     ) -> None:
         super().__init__()
+        # Refused now, and not by a worker after the first epoch began.
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "image_size": image_size}
         for name, size in sizes.items():
             if size < 1:
@@ -80,6 +81,7 @@ class ImageFolderDataModule(PixelDataModule):
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled training pictures."""
+        # An order by seed and epoch alone, so that a run that resumes sees the same batches.
         sampler = ShuffledSampler(len(self._images.train), self.seed)
         return self._loader(self._images.train, self.batch_size, sampler=sampler, drop_last=self.drop_last)
 

@@ -107,12 +107,14 @@ class ImageDataModule(PixelDataModule, ArrayDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         """Read the pictures into memory."""
+        # Lightning calls `setup` for each stage; the pictures are read once.
         if self.arrays:
             return
         images = {split: getattr(self._images, split) for split in STAGES}
         arrays = {split: read_pixels(images[split], f"Reading {self.dataset}/{split}") for split in STAGES}
         if self.train_size is not None:
             pixels, labels = arrays["train"]
+            # Before the moments: these are of the pictures that are trained on.
             rows = stratified_choice(labels, self.train_size, self.seed)
             arrays["train"] = pixels[rows], labels[rows]
         mean, std = moments(arrays["train"][0], channels=True)
@@ -148,6 +150,7 @@ def read_pixels(images: LabelledImages, description: str) -> tuple[Tensor, Tenso
     Returns:
         Pixels ``(n, channels, height, width)`` uint8 and class numbers ``(n,)`` int64.
     """
+    # Filled in place: a list of arrays would hold all pictures twice.
     labels = torch.empty(len(images), dtype=torch.int64)
     pixels = torch.empty((len(images), *_pixels(images[0][0]).shape), dtype=torch.uint8)
     for index in track(range(len(images)), description, transient=True):

@@ -42,13 +42,16 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
     alike: dict[tuple[int, bytes], list[Producer]] = {}
     keys = []  # producers with the same units and equally many inputs have the same key
     for producer in site.producers:
+        # The gate and the value of one unit must read the same inputs: their product needs both.
         inputs = draft[producer.parameter].value.shape[producer.input_dim]
         keys.append((inputs, _units(producer, site.width).unique().numpy().tobytes()))
         alike.setdefault(keys[-1], []).append(producer)
     shares: dict[tuple[int, bytes], Tensor] = {}
     for key, producers in alike.items():
+        # One partition sees the weights of all of them side by side, as kernels of one input.
         weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
         alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
+        # Single neurons may read less, as after a split of the layer below; the layer as a whole must not.
         fan_in = int(alive.sum(1).max())
         if alpha > fan_in:
             raise ValueError(
@@ -83,11 +86,14 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         size = draft[producer.parameter].value.shape[producer.dim]
         split = draft.widen(producer, alpha)
         whole = producer.dim == 0 and producer.length == size
+        # Consecutive rows that share a partition, from which a layout of blocks is found without a search.
         rows = producer.run if group is None else producer.run // site.width * group
         draft[producer.parameter].block = rows if whole else 0
+        # For each row of the widened weight: the number of the child, and its unit.
         child = split.child(size)
         inside = child >= 0
         unit = _position(producer, site.width)[split.index(size)[inside] - split.start]
+        # Rows of other sites, which are not widened now, keep all their inputs.
         reads = torch.ones(len(child), share.shape[2], dtype=torch.bool)
         reads[inside] = share[unit, child[inside]]
         draft.restrict(
@@ -154,6 +160,7 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
                 f'outgoing="partition" assigns the {outputs} outputs of `{consumer.parameter}` to alpha={alpha} '
                 'children of each neuron, and some would get none; use outgoing="copy", or a smaller alpha.'
             )
+        # The child number of each hidden unit that this layer reads.
         child = torch.full((value.shape[consumer.dim],), -1)
         stretch = child.narrow(0, draft.start(consumer), alpha * consumer.length)
         stretch.copy_(torch.arange(alpha * consumer.length) // consumer.run % alpha)

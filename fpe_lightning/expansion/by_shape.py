@@ -18,13 +18,12 @@ from typing import Literal
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.expansion.checks import groups_of
+from fpe_lightning.expansion.checks import groups_of, read_by_parent
 from fpe_lightning.expansion.config import BaseExpansion, Blocks, Paper, SiteExpansion
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import group_size
 from fpe_lightning.sites import Axis, Site
 from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
-from fpe_lightning.sparse.layout import read_by_parent
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16

@@ -65,3 +65,14 @@ def groups_of(module: nn.Module) -> Sequence[Any]:
     """
     state = getattr(module, "_get_fsdp_state", None)
     return () if state is None else state()._fsdp_param_groups
+
+
+def read_by_parent(model: nn.Module, owner: str) -> str | None:
+    """Why the weight of a submodule has to stay dense, in a few words: its parent reads it. None where it need not.
+
+    Torch's own encoder layer gives the weights of its children to a fused kernel when it evaluates.
+    """
+    parent = model.get_submodule(owner.rpartition(".")[0]) if owner else None
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "nn.TransformerEncoderLayer reads the weight without calling the layer that owns it"
+    return None

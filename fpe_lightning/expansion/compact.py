@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from fpe_lightning.expansion.assign import common_group
+from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.expansion.order import block_order
-from fpe_lightning.expansion.teachers import part_of
+from fpe_lightning.expansion.parts import part_of
 from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning import Magnitude
@@ -32,7 +33,7 @@ from fpe_lightning.sparse.exchange import exchange_parameters, parameter_like
 from fpe_lightning.sparse.grouped.blocks import join_blocks
 from fpe_lightning.sparse.grouped.layers import BLOCKS
 from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
-from fpe_lightning.sparse.layout import Layout, Structure, read_by_parent
+from fpe_lightning.sparse.layout import Layout, Structure
 from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.record import Split
 
@@ -105,10 +106,12 @@ class CompactTensor(DraftTensor):
         self.inputs, parts = self.inputs.clone(), len(kept) // len(self.inputs)
         for block, reads in enumerate(self.inputs):
             own = kept[block * parts : (block + 1) * parts]
+            # A column without weights goes as a whole, so that the block gets narrower.
             columns = torch.stack([piece.any(0) for piece in own]).any(0)
             if not bool(columns.all()):  # a column that lost every weight is not read
                 reads[reads.clone()] = columns
                 kept[block * parts : (block + 1) * parts] = [piece[:, columns] for piece in own]
+        # Weights that went out of columns that stay are masked inside of the block.
         self.mask = torch.cat([piece.reshape(-1, 1) for piece in kept])
 
     def reads(self) -> Tensor:
@@ -148,12 +151,14 @@ def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: 
     used = Counter(axis.parameter for axis in axes)
 
     def fits(split: SiteExpansion) -> bool:
+        # Whatever decides on single weights, or draws for single neurons, needs the wide weight.
         partition, site, alpha = split.partition, split.site, split.alpha
         if split.layout != "grouped" or not isinstance(partition, SharedPartition):
             return False
         if not isinstance(split.prune, Magnitude):
             return False
         return (
+            # Groups of one size, few and high enough blocks, children in block order, nothing shared.
             site.width % partition.groups == 0
             and alpha * partition.groups <= min(MOST_BLOCKS, alpha * site.width // 2)
             and block_order(model, site) is not site
@@ -174,6 +179,7 @@ def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimize
     if read_by_parent(model, owner) or owner not in site.input_shapes:  # something other than its own layer reads it
         return False
     weight = module.weight
+    # The site owns all rows of the layer, in the order of its units.
     whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
     states = [value for optimizer in optimizers for value in optimizer.state.get(weight, {}).values()]
     return (
@@ -199,12 +205,14 @@ def assign_blocks(
     Returns:
         The site in block order, and the number of neurons that share a partition.
     """
+    # One draw for each number of inputs: gate and value of a gated network share it.
     fan_in = [draft[producer.parameter].value.shape[1] for producer in site.producers]
     shares = {inputs: partition.by_group(inputs, alpha, generator) for inputs in dict.fromkeys(fan_in)}
     same = common_group(list(shares.values()))  # neighbouring groups that drew the same are one
     together = same * site.width // partition.groups
     for producer, inputs in zip(site.producers, fan_in, strict=True):
         dense = draft[producer.parameter]
+        # Block order: the first children of all groups, then the second ones.
         blocks = shares[inputs][::same].transpose(0, 1).reshape(-1, inputs).to(dense.original.device)
         draft.tensors[producer.parameter] = CompactTensor(
             dense.owner,
@@ -241,6 +249,7 @@ def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], op
 def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimizer]) -> None:
     layout, structure = tensor.stored()
     old = module.get_parameter("weight")
+    # Weight, gradient and state hand over one after the other; the old one goes before the next is made.
     gradient, shape = old.grad, old.shape
     old.grad = None
     new = parameter_like(old, tensor.follow(old.detach()))

@@ -21,25 +21,23 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from fpe_lightning.expansion.fields import AnyLayout, AnyPartition, AnyPruning
 from fpe_lightning.partitions import (
     Clause,
     FromData,
     Overlapping,
     Partition,
-    PartitionName,
     Random,
     Shared,
     resolve_partition,
 )
 from fpe_lightning.partitions import SemiStructured as SemiStructuredPartition
-from fpe_lightning.pruning import Magnitude, Pruning, PruningName, resolve_pruning
+from fpe_lightning.pruning import Magnitude, Pruning, resolve_pruning
 from fpe_lightning.sites import Site
 from fpe_lightning.sparse.layout import LAYOUTS
 
 Data = tuple[Tensor, Tensor]
 """Training samples ``(n, inputs)`` as the split layer reads them, and their class numbers ``(n,)``."""
-
-LayoutName = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,16 +117,18 @@ class Expansion(BaseExpansion):
         ValueError: layout="semi_structured" keeps 2 of 4 inputs, but with alpha=4 a child reads 1 of 4: use ...
     """
 
-    partition: PartitionName | Partition | str = "random"
-    prune: PruningName | Pruning | str = "total"
+    partition: AnyPartition = "random"
+    prune: AnyPruning = "total"
     outgoing: Literal["copy", "partition"] = "copy"
-    layout: LayoutName | str = "masked"
+    layout: AnyLayout = "masked"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Unknown names are refused here, before there is a model.
         partition, _ = resolve_partition(self.partition), resolve_pruning(self.prune)
         if self.outgoing not in ("copy", "partition"):
             raise ValueError(f"Unknown `outgoing` {self.outgoing!r}; known: copy, partition.")
+        # What no model could hold is refused here too; what one model cannot hold, by `expand`.
         if self.layout != "auto" and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
             raise ValueError(f'layout="{self.layout}" {reason}')
         if isinstance(partition, SemiStructuredPartition) and self.alpha != 2:
@@ -137,6 +137,7 @@ class Expansion(BaseExpansion):
             raise ValueError(
                 f"{len(partition.clauses)} clauses cannot go to alpha={self.alpha} children; use a smaller alpha."
             )
+        # Any other partition may turn out to be shared, such as one that was fitted to data.
         if self.layout == "grouped" and isinstance(partition, Random | Overlapping | SemiStructuredPartition):
             raise ValueError(
                 f'layout="grouped" stores blocks of neurons that share a partition, and with {partition} each neuron '
@@ -159,8 +160,10 @@ class Expansion(BaseExpansion):
         Raises:
             ValueError: If samples are needed and there are none, or they do not fit.
         """
+        # A copy, as one object may serve several sites, runs and seeds.
         changes: dict[str, Any] = {}
         partition = resolve_partition(self.partition)
+        # Clauses come with the task, not with samples.
         if isinstance(partition, Clause) and not partition.clauses and clauses is not None:
             changes["partition"] = Clause(clauses)
         for name, part in (("partition", partition), ("prune", resolve_pruning(self.prune))):
@@ -206,11 +209,12 @@ class Blocks(Expansion):
     """
 
     groups: int = 16
-    partition: PartitionName | Partition | str = field(default="shared", init=False)
-    prune: PruningName | Pruning | str = "columns"
-    layout: LayoutName | str = "grouped"
+    partition: AnyPartition = field(default="shared", init=False)
+    prune: AnyPruning = "columns"
+    layout: AnyLayout = "grouped"
 
     def __post_init__(self) -> None:
+        # The class is frozen; `groups` is its way to say the partition.
         object.__setattr__(self, "partition", Shared(groups=self.groups))
         super().__post_init__()
 
@@ -227,8 +231,8 @@ class SemiStructured(Expansion):
     """
 
     alpha: int = field(default=2, init=False)
-    partition: PartitionName | Partition | str = field(default="semi_structured", init=False)
-    layout: LayoutName | str = "semi_structured"
+    partition: AnyPartition = field(default="semi_structured", init=False)
+    layout: AnyLayout = "semi_structured"
 
 
 @dataclass(frozen=True)

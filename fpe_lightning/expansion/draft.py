@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.teachers import Teacher, part_of
+from fpe_lightning.expansion.parts import Mirror, part_of
+from fpe_lightning.expansion.teachers import Teacher
 from fpe_lightning.pruning.columns import Columns
 from fpe_lightning.pruning.smallest import Piece, pieces_of
-from fpe_lightning.sites.site import Attribute, Axis
+from fpe_lightning.sites.attributes import changed_values
+from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sparse.exchange import parameter_like
 from fpe_lightning.sparse.layout import MASKED, Layout, Structure
 from fpe_lightning.sparse.masked import mask_of, set_mask
@@ -66,6 +68,7 @@ class DraftTensor:
         found = torch.zeros((), dtype=torch.bool, device=self.value.device)
         for axis, alpha in axes:
             stretch = torch.zeros(self.value.shape[axis.dim], dtype=torch.bool, device=self.value.device)
+            # Stretches of one axis are joined; those of different axes meet in the cells of both.
             stretch.narrow(0, self.start(axis), alpha * axis.length).fill_(True)
             found = found | stretch.view([-1 if dim == axis.dim else 1 for dim in range(self.value.dim())])
         return found
@@ -99,8 +102,10 @@ class DraftTensor:
         A size of 1 along an axis stays 1, so that the factored moments of Adafactor follow too.
         """
         for dim, source in self.sources.items():
+            # An index of a whole axis would repeat the one entry of a factored moment.
             if state.shape[dim] != 1 or self.original.shape[dim] == 1:
                 state = state.index_select(dim, source.to(state.device))
+        # A masked entry must not keep a moment: it would move the weight away from zero.
         if self.mask is not None and state.shape == self.mask.shape:
             state = state.masked_fill(~self.mask.to(state.device), 0)
         return state.contiguous()
@@ -116,13 +121,15 @@ class Draft:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.tensors: dict[str, DraftTensor] = {}
-        self.growth: dict[tuple[str, str, int | None], int] = {}
+        self.widened: list[tuple[Site, int]] = []
+        """The sites whose integers grow, each with its number of children."""
 
     def __getitem__(self, qualified_name: str) -> DraftTensor:
         """The draft of one parameter or buffer, made on first use."""
         if qualified_name not in self.tensors:
             owner, _, name = qualified_name.rpartition(".")
             module = self.model.get_submodule(owner)
+            # Out of the dicts, as a parametrization may compute the attribute of this name.
             tensor: Tensor | None = module._parameters.get(name)
             mask = mask_of(module, name)
             if tensor is None:
@@ -167,15 +174,11 @@ class Draft:
         """How many more entries may be non-zero than before, over all tensors; 0 where the budget is kept."""
         total = 0
         for name, draft in self.tensors.items():
+            # Buffers follow their layer, and are no part of the budget.
             if isinstance(draft.original, nn.Parameter):
                 mask = mask_of(self.model.get_submodule(draft.owner), draft.name)
                 total += self.count(name) - (draft.original.numel() if mask is None else int(mask.count_nonzero()))
         return total
-
-    def grow(self, attribute: Attribute, alpha: int) -> None:
-        """Record that an integer of a module grows with the width."""
-        key = (attribute.module, attribute.name, attribute.index)
-        self.growth[key] = self.growth.get(key, 0) + (alpha - 1) * attribute.growth
 
     def check_averages(self, averages: Iterable[Teacher]) -> None:
         """Check that copies have the structure of the model, or of the part that they copy, to change with it.
@@ -213,9 +216,11 @@ class Draft:
 
     @torch.no_grad()
     def _commit_into(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
+        # The record first: some code pairs the buffers of two models by position.
         self._write_records(model)
         replaced: dict[nn.Parameter, nn.Parameter] = {}
         for name, draft in self.tensors.items():
+            # A mirror holds one part of the model only, so that most owners are missing in it.
             module = None if draft.separate else part_of(model, draft.owner)
             if module is None:
                 continue
@@ -225,9 +230,12 @@ class Draft:
                 assert buffer is not None
                 module._buffers[draft.name] = draft.follow(buffer)
                 continue
+            # Each model brings its own values; places and masks are those of the draft.
             new = replaced[old] = parameter_like(old, draft.follow(old.detach()))
+            # A rule that refits weights has the last word on the values.
             if name in values:
                 new.copy_(values[name])
+            # A split between the backward pass and the step loses no gradient.
             if old.grad is not None:
                 new.grad = draft.follow(old.grad)
             module._parameters[draft.name] = new
@@ -249,14 +257,16 @@ class Draft:
         for draft in self.tensors.values():
             if part_of(model, draft.owner) is None:
                 continue
+            # Shapes of the first split stay; later splits only add to the history.
             record(draft.owner).shapes.setdefault(draft.name, list(draft.original.shape))
             record(draft.owner).splits.setdefault(draft.name, []).extend(draft.splits)
-        for (owner, name, index), growth in self.growth.items():
-            module = part_of(model, owner)
-            if module is None:
-                continue
+        modules = {
+            name: part for name, part in model.named_modules(remove_duplicate=False) if not isinstance(part, Mirror)
+        }
+        # `out_features` and the like, and integers of custom modules that a reshape reads.
+        for (owner, name), after in changed_values(self.widened, modules).items():
+            module = modules[owner]
             before = getattr(module, name)
-            after = before + growth if index is None else _added(before, index, growth)
             setattr(module, name, after)
             record(owner).attributes.setdefault(name, [plain(before), 0])[1] = plain(after)
         for owner, changed in records.items():
@@ -267,11 +277,6 @@ class Draft:
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _added(values: Any, index: int, growth: int) -> Any:
-    """The same kind of sequence with one entry grown."""
-    return type(values)([value + growth if i == index else value for i, value in enumerate(values)])
 
 
 def plain(value: Any) -> int | list[int]:

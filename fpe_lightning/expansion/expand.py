@@ -27,19 +27,16 @@ from fpe_lightning.expansion.config import AnyExpansion, BaseExpansion, Data, Si
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.layout_choice import choose_storage
 from fpe_lightning.expansion.optimizer import follow_states
-from fpe_lightning.expansion.prune import finalized_values, prune_together
+from fpe_lightning.expansion.optimizer_parts import listed
+from fpe_lightning.expansion.parts import part_of, resolve_averages
+from fpe_lightning.expansion.prune import prune_together
+from fpe_lightning.expansion.prune_by_rule import finalized_values
 from fpe_lightning.expansion.report import ExpansionReport
 from fpe_lightning.expansion.shadows import shadows_of
 from fpe_lightning.expansion.split_site import split_site
-from fpe_lightning.expansion.teachers import (
-    Teacher,
-    find_teachers,
-    has_split,
-    part_of,
-    resolve_averages,
-    sites_of_students,
-)
-from fpe_lightning.expansion.wrappers import check_copies, check_holds, holders_of, listed
+from fpe_lightning.expansion.students import has_split, sites_of_students
+from fpe_lightning.expansion.teachers import Teacher, find_teachers
+from fpe_lightning.expansion.wrappers import check_copies, check_holds, holders_of
 from fpe_lightning.sites import Site
 from fpe_lightning.sites.find import check_plain
 from fpe_lightning.sites.select import Names, select_sites, sites_of, value_of

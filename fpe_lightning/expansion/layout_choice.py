@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
 from fpe_lightning.sparse.exchange import States
-from fpe_lightning.sparse.layout import LAYOUTS, Layout, Storage, Structure, read_by_parent
+from fpe_lightning.sparse.layout import LAYOUTS, Layout, Storage, Structure
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe_lightning.expansion.draft import Draft, DraftTensor
-from fpe_lightning.expansion.teachers import part_of
-from fpe_lightning.expansion.wrappers import Copies, is_wrapper
+from fpe_lightning.expansion.parameter_copies import Copies
+from fpe_lightning.expansion.parts import part_of
+from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.sparse.exchange import States, exchange_parameters
 
 REFUSED = {

@@ -35,6 +35,7 @@ def block_order(model: nn.Module, site: Site) -> Site:
         >>> block_order(nn.Identity(), site).consumers[0].run
         4
     """
+    # Grouped convolutions and group norms compute with neighbours: another order is another function.
     modules = [model.get_submodule(attribute.module) for attribute in site.attributes]
     grouped_conv = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 1) for module in modules)
     known = all(attribute.name in ORDERLESS for attribute in site.attributes)

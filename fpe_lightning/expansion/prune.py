@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpe_lightning.expansion.assign import distinct
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.prune_by_rule import prune_by_rule
 from fpe_lightning.expansion.report import warn_if_costly
-from fpe_lightning.pruning import FinalizingRule, Magnitude, PruningRule, SiteWeights
+from fpe_lightning.expansion.site_weights import flat_rows, restrict_rows
+from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import Incoming, remove_columns, remove_whole_columns
 from fpe_lightning.pruning.magnitude import comparable, keep_largest
 from fpe_lightning.sites import Axis, Producer, Site
@@ -35,7 +36,7 @@ def prune_site(draft: Draft, split: SiteExpansion, site: Site, excess: int, grou
     """
     rule = split.prune
     if not isinstance(rule, Magnitude):
-        _prune_by_rule(draft, site, split.alpha, rule, excess)
+        prune_by_rule(draft, site, split.alpha, rule, excess)
     elif rule.granularity == "column":
         _prune_columns(draft, site, split.alpha, excess, group, in_order)
     elif rule.scope == "site":
@@ -142,15 +143,15 @@ def _prune_whole_columns(draft: Draft, site: Site, alpha: int, excess: int, grou
     orders = [_by_block(producer, alpha, height) for producer, height in zip(producers, heights, strict=True)]
     parts_in_rows = [
         Incoming(
-            _flat_rows(draft, draft[producer.parameter].value, producer, alpha)[order],
-            _flat_rows(draft, draft.mask(producer.parameter), producer, alpha)[order],
+            flat_rows(draft, draft[producer.parameter].value, producer, alpha)[order],
+            flat_rows(draft, draft.mask(producer.parameter), producer, alpha)[order],
             height,
             alpha,
         )
         for producer, order, height in zip(producers, orders, heights, strict=True)
     ]
     for producer, order, rows in zip(producers, orders, remove_columns(parts_in_rows, excess), strict=True):
-        _restrict_rows(draft, producer, rows[order.argsort()], alpha)
+        restrict_rows(draft, producer, rows[order.argsort()], alpha)
 
 
 def _by_block(producer: Producer, alpha: int, block: int) -> Tensor:
@@ -159,155 +160,3 @@ def _by_block(producer: Producer, alpha: int, block: int) -> Tensor:
     parent = row // (producer.run * alpha) * producer.run + row % producer.run
     child = row // producer.run % alpha
     return (child * producer.length + parent // block).argsort(stable=True)
-
-
-# Rules that are no order of magnitudes.
-
-
-def _prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, excess: int) -> None:
-    def value_of(name: str) -> Tensor:
-        return draft.tensors[name].value if name in draft.tensors else draft.model.get_parameter(name).detach()
-
-    weights, before = _site_weights(draft, site, alpha, value_of), draft.change()
-    with _naming(site, rule):
-        both = {axis.parameter for axis in site.producers} & {axis.parameter for axis in site.consumers}
-        if both:
-            raise ValueError(f"`{min(both)}` computes and reads its neurons, and would go twice; use a Magnitude.")
-        incoming, outgoing = rule.keep(weights, excess)
-        expected = [mask.shape for mask in (*weights.incoming_masks, *weights.outgoing_masks)]
-        found = [(mask.shape, mask.dtype) for mask in (*incoming, *outgoing)]
-        if found != [(shape, torch.bool) for shape in expected]:
-            raise ValueError(
-                f"it has to return bool masks of shapes {_sizes(expected)}, found {_sizes(s for s, _ in found)}."
-            )
-    for axis, mask in zip(_weights_of(site), [*incoming, *(each.transpose(0, 1) for each in outgoing)], strict=True):
-        _restrict_rows(draft, axis, mask, alpha)
-    removed = before - draft.change()
-    if removed != excess:
-        raise ValueError(
-            f"The pruning rule {type(rule).__name__} removes {removed} weights of {site.name} where {excess} have to "
-            "go."
-        )
-
-
-@contextmanager
-def _naming(site: Site, rule: PruningRule) -> Iterator[None]:
-    """Say which site a rule refuses."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{site.name} cannot be pruned by {type(rule).__name__}: {error}") from error
-
-
-def _sizes(shapes: Iterable[torch.Size]) -> str:
-    return ", ".join(str(tuple(shape)) for shape in shapes)
-
-
-def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpansion]) -> dict[str, Tensor]:
-    """The values that finalizing rules give to parameters of a model, or of an average of it.
-
-    Args:
-        draft: The expansion, with its last masks; it is not changed.
-        model: The model of the draft, or a module of its structure.
-        splits: The sites, each with its expansion.
-
-    Returns:
-        A tensor of the new shape for each parameter that a rule changes, by name.
-    """
-    values: dict[str, Tensor] = {}
-
-    def value_of(name: str) -> Tensor:
-        if name in values:
-            return values[name]
-        tensor = model.get_parameter(name).detach()
-        return draft.tensors[name].follow(tensor) if name in draft.tensors else tensor
-
-    for split in splits:
-        if not isinstance(split.prune, FinalizingRule):
-            continue
-        site, alpha = split.site, split.alpha
-        before = _site_weights(draft, site, alpha, value_of)
-        with _naming(site, split.prune):
-            after = split.prune.finalize(before)
-            old, new = ([*each.incoming, *each.outgoing] for each in (before, after))
-            if [each.shape for each in new] != [each.shape for each in old]:
-                raise ValueError(f"it has to return weights of shapes {_sizes(e.shape for e in old)}.")
-            if not all(bool(each.isfinite().all()) for each in new):
-                raise ValueError("the weights that it returns hold NaN or infinity.")
-        rows = [*after.incoming, *(each.transpose(0, 1) for each in after.outgoing)]
-        for axis, weights in zip(_weights_of(site), rows, strict=True):
-            value = value_of(axis.parameter).clone()
-            stretch = _rows_in_place(draft, value, axis, alpha)
-            stretch.copy_(weights.reshape(stretch.shape))
-            values[axis.parameter] = value.masked_fill_(~draft.mask(axis.parameter), 0)
-        for axis, bias in zip(_weights_of(site), [*after.biases, *after.outgoing_biases], strict=True):
-            if bias is not None:
-                value = value_of(_bias_of(axis)).clone()
-                _own_bias(draft, value, axis, alpha).copy_(bias)
-                values[_bias_of(axis)] = value
-    return values
-
-
-def _site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str], Tensor]) -> SiteWeights:
-    """The weights of a site that is widened in a draft, on the CPU."""
-
-    def rows(axis: Axis, tensor: Tensor) -> Tensor:
-        return _flat_rows(draft, tensor, axis, alpha).cpu()
-
-    def bias(axis: Axis) -> Tensor | None:
-        owner, _, name = axis.parameter.rpartition(".")
-        if name != "weight" or draft.model.get_submodule(owner)._parameters.get("bias") is None:
-            return None
-        return _own_bias(draft, value_of(_bias_of(axis)), axis, alpha).cpu().clone()
-
-    masks = [rows(axis, draft.mask(axis.parameter)) for axis in _weights_of(site)]
-    weights = [rows(axis, value_of(axis.parameter)) * mask for axis, mask in zip(_weights_of(site), masks, strict=True)]
-    split_at, biases = len(distinct(site.producers)), [bias(axis) for axis in _weights_of(site)]
-    own = {_bias_of(axis) for axis in site.producers}
-    return SiteWeights(
-        incoming=weights[:split_at],
-        incoming_masks=masks[:split_at],
-        outgoing=[weight.transpose(0, 1) for weight in weights[split_at:]],
-        outgoing_masks=[mask.transpose(0, 1) for mask in masks[split_at:]],
-        biases=biases[:split_at],
-        outgoing_biases=biases[split_at:],
-        between=[axis.parameter for axis in site.values if axis.parameter not in own],
-    )
-
-
-def _weights_of(site: Site) -> list[Axis]:
-    """The axes of producers, then those of consumers, each once."""
-    return [*distinct(site.producers), *distinct(site.consumers)]
-
-
-def _own_bias(draft: Draft, bias: Tensor, axis: Axis, alpha: int) -> Tensor:
-    """Of the bias of a layer that computes other units too, those of the site; all of a layer that reads them."""
-    return bias.narrow(0, draft.start(axis), alpha * axis.length) if isinstance(axis, Producer) else bias
-
-
-def _bias_of(axis: Axis) -> str:
-    return f"{axis.parameter.rpartition('.')[0]}.bias".lstrip(".")
-
-
-# Weights as rows.
-
-
-def _rows_in_place(draft: Draft, tensor: Tensor, axis: Axis, alpha: int) -> Tensor:
-    """A view of the widened stretch of a tensor with the children first, then inputs (or outputs), then the rest."""
-    other = axis.input_dim if isinstance(axis, Producer) else 1 if axis.dim == 0 else 0
-    stretch = tensor.narrow(axis.dim, draft.start(axis), alpha * axis.length)
-    return stretch.movedim((axis.dim, other), (0, 1))
-
-
-def _flat_rows(draft: Draft, tensor: Tensor, axis: Axis, alpha: int) -> Tensor:
-    """The same as ``(children, inputs or outputs, k)``."""
-    rows = _rows_in_place(draft, tensor, axis, alpha)
-    return rows.reshape(*rows.shape[:2], -1)
-
-
-def _restrict_rows(draft: Draft, axis: Axis, rows: Tensor, alpha: int) -> None:
-    """Restrict a mask to ``rows`` within the widened stretch of an axis."""
-    mask = draft.mask(axis.parameter).clone()
-    stretch = _rows_in_place(draft, mask, axis, alpha)
-    stretch.copy_(rows.reshape(stretch.shape))
-    draft.restrict(axis.parameter, mask)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.teachers import names_of
+from fpe_lightning.expansion.parts import names_of
 
 Tensors = list[Any] | dict[Any, Any]
 
@@ -48,6 +48,7 @@ class Shadow:
         now = dict(self.module.named_parameters())
         for name, key in self.keys.items():
             self.tensors[key] = now[name].detach()
+        # `ExponentialMovingAverage` of torch_ema refers to its parameters weakly, and would miss the new ones.
         for value in getattr(self.holder, "__dict__", {}).values():
             for place, each in enumerate(value if isinstance(value, list) else ()):
                 old: Any = each() if isinstance(each, weakref.ref) else None
@@ -71,13 +72,16 @@ def find_shadows(holders: Iterable[Any], model: nn.Module) -> list[Shadow]:
     values = [(holder, value) for holder in holders for value in _containers(holder)]
     if not values:
         return []
+    # A list of the parameters themselves, as an optimizer holds, averages nothing.
     own = {id(parameter) for parameter in model.parameters()}
     forms = [(name, part, dict(part.named_parameters())) for name, part in names_of(model)]
     found = []
     for holder, value in values:
         entries = list(value.values() if isinstance(value, dict) else value)
+        # One tensor of a fitting shape may be anything.
         if len(entries) < 2 or any(not isinstance(each, Tensor) or id(each) in own for each in entries):
             continue
+        # The first that fits is the outermost part.
         for name, part, parameters in forms:
             keys = _keys(value, parameters)
             if keys is not None:
@@ -115,6 +119,7 @@ def _containers(holder: Any) -> Iterator[Tensors]:
 
 def _keys(tensors: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any] | None:
     """The place of each tensor by the name of its parameter: all parameters, or all that need a gradient."""
+    # Some averages leave out what does not train.
     trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     for each in (parameters, trainable):
         if len(each) != len(tensors):
@@ -129,12 +134,15 @@ def _keys(tensors: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any
 
 def _holding(part: nn.Module, tensors: Tensors, keys: Mapping[str, Any]) -> nn.Module:
     """A module of the structure of a part, layouts included, with tensors in the places of its parameters."""
+    # Tied parameters stay tied: one new parameter for each old one.
     known: dict[int, nn.Parameter | None] = {id(None): None}
     for name, parameter in part.named_parameters():
         value = tensors[keys[name]] if name in keys else parameter.detach()
         known[id(parameter)] = nn.Parameter(value, requires_grad=False)
 
     def shell(module: nn.Module) -> nn.Module:
+        # No constructor is called, as it may take any arguments. Attributes are shared; dicts are copied, because the
+        # split changes them.
         made = object.__new__(type(module))
         values = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in vars(module).items()}
         values["_parameters"] = {key: known[id(value)] for key, value in module._parameters.items()}

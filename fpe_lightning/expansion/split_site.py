@@ -91,8 +91,7 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
     # Everything else is copied, or partitioned too.
     for axis in (*site.consumers, *site.values):
         draft.widen(axis, alpha)
-    for attribute in site.attributes:
-        draft.grow(attribute, alpha)
+    draft.widened.append((site, alpha))
     if split.expansion.optimizer_state == "reset":
         for axis in everything:
             draft[axis.parameter].reset_state = True

@@ -9,7 +9,6 @@ from fpe_lightning.interference.clauses import (
     whole_clauses,
 )
 from fpe_lightning.interference.layer import LayerState, has_weight, was_split
-from fpe_lightning.interference.selectivity import class_entropy, class_selectivity, excess_entropy
 from fpe_lightning.interference.similarity import (
     MeanAbsoluteCosineSimilarity,
     MeanCosineSimilarity,
@@ -24,11 +23,8 @@ __all__ = [
     "LayerState",
     "MeanAbsoluteCosineSimilarity",
     "MeanCosineSimilarity",
-    "class_entropy",
-    "class_selectivity",
     "clause_collisions",
     "clause_coverage",
-    "excess_entropy",
     "feature_capacity",
     "has_weight",
     "mean_absolute_cosine_similarity",

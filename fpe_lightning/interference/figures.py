@@ -10,13 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fpe_lightning.extras import extra
 from fpe_lightning.interference._columns import input_columns
 from fpe_lightning.interference._panels import (
     DIVERGING,
@@ -37,6 +34,12 @@ from fpe_lightning.interference._panels import (
     two_panels,
 )
 from fpe_lightning.interference.layer import LayerState
+
+with extra("template", "A figure"):
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 
 def mask_figure(state: LayerState, site: str) -> Figure:

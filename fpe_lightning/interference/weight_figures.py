@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from fpe_lightning.extras import extra
 from fpe_lightning.interference._panels import (
     DIVERGING,
     SEQUENTIAL,
@@ -22,6 +22,9 @@ from fpe_lightning.interference._panels import (
     two_panels,
 )
 from fpe_lightning.interference.layer import LayerState
+
+with extra("template", "A figure"):
+    from matplotlib.figure import Figure
 
 
 def weights_figure(before: LayerState, after: LayerState, site: str) -> Figure:

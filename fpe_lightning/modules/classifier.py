@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.checkpoints.restore import restore_structure_on_load
+from fpe_lightning.checkpoints.load_hook import restore_structure_on_load
 from fpe_lightning.modules.totals import Totals
 
 Batch = tuple[Tensor, Tensor]

@@ -60,6 +60,7 @@ class MLP(nn.Module):
             raise ValueError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.in_features, self.out_features = in_features, out_features
         layers: list[nn.Module] = []
+        # Linear, norm, activation, dropout for each hidden layer; then the classifier alone.
         for inputs, outputs in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(inputs, outputs, bias=bias))
             layers.extend([nn.BatchNorm1d(outputs)] if batch_norm else [])
@@ -130,6 +131,7 @@ class WideSparseMLP(MLP):
         super().__init__(in_features, wide, out_features, activation, bias, batch_norm, dropout)
         if allocation not in ALLOCATIONS:
             raise ValueError(f"Unknown allocation {allocation!r}; known: {', '.join(ALLOCATIONS)}.")
+        # The budget is that of the dense MLP, biases and norms included: wider norms are paid by weights.
         norms = 2 * sum(widths) if batch_norm else 0
         sizes = [in_features, *widths, out_features]
         budget = sum(i * o + o * bias for i, o in itertools.pairwise(sizes)) + norms

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from fpe_lightning.extras import require
 from fpe_lightning.partitions.partition import Partition
 
 
@@ -29,6 +30,7 @@ class Feature(Partition):
 
     def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
         """See :class:`~fpe_lightning.partitions.partition.Partition`."""
+        require("template", 'The partition "feature"', "scipy")
         from scipy.cluster.vq import kmeans2  # importing scipy takes longer than the rest of this package
 
         columns = weight.detach().double().cpu().movedim(1, 0).flatten(1)  # (inputs, neurons * k)

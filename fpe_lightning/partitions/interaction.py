@@ -51,6 +51,7 @@ def input_affinity(inputs: Tensor, residuals: Tensor, projections: int = 16, see
     if r.shape[1] > projections:
         signs = torch.randint(0, 2, (r.shape[1], projections), generator=Generator().manual_seed(seed)) * 2 - 1
         r = r @ (signs.double() / projections**0.5)
+    # The Gram matrix of the inputs, weighted by the residual of each output.
     squares = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     single = x.float()  # twice as fast, and exact enough for a finite sample
     for column in r.float().unbind(1):
@@ -95,6 +96,7 @@ class Affinity(Partition):
 
     def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
         """See :class:`~fpe_lightning.partitions.partition.Partition`."""
+        # The search exchanges single entries, which numpy does faster than torch.
         matrix = self.affinity.double().cpu().numpy()
         inputs = alive.shape[1]
         if len(matrix) != inputs:
@@ -102,6 +104,7 @@ class Affinity(Partition):
         sets, of_neuron = alive.unique(dim=0, return_inverse=True)  # the first split of a dense layer has one
         children = torch.zeros(sets.shape, dtype=torch.int64)
         for own, child in zip(sets, children, strict=True):
+            # Only inputs that the neurons still read take part; the others stay with child 0, masked.
             read = own.nonzero().squeeze(1)
             within = matrix[np.ix_(read.numpy(), read.numpy())]
             child[read] = torch.from_numpy(_best_start(within, alpha, self.restarts, generator))
@@ -172,6 +175,7 @@ def _best_start(affinity: np.ndarray, alpha: int, restarts: int, generator: Gene
     count = len(affinity)
     best, highest = np.zeros(count, dtype=np.int64), -np.inf
     for _ in range(restarts):
+        # Children of equal size to within one; exchanges keep the sizes.
         child = np.empty(count, dtype=np.int64)
         child[torch.randperm(count, generator=generator).numpy()] = np.arange(count) % alpha
         within = _exchange(child, affinity, alpha)
@@ -186,9 +190,12 @@ def _exchange(child: np.ndarray, affinity: np.ndarray, alpha: int) -> float:
     tolerance = 1e-12 * max(float(affinity.sum()), 1e-300)
     pull = affinity @ (child[:, None] == np.arange(alpha))  # (inputs, children)
     while True:
+        # What an input gains by going to each child, apart from what its partner takes away.
         move = pull - pull[everyone, child][:, None]
+        # A few promising inputs first; all pairs only where no exchange among those helps.
         for chosen in (_promising(move, child), everyone):
             to = move[np.ix_(chosen, child[chosen])]  # i goes to the child of j
+            # Both change places: their own affinity is counted in both gains, and stays between children.
             gain = to + to.T - 2 * affinity[np.ix_(chosen, chosen)]
             gain[child[chosen, None] == child[chosen]] = -np.inf
             best = np.unravel_index(int(gain.argmax()), gain.shape)
@@ -197,6 +204,7 @@ def _exchange(child: np.ndarray, affinity: np.ndarray, alpha: int) -> float:
         else:
             return float(pull[everyone, child].sum())
         first, second = chosen[best[0]], chosen[best[1]]
+        # Update the sums of the two children that changed, in place of computing them again.
         change = affinity[:, second] - affinity[:, first]
         pull[:, child[first]] += change
         pull[:, child[second]] -= change

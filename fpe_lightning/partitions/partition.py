@@ -123,12 +123,14 @@ def children_masks(partition: Partition, weight: Tensor, alive: Tensor, alpha: i
         >>> masks.shape, bool((masks.sum(1) == 1).all())
         (torch.Size([3, 2, 8]), True)
     """
+    # The partition may be a stranger's: its result is checked before anything is masked by it.
     found: object = partition(weight, alive, alpha, generator)
     neurons, inputs = alive.shape
     what = type(found).__name__
     if isinstance(found, Tensor):
         found = found.cpu()
         what = f"{found.dtype} {tuple(found.shape)}"
+        # Masked weights stay masked, whatever the rule says of them.
         if found.dtype == torch.bool and found.shape == (neurons, alpha, inputs):
             return found & alive.unsqueeze(1)
         if found.dtype == torch.int64 and found.shape == alive.shape:

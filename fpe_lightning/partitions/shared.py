@@ -49,6 +49,7 @@ class SharedPartition(Partition, ABC):
             >>> Contiguous(groups=2).by_group(4, 2, torch.Generator()).int().tolist()
             [[[1, 1, 0, 0], [0, 0, 1, 1]], [[0, 1, 1, 0], [1, 0, 0, 1]]]
         """
+        # One neuron stands for each group.
         alive = torch.ones(self.groups, inputs, dtype=torch.bool)
         child = self(alive.unsqueeze(2), alive, alpha, generator)
         return child.unsqueeze(1) == torch.arange(alpha).view(1, -1, 1)
@@ -74,6 +75,7 @@ class Shared(SharedPartition):
     def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
         """See :class:`~fpe_lightning.partitions.partition.Partition`."""
         reached, size = _reached(alive, self.groups)
+        # One draw for each group; its neurons take it over.
         keys = torch.rand(self.groups, alive.shape[1], generator=generator)
         return balanced(keys.repeat_interleave(size, dim=0), reached, alpha)
 
@@ -102,6 +104,7 @@ class Contiguous(SharedPartition):
     def __call__(self, weight: Tensor, alive: Tensor, alpha: int, generator: Generator) -> Tensor:
         """See :class:`~fpe_lightning.partitions.partition.Partition`."""
         reached, size = _reached(alive, self.groups)
+        # The rank of each input among those that are left, moved on by a share of a stretch in each group.
         count = reached.sum(1, keepdim=True).clamp(min=1)
         rank = (reached.cumsum(1) - 1).clamp(min=0)
         group = torch.arange(len(alive)).unsqueeze(1) // size
@@ -122,6 +125,7 @@ def group_size(masks: Tensor) -> int:
         >>> group_size(torch.eye(2, dtype=torch.bool).expand(6, 2, 2))
         6
     """
+    # A boundary in a place that a size does not divide rules that size out.
     size = len(masks)
     for first in range(0, len(masks) - 1, CHUNK):
         size = math.gcd(size, *(first + 1 + boundary for boundary in _boundaries(masks[first : first + CHUNK + 1])))
@@ -132,10 +136,12 @@ def group_size(masks: Tensor) -> int:
 
 def _boundaries(masks: Tensor) -> list[int]:
     """The neurons whose partition is not that of the next one."""
+    # Two neighbours agree if no input that both read goes to different children.
     alive = masks.any(1)
     both = alive[1:] & alive[:-1]
     differ = ((masks[1:] != masks[:-1]) & both.unsqueeze(1)).flatten(1).any(1)
     count = alive.count_nonzero(1)
+    # Too little in common to call it agreement.
     apart = 2 * both.count_nonzero(1) < torch.maximum(count[1:], count[:-1])
     return (differ | apart).nonzero().squeeze(1).tolist()
 
@@ -151,6 +157,7 @@ def _reached(alive: Tensor, groups: int) -> tuple[Tensor, int]:
         divisors = ", ".join(str(n) for n in range(1, neurons + 1) if neurons % n == 0)
         raise ValueError(f"{groups} groups of one size cannot be made of {neurons} neurons; use one of {divisors}.")
     size = neurons // groups
+    # Few changes from row to row are the mark of an earlier split; many are single pruned weights.
     stretches = 1 + int((alive[1:] != alive[:-1]).any(1).sum())
     if 2 * stretches <= neurons:
         return alive, size

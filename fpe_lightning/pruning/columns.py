@@ -133,6 +133,7 @@ def remove_whole_columns(incoming: Sequence[AnyColumns], count: int) -> tuple[li
     alive = [part.count() for part in incoming]
     kept = []
     for part, own in zip(incoming, alive, strict=True):
+        # In proportion to its weights, in whole columns.
         share = count * own // max(sum(alive), 1)
         kept.append(_without_columns(part, share // part.column))
     rest = count - sum(alive) + sum(part.count() for part in kept)
@@ -155,10 +156,12 @@ def _without_columns(part: AnyColumns, columns: int) -> AnyColumns:
             f"Cannot remove {columns} columns of {blocks} blocks that read {int(fan_in.min())} inputs and more: "
             "too little is left."
         )
+    # The rank of each column in its block by norm; columns that are not read come last.
     order = part.norms().masked_fill(~reads, torch.inf).argsort(dim=1, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order))
     goes = rank < each
     if more:
+        # A remainder goes to blocks of the first children, and among these to those that read the most.
         child = torch.arange(blocks, device=order.device) * part.alpha // blocks
         first = (child - fan_in * part.alpha).argsort(stable=True)[:more]
         goes[first] |= rank[first] == each

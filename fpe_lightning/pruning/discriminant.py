@@ -70,6 +70,7 @@ class DiscriminantRefit(FinalizingRule):
                 f"`targets` are class numbers, bool or integer, one for each of the {len(x)} samples; found "
                 f"{y.dtype} {tuple(y.shape)}."
             )
+        # The same samples on every process, and in a run that resumes.
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(0))[: self.samples]
         classes = y[chosen].long()
         present = classes.unique()
@@ -77,6 +78,7 @@ class DiscriminantRefit(FinalizingRule):
         if int(present.min()) < 0 or missing:
             raise ValueError(f"{missing} classes have no sample among {len(chosen)}: give more `samples`.")
         found = replace(self)
+        # The class is frozen, as it is a part of an expansion; the samples are no field of its constructor.
         object.__setattr__(found, "_x", x[chosen].double())
         object.__setattr__(found, "_y", classes)
         return found
@@ -90,10 +92,13 @@ class DiscriminantRefit(FinalizingRule):
         incoming, bias = self._pair(weights)
         alive, before = weights.incoming_masks[0][:, :, 0], weights.outgoing_masks[0][:, :, 0]
         outputs, children = before.shape
+        # Half from each side, but each child keeps an outgoing weight.
         from_outgoing = min(excess // 2, (outputs - 1) * children)
         (kept,) = remove_smallest([incoming], [alive], excess - from_outgoing)
+        # The classifier of the children as they will be tells which outgoing weights matter.
         weight, _, spread = self.classifier(incoming * kept, bias, outputs)
         saliency = weight.abs() * spread
+        # The largest outgoing weight of each child stays.
         saliency[saliency.argmax(0), torch.arange(children)] = torch.inf
         stays = torch.ones(outputs * children, dtype=torch.bool)
         stays[saliency.flatten().sort(stable=True).indices[:from_outgoing]] = False

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.expansion.parts import mirror, part_of, resolve_averages
 from fpe_lightning.expansion.shadows import shadows_of
-from fpe_lightning.expansion.teachers import find_teachers, part_of, resolve_averages
+from fpe_lightning.expansion.teachers import find_teachers
 from fpe_lightning.expansion.wrappers import holders_of
 from fpe_lightning.rewiring.weights import Weight
 from fpe_lightning.sparse.layout import layout_of
@@ -38,12 +39,12 @@ def copies_of_weights(model: nn.Module, optimizer: Any, averages: Iterable[Any],
         {}
     """
     modules, others = resolve_averages(model, averages)
-    mirrors = [(teacher.mirror(), True) for teacher in find_teachers(model, optimizer, modules)]
+    roots = [(teacher.mirror(), True) for teacher in find_teachers(model, optimizer, modules)]
     for shadow in shadows_of(others, model):
-        mirrors.append((_under(shadow.student, shadow.module), False))
+        roots.append((mirror(shadow.student, shadow.module), False))
     found: Copies = {}
     for weight in weights:
-        parts = [(part_or_none(mirror, weight.layer), own) for mirror, own in mirrors]
+        parts = [(part_or_none(root, weight.layer), own) for root, own in roots]
         found[weight.name] = [
             (part, own)
             for part, own in parts
@@ -110,9 +111,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for each in value:
             yield from _tensors(each)
-
-
-def _under(name: str, module: nn.Module) -> nn.Module:
-    from fpe_lightning.expansion.teachers import Teacher
-
-    return Teacher("", name, module).mirror()

@@ -43,25 +43,29 @@ class GradientSum:
         self.parts: list[Growth] = []
         self.counts: list[int] = []
 
-    def add(self, gradient: Tensor, factor: float = 1.0) -> None:
+    def add(self, gradient: Tensor, rows: slice | None = None, factor: float = 1.0) -> None:
         """Add the gradient of a backward pass.
 
         Args:
-            gradient: Of the dense weight's shape; one of another shape, as after a split, is not counted.
+            gradient: Of some rows of the dense weight; one of another shape, as after a split, is not counted.
+            rows: Which rows; None for all.
             factor: What it is multiplied by, such as the inverse of a loss scale. A scaled gradient that overflowed is
                 not counted, as its optimizer step is not taken either.
         """
-        if gradient.shape != self.shape or self.turn == len(self.rows):
+        rows = rows or slice(0, self.shape[0])
+        if self.turn == len(self.rows) or gradient.shape != (rows.stop - rows.start, *self.shape[1:]):
             return
-        if factor != 1.0 and not bool(gradient.isfinite().all()):
+        wanted = self.rows[self.turn]
+        start, stop = max(rows.start, wanted.start), min(rows.stop, wanted.stop)
+        if start >= stop or (factor != 1.0 and not bool(gradient.isfinite().all())):
             return
-        rows = gradient[self.rows[self.turn]]
         if self.sum is None:
             kind = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-            self.sum = torch.zeros(rows.shape, dtype=kind, device=rows.device)
-        self.sum = self.sum.to(rows.device)  # read from a checkpoint it may be elsewhere
-        self.sum.add_(rows, alpha=factor)
-        self.added += 1
+            shape = (wanted.stop - wanted.start, *self.shape[1:])
+            self.sum = torch.zeros(shape, dtype=kind, device=gradient.device)
+        part = gradient[start - rows.start : stop - rows.start]
+        self.sum[start - wanted.start : stop - wanted.start].add_(part, alpha=factor)
+        self.added += start == wanted.start  # a pass may bring the rows in several pieces
 
     def decay(self, factor: float) -> None:
         """Multiply the sum: called after every step, it makes a momentum of the sum."""
@@ -186,7 +190,7 @@ class GradientSums(Mapping[str, GradientSum]):
         return {**state, "totals": totals}
 
     def _observer(self, total: GradientSum) -> Any:
-        return lambda gradient: total.add(gradient, self.factor)
+        return lambda gradient, rows: total.add(gradient, rows, self.factor)
 
 
 @contextmanager

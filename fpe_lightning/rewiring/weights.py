@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpe_lightning.expansion.wrappers import as_optimizers
+from fpe_lightning.expansion.optimizer_parts import as_optimizers
 from fpe_lightning.sparse.guard import hooks_of, mask_name
 from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of

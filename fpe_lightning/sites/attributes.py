@@ -146,14 +146,14 @@ def changed_values(sites: Sequence[tuple[Site, int]], modules: Mapping[str, nn.M
 
     Args:
         sites: Sites, each with its number of copies (alpha).
-        modules: Modules by name.
+        modules: Modules by name; attributes of others are left out.
 
     Returns:
         New values by (module name, attribute name).
     """
     values: dict[tuple[str, str], Any] = {}
     for site, alpha in sites:
-        for attribute in site.attributes:
+        for attribute in (each for each in site.attributes if each.module in modules):
             key = (attribute.module, attribute.name)
             value = values.get(key, getattr(modules[attribute.module], attribute.name))
             grown = (alpha - 1) * attribute.growth

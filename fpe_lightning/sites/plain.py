@@ -34,6 +34,7 @@ def to_plain(found: Found, model: nn.Module) -> Plain:
         True
     """
     shapes = _shapes(model)
+    # Shapes of what the sites touch tell later whether the model is still of these widths.
     names = {name for site in found.sites for name in site.parameters()}
     return {
         "sites": [_site(site) for site in found.sites],
@@ -45,6 +46,7 @@ def to_plain(found: Found, model: nn.Module) -> Plain:
 def _site(site: Site) -> Plain:
     plain = {each.name: getattr(site, each.name) for each in fields(site)}
     for kind in ("producers", "values", "consumers", "attributes"):
+        # Not `asdict`, which copies tensors; `weights_only` loads lists.
         plain[kind] = [{each.name: getattr(part, each.name) for each in fields(part)} for part in plain[kind]]
         for part in plain[kind]:
             if isinstance(part.get("units"), torch.Tensor):
@@ -64,6 +66,7 @@ def from_plain(plain: Any, model: nn.Module) -> Found | None:
         Sites and refusals; None if they are of a model of other shapes, or are no sites at all.
     """
     try:
+        # Whatever is missing or of another type ends in None: the sites are found again.
         sites = tuple(_read(each) for each in plain["sites"])
         refusals = tuple(Refusal(str(name), str(reason)) for name, reason in plain["refusals"])
         shapes, modules = _shapes(model), modules_by_name(model)
@@ -95,6 +98,7 @@ def _read(plain: Mapping[str, Any]) -> Site:
 def _fits(site: Site, shapes: Mapping[str, torch.Size], modules: Mapping[str, nn.Module]) -> bool:
     """Whether all numbers of a site lie within the model."""
     for axis in site.axes():
+        # A stretch within its axis, made of whole runs, with units of the site.
         size = shapes[axis.parameter][axis.dim]
         inside = axis.start >= 0 and 0 < axis.run <= axis.length <= size - axis.start and axis.length % axis.run == 0
         units = axis.units

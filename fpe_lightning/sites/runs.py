@@ -16,7 +16,7 @@ from torch import Tensor
 from fpe_lightning.sites.candidates import Candidate
 from fpe_lightning.sites.site import Axis, Site
 from fpe_lightning.sites.tracing.units import Units
-from fpe_lightning.sparse.record import run_index
+from fpe_lightning.sparse.record import Split, run_index
 
 MAX_STEPS = 20_000
 
@@ -35,12 +35,11 @@ def axis_index(size: int, stretches: Sequence[tuple[Axis, int]]) -> Tensor:
         >>> axis_index(4, [(Axis("weight", 1, start=1, length=2), 2)]).tolist()
         [0, 1, 1, 2, 2, 3]
     """
-    pieces, position = [], 0
-    for axis, copies in sorted(stretches, key=lambda pair: pair[0].start):
-        pieces.append(torch.arange(position, axis.start))
-        pieces.append(axis.start + run_index(axis.length, axis.run, copies))
-        position = axis.start + axis.length
-    return torch.cat([*pieces, torch.arange(position, size)])
+    index = torch.arange(size)
+    # The last stretch first, so that those before it stay in their places.
+    for axis, copies in sorted(stretches, key=lambda pair: pair[0].start, reverse=True):
+        index = index[Split(axis.dim, axis.start, axis.length, axis.run, copies).index(len(index))]
+    return index
 
 
 def sizes_of(sites: Sequence[tuple[Site, int]], shapes: Mapping[str, torch.Size]) -> dict[str, dict[int, Tensor]]:

@@ -71,6 +71,7 @@ def by_pattern(found: Sequence[Site], mapping: Mapping[str, T], strict: bool = F
     """
     if not mapping:
         raise ValueError("The mapping from sites to expansions is empty; name at least one site.")
+    # A pattern that matches nothing is a slip of the pen, also where others match.
     _patterns("the mapping", list(mapping), found)
     pairs = []
     for site in found:
@@ -91,6 +92,7 @@ def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list
     """The patterns as a list, each of which has to match a site."""
     if given is None:
         return []
+    # A number or a site among the names would match nothing, and be blamed for that.
     if not isinstance(given, str) and not (
         isinstance(given, Iterable) and all(isinstance(entry, str) for entry in given)
     ):
@@ -101,6 +103,7 @@ def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list
     names = [site.name for site in found]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
+            # The nearest name, for typing errors; all names, for everything else.
             nearest = difflib.get_close_matches(pattern, names, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"No site matches {pattern!r}.{hint} Sites of this model: {', '.join(names)}.")

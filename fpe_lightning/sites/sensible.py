@@ -56,9 +56,11 @@ def choose_sites(
     """
     chosen = select_sites(found, sites, exclude)
     pairs = by_pattern(chosen, mapping, strict=sites is not None)
+    # Names that somebody wrote are wishes; globs are not.
     named = [*([sites] if isinstance(sites, str) else sites or []), *mapping]
     kept, refusals = sensible_sites(model, [(site, way.alpha) for site, way in pairs], named)
     for refusal in refusals:
+        # Frozen and linear widths are no surprise; too large an alpha is.
         if FEW in refusal.reason:
             warnings.warn(f"{refusal.name} is not split: {refusal.reason}.", stacklevel=3)
     names = {site.name for site in kept}
@@ -120,6 +122,7 @@ def _reason_against(model: nn.Module, site: Site, alpha: int, named: bool) -> st
         return FROZEN
     if site.linear:
         return LINEAR
+    # Every producer has to have an input for each child.
     inputs = min((_inputs_of(model, producer) for producer in site.producers), default=alpha)
     if inputs < alpha:
         return f"alpha={alpha} was asked for {site.name}, whose neurons have {inputs} {FEW}"
@@ -138,6 +141,7 @@ def _inputs_of(model: nn.Module, producer: Producer) -> int:
     if mask is None:
         return int(_tensor(model, producer.parameter).shape[producer.input_dim])
     rows: Tensor = mask.narrow(producer.dim, producer.start, producer.length)
+    # Kernel entries of one input count once.
     alive = rows.movedim((producer.dim, producer.input_dim), (0, 1)).flatten(2) if rows.dim() > 2 else rows
     alive = alive.any(2) if rows.dim() > 2 else alive.movedim(producer.dim, 0)
     return int(alive.sum(1).max())

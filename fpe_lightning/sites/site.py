@@ -136,6 +136,7 @@ class Site:
             >>> site.inside("net").name, site.inside("net").consumers[0].parameter
             ('net.0', 'net.2.weight')
         """
+        # Names of axes, attributes and input shapes move; numbers stay.
         moved = self.map_axes(lambda axis: replace(axis, parameter=_joined(module, axis.parameter)))
         return replace(
             moved,

@@ -105,6 +105,7 @@ def tune(
         >>> tune(nn.Linear(4, 2).eval(), torch.zeros(1, 4))  # nothing is sparse here
         {}
     """
+    # One run notes the shape that each sparse layer reads.
     storages = {name: found for name, module in model.named_modules() if (found := storages_of(module))}
     reads: dict[str, tuple[int, ...]] = {}
     handles = [
@@ -130,17 +131,20 @@ def tune(
 def _choose(
     module: nn.Module, by_name: Mapping[str, Storage], reads: tuple[int, ...], training: bool, file: ChoiceFile
 ) -> Choice:
+    # Copies are timed, so that the layer keeps its hooks, gradients and state.
     layers = _candidates(module, by_name)
     if len(layers) == 1:
         return Choice("masked", {})
     reads = _as_wide(layers["masked"], reads)
     key = _key(layers, reads, training)
+    # A choice that was made once is made again, whatever the clock says today.
     known = file.load().get(key)
     if known is not None and known.layout in layers:
         log.info("layout of %s, measured before: %s", _shape(module), known)
         return known
     times = measure(layers, reads, training)
     best = min(times, key=lambda name: times[name])
+    # The masked layout wins ties.
     choice = Choice(best if times[best] < MARGIN * times["masked"] else "masked", times)
     log.info("layout of %s: %s", _shape(module), choice)
     file.remember(key, choice)

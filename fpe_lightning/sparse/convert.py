@@ -116,9 +116,11 @@ def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: l
         raise ValueError(
             f"The structure holds {held} of the {kept} weights that may be non-zero; give each of them a place."
         )
+    # All that may raise comes first: the values are computed next to the layer, then put in place.
     new, states = _converted(weight, lambda tensor: layout.pack(tensor, structure), optimizers)
     layout.put_on(module, structure)
     module._parameters["weight"] = new
+    # A mask that says True everywhere costs memory and time, and says nothing.
     if inside is not None and not bool(inside.all()) and layout.mask(module) is None:
         set_mask(module, "weight", inside)
     if isinstance(module, GuardedModule):
@@ -127,6 +129,7 @@ def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: l
 
 
 def _unpack(module: nn.Module, layout: Layout, optimizers: list[Optimizer]) -> None:
+    # Asked before the layout is taken off, which forgets them.
     structure, shape, mask = layout.structure(module), layout.dense_shape(module), dense_mask(module)
     weight = module.get_parameter("weight")
     new, states = _converted(weight, lambda tensor: layout.unpack(tensor, structure, shape), optimizers)
@@ -159,6 +162,7 @@ def stored_masked(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Ite
     optimizers = list(optimizers)
     undo: list[Callable[[], None]] = []
     try:
+        # Each step says how to undo itself, so that a step that raises undoes those before it.
         for module in model.modules():
             layout = layout_of(module)
             if layout is MASKED:
@@ -191,11 +195,13 @@ def _unpacked(module: nn.Module, layout: Layout, optimizers: list[Optimizer]) ->
     """Unpack a layer, and return a function that undoes it."""
     original = module.get_parameter("weight")
     structure, mask = layout.structure(module), mask_of(module)
+    # The state of the packed weight is kept, not converted back: what nothing changed is equal to the bit.
     held = [(optimizer, optimizer.state[original]) for optimizer in optimizers if original in optimizer.state]
     _unpack(module, layout, optimizers)
     between = module.get_parameter("weight")
 
     def undo() -> None:
+        # A weight that the code inside replaced is in its own layout already.
         if module._parameters["weight"] is not between:
             return
         layout.put_on(module, structure)

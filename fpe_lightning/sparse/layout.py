@@ -22,6 +22,7 @@ from fpe_lightning.registry import Registry
 from fpe_lightning.sparse.guard import PREFIX
 from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
 from fpe_lightning.sparse.moves import Moves
+from fpe_lightning.sparse.prepared import PreparedModule
 
 Structure = dict[str, Tensor]
 """The structure that a layout keeps of a mask: tensors by the names of their buffers; empty for the masked layout."""
@@ -217,6 +218,7 @@ def register_layout(name: str, layout: Layout) -> None:
         ...
         ValueError: The layout 'masked' is registered already; choose another name.
     """
+    # Buffers tell in a file which layout a layer has, so that no two layouts may share a name.
     taken = {buffer: other for other in LAYOUTS for buffer in LAYOUTS.get(other).buffers}
     for buffer in layout.buffers:
         if not buffer.startswith(PREFIX) or buffer in taken:
@@ -235,28 +237,11 @@ def layout_of(module: nn.Module) -> Layout:
         >>> layout_of(nn.Linear(4, 2)) is LAYOUTS.get("masked")
         True
     """
+    # Asked for every module of every model: most have no buffer of ours.
     if not any(name.startswith(PREFIX) for name in module._buffers):
         return MASKED
     others = (LAYOUTS.get(name) for name in LAYOUTS if name != "masked")
     return next((layout for layout in others if layout.holds(module)), MASKED)
-
-
-def storage_in(state_dict: Mapping[str, Tensor], path: str) -> Storage:
-    """How a checkpoint stores the weight of one module.
-
-    Args:
-        state_dict: The checkpoint.
-        path: The prefix of the module's own names, such as ``"net.0."``.
-
-    Example:
-        >>> storage_in({"net.0.weight": torch.zeros(2, 4)}, "net.0.")
-        Storage(layout='masked', structure={})
-    """
-    for name in LAYOUTS:
-        found = {key: state_dict[path + key] for key in LAYOUTS.get(name).buffers if path + key in state_dict}
-        if found and len(found) == len(LAYOUTS.get(name).buffers):
-            return Storage(name, found)
-    return Storage("masked", {})
 
 
 def is_structure(name: str) -> bool:
@@ -281,36 +266,3 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     """
     plain: type[nn.Module] = getattr(type(module), "fpe_plain", type(module))
     return plain
-
-
-def read_by_parent(model: nn.Module, owner: str) -> str | None:
-    """Why the weight of a submodule has to stay dense, in a few words: its parent reads it. None where it need not.
-
-    Torch's own encoder layer gives the weights of its children to a fused kernel when it evaluates.
-    """
-    parent = model.get_submodule(owner.rpartition(".")[0]) if owner else None
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        return "nn.TransformerEncoderLayer reads the weight without calling the layer that owns it"
-    return None
-
-
-class PreparedModule(nn.Module):
-    """A layer that computes something from its buffers, after every move and every load of a ``state_dict``.
-
-    A move is ``.to()``, ``.half()``, ``.cuda()`` and the like.
-    """
-
-    def prepare(self) -> None:
-        """Compute ``fpe_plan`` from the buffers as they are; on the meta device there is nothing to compute."""
-        raise NotImplementedError
-
-    @override
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)
-        self.prepare()
-        return result
-
-    @override
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.prepare()

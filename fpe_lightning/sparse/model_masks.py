@@ -37,6 +37,7 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Ten
             mask = layout_of(module).mask(module) if name == "weight" else mask_of(module, name)
             if parameter is not None and mask is not None:
                 yield path + name, parameter, mask
+        # `weight_orig` of torch's prune, `weight_v` of the old weight norm, or a parametrization.
         for name, mask in _masks_without_parameter(module):
             for key, parameter in module.named_parameters():
                 stands_for = key in (f"{name}_orig", f"{name}_v") or key.startswith(f"parametrizations.{name}.")
@@ -92,6 +93,7 @@ def count_nonzeros(model: nn.Module) -> int:
     """
     grown = {}
     for name, parameter, mask in masked_parameters(model):
+        # Tied parameters hold one set of entries, and are counted once.
         if (found := _grown(parameter, mask)) and id(parameter) not in grown:
             warnings.warn(sentence(name, found), MaskWarning, stacklevel=2)
             grown[id(parameter)] = found

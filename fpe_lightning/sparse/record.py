@@ -74,6 +74,7 @@ class Split:
             >>> Split(dim=0, start=1, length=2, run=1, alpha=2).child(4)
             tensor([-1,  0,  1,  0,  1, -1])
         """
+        # Runs of copy 0, copy 1 and so on, for each run of the stretch.
         copies = torch.arange(self.alpha).view(1, -1, 1).expand(self.length // self.run, -1, self.run).reshape(-1)
         outside = torch.full((size - self.length,), -1)
         return torch.cat([outside[: self.start], copies, outside[self.start :]])
@@ -120,6 +121,7 @@ class Record:
 
     def encode(self) -> Tensor:
         """The record as a bool tensor of bits."""
+        # Sorted keys, so that equal histories have equal bits on all processes.
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
         return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool))
 
@@ -136,6 +138,7 @@ class Record:
             True
         """
         try:
+            # A file may hold anything: whatever cannot be read is one kind of error.
             found = json.loads(np.packbits(bits.cpu().numpy().astype(np.uint8)).tobytes())
             splits = {name: [Split(**split) for split in history] for name, history in found["splits"].items()}
             return cls(found["shapes"], splits, found["attributes"])

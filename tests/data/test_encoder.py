@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from fpe_lightning.data.encoder import GLYPH_CLIP_DIRECTORY, ImageEncoder, load_encoder
 from fpe_lightning.data.glyphs import GlyphDataset
-from fpe_lightning.data.zero_shot import zero_shot_accuracy
 from studies.train_glyph_clip import CONFIG
+from studies.zero_shot import zero_shot_accuracy
 
 
 @pytest.fixture(scope="module")

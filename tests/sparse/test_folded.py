@@ -18,9 +18,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 import fpe_lightning as fpe
 from fpe_lightning.partitions import Contiguous, Feature, Overlapping, Random, SemiStructured, Shared
 from fpe_lightning.sparse import FoldedLinear, dense_mask, dense_weight, layout_of, set_mask, store
+from fpe_lightning.sparse.folded import products
 from fpe_lightning.sparse.folded.codes import Fold, decode, encode, find_fold, fold_of
 from fpe_lightning.sparse.folded.products import fold_back, unfold, unfold_plainly
 
+FOLDS = {
+    "2 rows": Fold(2),
+    "3 rows": Fold(3),
+    "4 rows": Fold(4),
+    "2 columns": Fold(columns=2),
+    "4 columns": Fold(columns=4),
+    "4 columns in runs": Fold(columns=2, column_run=2),
+    "rows and columns": Fold(2, columns=2),
+}
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 5e-2}
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(20, 24), (3, 5, 20)),
@@ -30,40 +40,53 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def disjoint(shape: torch.Size, children: int, seed: int = 0) -> Tensor:
+def disjoint(shape: torch.Size, fold: Fold, seed: int = 0) -> Tensor:
     """A mask of adjacent children that share no place; some places are pruned."""
     generator = torch.Generator().manual_seed(seed)
-    code = torch.randint(0, children + 1, (shape[0] // children, *shape[1:]), generator=generator)
-    return torch.stack([code == child for child in range(children)], 1).reshape(shape)
+    code = torch.randint(0, fold.codes + 1, fold.folded_shape(shape), generator=generator)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for child, part in enumerate(fold.parts(mask)):
+        part.copy_(fold.places(code) == child)
+    return mask
 
 
-def pair(kind: str, children: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+def pair(kind: str, fold: Fold, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
     """A masked layer and its folded twin."""
     torch.manual_seed(0)
     masked = LAYERS[kind][0]().to(dtype)
-    set_mask(masked, "weight", disjoint(masked.get_parameter("weight").shape, children))
+    set_mask(masked, "weight", disjoint(masked.get_parameter("weight").shape, fold))
     folded = copy.deepcopy(masked)
     store(folded, "folded")
     return masked, folded
 
 
-@given(st.integers(1, 5), st.integers(2, 20), st.integers(1, 3), st.integers(1, 9), st.integers(0, 99))
+@given(
+    st.integers(1, 5), st.integers(1, 20), st.integers(1, 3), st.integers(1, 9), st.integers(1, 5), st.integers(0, 99)
+)
 @settings(max_examples=50)
-def test_codes_hold_every_disjoint_mask(parents: int, children: int, run: int, inputs: int, seed: int) -> None:
-    code = torch.randint(0, children + 1, (parents, run, inputs), generator=torch.Generator().manual_seed(seed))
-    mask = torch.stack([code == child for child in range(children)], 1).view(parents * children * run, inputs)
-    fold = Fold(children, run)
+def test_codes_hold_every_disjoint_mask(
+    parents: int, children: int, run: int, inputs: int, columns: int, seed: int
+) -> None:
+    fold = Fold(children, run, columns, 1)
+    folded_shape = torch.Size([parents * run, inputs])
+    code = torch.randint(0, fold.codes + 1, folded_shape, generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(fold.wide_shape(folded_shape), dtype=torch.bool)
+    for child, part in enumerate(fold.parts(mask)):
+        part.copy_(fold.places(code) == child)
     codes = encode(mask, fold)
     assert fold_of(codes) == fold
-    assert torch.equal(decode(codes, fold, torch.Size([parents * run, inputs])), code.view(-1, inputs).to(torch.uint8))
-    assert len(codes) == 5 + math.ceil(code.numel() * fold.bits / 8)
+    assert torch.equal(decode(codes, fold, folded_shape), code.to(torch.uint8))
+    assert len(codes) == 10 + math.ceil(code.numel() * fold.bits / 8)
     wide = torch.randn(mask.shape) * mask
     folded = fold_back(wide, codes, fold)
     assert torch.equal(unfold(folded, codes, fold), wide)
     assert torch.equal(unfold_plainly(folded, codes, fold), wide)
     found = find_fold(mask, (run,))
-    assert found is not None
-    assert found.children % children == 0 or found.children >= children
+    if found is not None:
+        assert torch.equal(unfold(fold_back(mask, encode(mask, found), found), encode(mask, found), found), mask)
+    if children > 1 and 2 * mask.count_nonzero() <= mask.numel():
+        assert found is not None
+        assert found.children % children == 0 or found.children >= children
 
 
 def test_infinite_neighbours_do_not_become_nan() -> None:
@@ -73,10 +96,11 @@ def test_infinite_neighbours_do_not_become_nan() -> None:
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("children", [2, 3, 4])
+@pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_outputs_and_gradients_are_those_of_the_masked_layer(kind: str, children: int, dtype: torch.dtype) -> None:
-    masked, folded = pair(kind, children, dtype)
+def test_outputs_and_gradients_are_those_of_the_masked_layer(kind: str, fold: str, dtype: torch.dtype) -> None:
+    masked, folded = pair(kind, FOLDS[fold], dtype)
+    assert folded.get_parameter("weight").numel() * FOLDS[fold].codes == masked.get_parameter("weight").numel()
     x = torch.randn(LAYERS[kind][1], dtype=dtype, requires_grad=True)
     ours, theirs = folded(x), masked(x)
     torch.testing.assert_close(ours, theirs, atol=CLOSE[dtype], rtol=0)
@@ -90,9 +114,11 @@ def test_outputs_and_gradients_are_those_of_the_masked_layer(kind: str, children
     assert fpe.count_nonzeros(folded) == fpe.count_nonzeros(masked)
 
 
+@pytest.mark.parametrize("fold", ["2 rows", "2 columns", "rows and columns"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gradients_are_right(kind: str) -> None:
-    _, folded = pair(kind, 2, torch.float64)
+def test_gradients_are_right(kind: str, fold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "PIECE", 64)  # several pieces
+    _, folded = pair(kind, FOLDS[fold], torch.float64)
     x = torch.randn(LAYERS[kind][1], dtype=torch.float64, requires_grad=True)
 
     def function(weight: Tensor, x: Tensor) -> Tensor:
@@ -101,20 +127,23 @@ def test_gradients_are_right(kind: str) -> None:
 
     weight = folded.get_parameter("weight").detach().requires_grad_()
     assert torch.autograd.gradcheck(function, (weight, x), fast_mode=True)
+    if kind == "linear":
+        assert torch.autograd.gradgradcheck(function, (weight, x), fast_mode=True)
 
 
+@pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_layouts_convert_into_each_other_bit_by_bit(kind: str) -> None:
-    masked, folded = pair(kind, 3)
+def test_layouts_convert_into_each_other_bit_by_bit(kind: str, fold: str) -> None:
+    masked, folded = pair(kind, FOLDS[fold])
     assert torch.equal(dense_weight(folded), dense_weight(masked))
     assert torch.equal(dense_mask(folded), dense_mask(masked))  # type: ignore[arg-type]
-    assert folded.get_parameter("weight").shape[0] == masked.get_parameter("weight").shape[0] // 3
+    assert folded.get_parameter("weight").shape == FOLDS[fold].folded_shape(masked.get_parameter("weight").shape)
     store(folded, "masked")
     assert torch.equal(folded.get_parameter("weight"), masked.get_parameter("weight"))
 
 
 def test_autocast_unfolds_in_its_own_precision() -> None:
-    masked, folded = pair("linear", 2)
+    masked, folded = pair("linear", Fold(2))
     x = torch.randn(4, 20)
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = folded(x), masked(x)
@@ -123,7 +152,7 @@ def test_autocast_unfolds_in_its_own_precision() -> None:
 
 
 def test_nothing_wide_is_kept_for_the_backward_pass() -> None:
-    _, folded = pair("linear", 4)
+    _, folded = pair("linear", Fold(4))
     kept: list[torch.Size] = []
 
     def seen(tensor: Tensor) -> Tensor:
@@ -137,7 +166,7 @@ def test_nothing_wide_is_kept_for_the_backward_pass() -> None:
 
 
 def test_a_weight_that_changed_before_the_backward_pass_is_named() -> None:
-    _, folded = pair("linear", 2)
+    _, folded = pair("linear", Fold(2))
     out = folded(torch.randn(2, 20, requires_grad=True))
     with torch.no_grad():
         folded.get_parameter("weight").mul_(2)
@@ -146,7 +175,7 @@ def test_a_weight_that_changed_before_the_backward_pass_is_named() -> None:
 
 
 def test_it_compiles_whole() -> None:
-    _, folded = pair("linear", 2)
+    _, folded = pair("linear", Fold(2))
     x = torch.randn(4, 20, requires_grad=True)
     compiled = torch.compile(folded, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), folded(x))
@@ -157,7 +186,7 @@ def test_it_compiles_whole() -> None:
 
 
 def test_copies_and_pickles_compute_alike() -> None:
-    _, folded = pair("linear", 2)
+    _, folded = pair("linear", Fold(2))
     x = torch.randn(4, 20)
     for twin in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
         assert torch.equal(twin(x), folded(x))
@@ -165,7 +194,7 @@ def test_copies_and_pickles_compute_alike() -> None:
 
 
 def test_averaged_buffers_do_not_change_codes() -> None:
-    _, folded = pair("linear", 2)
+    _, folded = pair("linear", Fold(2))
     x = torch.randn(4, 20)
     average = AveragedModel(folded, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
     for _ in range(20):
@@ -226,6 +255,66 @@ def test_repeated_splits_fold_to_the_first_parent_and_load_everywhere() -> None:
             assert torch.equal(target(x), source(x))
 
 
+def test_partitioned_outgoing_weights_fold_along_their_columns() -> None:
+    """The middle layer folds along both axes: each of its weights has one reader and one writer."""
+    x, models = torch.randn(8, 64), [net(), net()]
+    for model, layout in zip(models, ("masked", "folded"), strict=True):
+        fpe.expand(model, fpe.Expansion(alpha=4, outgoing="partition", layout=layout), example_inputs=x)
+    masked, folded = models
+    assert [folded[index].weight.shape for index in (0, 2, 4)] == [(32, 64), (24, 32), (5, 24)]  # the parents'
+    assert fpe.count_nonzeros(masked) == fpe.count_nonzeros(folded)
+    for index in (0, 2, 4):
+        assert torch.equal(dense_weight(folded[index]), dense_weight(masked[index]))
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in models]
+    for _ in range(5):
+        outputs = []
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            outputs.append(model(x))
+            outputs[-1].square().mean().backward()
+            optimizer.step()
+        torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+    for source, target in ((folded, net()), (folded, copy.deepcopy(masked)), (masked, copy.deepcopy(folded))):
+        fpe.load_expanded_state_dict(target, source.state_dict())
+        assert torch.equal(target(x), source(x))
+    fpe.expand(folded, fpe.Expansion(layout="folded", outgoing="partition"), sites=["2"], example_inputs=x)
+    assert folded[2].weight.shape == (24, 32)
+
+
+def test_channels_that_are_flattened_fold_in_runs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 6))
+    x = torch.randn(2, 3, 5, 5)
+    fpe.expand(model, fpe.Expansion(outgoing="partition", layout="folded"), example_inputs=x)
+    assert model[0].weight.shape == (8, 3, 3, 3)
+    assert model[3].weight.shape == (6, 72)
+    assert fold_of(model[3].fpe_fold) == Fold(columns=2, column_run=9)
+    masked = copy.deepcopy(model)
+    for index in (0, 3):
+        store(masked[index], "masked")
+    torch.testing.assert_close(model(x), masked(x))
+
+
+def test_outgoing_copies_stay_masked_and_refused_layers_are_named() -> None:
+    x, model = torch.randn(8, 64), net()
+    fpe.expand(model, fpe.Expansion(layout="folded"), sites=["0"], example_inputs=x)
+    assert layout_of(model[2]).kind == "masked"  # each copy is a weight of its own
+    depthwise = nn.Conv2d(8, 8, 3, groups=4)
+    set_mask(depthwise, "weight", disjoint(depthwise.weight.shape, Fold(2)))
+    with pytest.raises(ValueError, match="the convolution already has 4 groups"):
+        store(depthwise, "folded")
+
+
+def test_half_precision_sums_pieces_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, folded = pair("linear", Fold(2), torch.bfloat16)
+    x = torch.randn(64, 20, dtype=torch.bfloat16, requires_grad=True)
+    monkeypatch.setattr(products, "PIECE", 40)
+    upstream = torch.randn(64, 24, dtype=torch.bfloat16)
+    (ours,) = torch.autograd.grad(folded(x), x, upstream)
+    (theirs,) = torch.autograd.grad(masked(x), x, upstream)
+    torch.testing.assert_close(ours, theirs, atol=5e-2, rtol=2**-7)
+
+
 def test_overlapping_partitions_are_refused() -> None:
     x, model = torch.randn(8, 64), net()
     state = copy.deepcopy(model.state_dict())
@@ -235,7 +324,7 @@ def test_overlapping_partitions_are_refused() -> None:
 
 
 def test_pruned_places_stay_zero_for_every_reader_and_optimizer() -> None:
-    masked, _ = pair("linear", 2)
+    masked, _ = pair("linear", Fold(2))
     layer = copy.deepcopy(masked)
     store(layer, "folded")
     model = nn.Sequential(layer, nn.ReLU(), nn.Linear(24, 2))

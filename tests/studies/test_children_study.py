@@ -23,6 +23,7 @@ from studies.children_report import MOMENTS, entropy_figure, lines_of, tables
 from studies.errors import StudyError
 from studies.results import Row
 from studies.runs import Runs
+from studies.selectivity import class_entropy, excess_entropy
 from studies.study import Study
 from studies.task import Task
 from studies.training import run_block
@@ -102,12 +103,12 @@ def test_neurons_are_measured_on_test_samples_at_each_moment(rows: dict[tuple[st
     assert [row.measures[f"neurons_{name}"] for name in MOMENTS] == [3, 6, 6]
     x, y = small.test
     for name, network in networks.items():
-        entropy = fpe.interference.class_entropy(activations(network, x), y)
+        entropy = class_entropy(activations(network, x), y)
         raw = activations(network, x, raw=True)
         assert bool((raw < 0).any())
         expected = {
             "entropy": float(entropy.nanmean()),
-            "raw_excess": float(fpe.interference.excess_entropy(raw, y).nanmean()),
+            "raw_excess": float(excess_entropy(raw, y).nanmean()),
             "silent": int(entropy.isnan().sum()),
             "accuracy": small.accuracy([network], small.test),
         }

@@ -1,4 +1,8 @@
-"""Prove a site: doubling its units must not change what the model computes."""
+"""Prove a site: doubling its units must not change what the model computes.
+
+The proof widens a copy by itself, on purpose, to check what ``expand`` puts in place. Only the places of copies and the
+integers that grow come from the package, and a mistake in these shows in the outputs.
+"""
 
 from __future__ import annotations
 

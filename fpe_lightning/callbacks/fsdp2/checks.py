@@ -43,6 +43,7 @@ def check_sharding(model: nn.Module) -> None:
         ...
         ValueError: No parameter of Linear is sharded by FSDP2; call `fully_shard` on it, or use DDP.
     """
+    # FSDP2 leaves nothing in public: each check looks at what an exchange would have to rebuild.
     groups = list(groups_by_parameter(model).values())
     if not groups:
         raise ValueError(
@@ -96,6 +97,7 @@ def check_parameter(name: str, parameter: nn.Parameter, group: Any, optimizers: 
         )
     if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
         raise ValueError(f"`{name}` has gradient hooks, which a sharded parameter would lose; remove them first.")
+    # State moves with its parameter, entry by entry: whatever is not shaped like it has no place to go.
     holders = [o for o in optimizers if any(p is parameter for group in o.param_groups for p in group["params"])]
     if len(holders) > 1:
         raise ValueError(f"`{name}` is held by {len(holders)} optimizers, which was not tested under FSDP2; use one.")

@@ -82,6 +82,7 @@ def whole_parameters(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = [name for name in dict.fromkeys(names) if name in parameters]
     if wanted:
+        # All checks come before the first parameter is touched, on every process alike.
         check_sharding(model)
         groups = groups_by_parameter(model)
         reshard(model)
@@ -160,6 +161,7 @@ def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
     from torch.distributed.tensor import distribute_tensor
 
     new, group = held.now, held.group
+    # A new manager of the same kind in the same place, so that the order of communication stays.
     index = index_in(group, held.sharded)
     old = group.fsdp_params[index]
     value, grad = new.detach().clone(), new.grad
@@ -173,6 +175,7 @@ def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
         old.mp_policy,
         group.offload_policy,
     )
+    # Its hook would shard the old parameter again at the next load.
     old._post_load_hook_handle.remove()
     managed._param_fqn = old._param_fqn
     if hasattr(old, "keep_unsharded_storage"):  # torch 2.15 and newer
@@ -197,5 +200,6 @@ def _shard(held: _Held, optimizers: Sequence[Optimizer]) -> None:
         {new: sharded, held.whole: sharded},
         [(each, new, {entry: shards(tensor) for entry, tensor in state.items()}) for each, _, state in states],
     )
+    # Torch promises none of this: look, before a step trains something else.
     if held.now is not sharded or not torch.equal(_whole(sharded.detach()), value):
         raise RuntimeError(f"FSDP2 does not hold `{held.name}` as it was split; this version of torch does not work.")

@@ -70,6 +70,7 @@ class ExpandableModelParallelStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         state = _shards(path) if path.is_dir() else weights_in(read_checkpoint(path, weights_only is not False), path)
+        # Only what changes is whole for a moment; the rest stays in shards.
         with whole_parameters(self.model, changing(self.model, state), self.optimizers):
             changed = restore_structure(self.model, state)
         if changed:
@@ -129,6 +130,7 @@ def _shards(path: Path) -> dict[str, Tensor]:
     for key, metadata in FileSystemReader(path).read_metadata().state_dict_metadata.items():
         if key.startswith(prefix) and isinstance(metadata, TensorStorageMetadata):
             name = key.removeprefix(prefix)
+            # Structure is small and has to be known; weights stay on the meta device until torch loads their shards.
             read = is_structure(name)
             tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype, device="cpu" if read else "meta")
             (small if read else state)[name] = tensor

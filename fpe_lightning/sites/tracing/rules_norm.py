@@ -45,6 +45,7 @@ def batch_norm(call: Call) -> None:
     kept = []
     for label in call.labels(call.input):
         if 1 in varying(label):
+            # Statistics are over batch and places: units along these become one.
             kept.append(call.merge(label, [axis for axis in varying(label) if axis != 1]))
         else:
             call.facts.freeze(label, "batch norm averages over the axis")
@@ -81,6 +82,7 @@ def _normalise(call: Call, axes: set[int], place: Any) -> None:
     kept: list[Tensor] = []
     for label in call.labels(call.input):
         over = set(varying(label)) & axes
+        # Units along kept axes would each get the statistics of a part.
         if over and set(varying(label)) - axes:
             call.facts.freeze(label, f"{call.name} normalises over part of the axis")
             continue
@@ -112,6 +114,7 @@ def reduction(call: Call) -> None:
     call.value(call.input)
     labels = []
     for label in call.labels(call.input):
+        # All axes of the units are reduced: a mean over copies is the mean, a sum is not the sum.
         if set(varying(label)) <= axes:
             if call.name in MEANS.split():
                 call.facts.bundle(label, call.name)
@@ -149,6 +152,7 @@ def pool(call: Call) -> None:
     labels = []
     call.value(call.input)
     for label in call.labels(call.input):
+        # Windows mix neighbours along places; channels stay apart.
         inside = {axis for axis in varying(label) if axis >= dim - spatial}
         if inside == set(varying(label)):
             call.facts.freeze(label, f"{call.name} slides over the axis")

@@ -1,101 +1,154 @@
 """The code of a folded weight: for each place of the parent's weight, the child that holds it.
 
 Of the rows of a wide weight, ``children`` at a time belong to one parent. Where no input reaches two of them, each
-place (parent, input) has one weight at most. So the wide matrix folds into one of the parent's shape and a small code:
-``0 .. children - 1`` is the child that holds the weight, ``children`` says that the place was pruned.
+place (parent, input) has one weight at most. So the wide matrix folds into one of the parent's shape and a small code.
+The same holds of columns, ``columns`` of which read the children of one parent: where outgoing weights are partitioned,
+each output keeps one of them. A layer between two hidden layers folds along both axes.
 
-Codes take 2, 4 or 8 bits each. They are kept with a header of five bytes: the number of children, and the run, the
-number of consecutive rows that a parent has (1 for linear layers and convolutions, more where a unit has several rows).
+The code of a place is ``row child * columns + column child``; ``children * columns`` says that the place was pruned.
+Codes take 2, 4 or 8 bits each. They are kept with a header of ten bytes: the number of children and the run along the
+rows, then along the columns. A run is the number of consecutive entries that a parent has (1 for linear layers and
+convolutions, more where a unit has several).
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-HEADER = 5
-"""Bytes before the codes: one for the number of children, four for the run."""
+HEADER = 10
+"""Bytes before the codes: for each axis one for the number of children, four for the run."""
 MOST_CHILDREN = 254
 """A code has to fit into 8 bits, next to the one for pruned places."""
+SAMPLE = 8
+"""Rows that are looked at first, as most axes that do not fold show it in any row."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Which rows of a wide weight fold together.
+    """Which rows, and which columns, of a wide weight fold together.
 
     Attributes:
         children: Rows of the wide weight for each row of the folded one.
         run: Consecutive rows of one parent.
+        columns: Columns of the wide weight for each column of the folded one.
+        column_run: Consecutive columns of one parent.
     """
 
-    children: int
+    children: int = 1
     run: int = 1
+    columns: int = 1
+    column_run: int = 1
+
+    @property
+    def codes(self) -> int:
+        """Codes of children; the next one is that of pruned places."""
+        return self.children * self.columns
 
     @property
     def bits(self) -> int:
         """Bits of a code."""
-        return 2 if self.children < 4 else 4 if self.children < 16 else 8
-
-    def by_child(self, wide: Tensor) -> Tensor:
-        """A view of a wide weight as ``(parents, children, run, ...)``.
-
-        Example:
-            >>> Fold(2).by_child(torch.zeros(6, 4)).shape
-            torch.Size([3, 2, 1, 4])
-        """
-        return wide.view(-1, self.children, self.run, *wide.shape[1:])
+        return 2 if self.codes < 4 else 4 if self.codes < 16 else 8
 
     def folded_shape(self, wide: torch.Size) -> torch.Size:
-        """The shape of the folded weight."""
-        return torch.Size([wide[0] // self.children, *wide[1:]])
+        """The shape of the folded weight.
+
+        Example:
+            >>> Fold(2, columns=3).folded_shape(torch.Size([4, 6]))
+            torch.Size([2, 2])
+        """
+        return torch.Size([wide[0] // self.children, wide[1] // self.columns, *wide[2:]])
+
+    def wide_shape(self, folded: torch.Size) -> torch.Size:
+        """The inverse of :meth:`folded_shape`."""
+        return torch.Size([folded[0] * self.children, folded[1] * self.columns, *folded[2:]])
+
+    def parts(self, wide: Tensor) -> Iterator[Tensor]:
+        """A view of a wide weight for each code, ``(row parents, run, column parents, column run, ...)``.
+
+        Example:
+            >>> [part.flatten().tolist() for part in Fold(2).parts(torch.arange(4).view(4, 1))]
+            [[0, 2], [1, 3]]
+        """
+        split = wide.view(-1, self.children, self.run, *_cut(wide, self.columns, self.column_run))
+        for row in split.unbind(1):
+            yield from row.unbind(3)
+
+    def places(self, folded: Tensor) -> Tensor:
+        """A view of a folded weight, or of its codes, of the shape of each of :meth:`parts`."""
+        return folded.view(-1, self.run, folded.shape[1] // self.column_run, self.column_run, *folded.shape[2:])
 
 
-def find_fold(mask: Tensor, runs: tuple[int, ...] = (1,)) -> Fold | None:
+def _cut(wide: Tensor, columns: int, run: int) -> list[int]:
+    return [wide.shape[1] // (columns * run), columns, run, *wide.shape[2:]]
+
+
+def find_fold(mask: Tensor, runs: Iterable[int] = (1,), column_runs: Iterable[int] = (1,)) -> Fold | None:
     """The largest fold of a mask: as many adjacent rows as possible, no two of which keep the same input.
+
+    The rows fold first, then the columns of what they fold to.
 
     Args:
         mask: Bool ``(rows, inputs, ...)``.
-        runs: Lengths of runs to try, in this order.
+        runs: Lengths of runs of rows to try, in this order.
+        column_runs: The same for columns.
 
     Returns:
-        The fold, or None where adjacent rows share inputs.
+        The fold, or None where adjacent rows share inputs, and adjacent columns share outputs.
 
     Example:
         >>> find_fold(torch.tensor([[True, False], [False, True], [False, True], [True, False]]))
-        Fold(children=2, run=1)
+        Fold(children=2, run=1, columns=1, column_run=1)
+        >>> find_fold(torch.tensor([[True, False, True, False], [False, True, True, False]]))
+        Fold(children=1, run=1, columns=2, column_run=1)
         >>> find_fold(torch.ones(4, 2, dtype=torch.bool)) is None
         True
     """
+    children, run = _best(mask, runs, MOST_CHILDREN)
+    if children > 1:
+        mask = mask.view(-1, children, run, *mask.shape[1:]).any(1).flatten(0, 1)
+    columns, column_run = _best(mask.transpose(0, 1), column_runs, MOST_CHILDREN // children)
+    return None if children == columns == 1 else Fold(children, run, columns, column_run)
+
+
+def _best(mask: Tensor, runs: Iterable[int], most: int) -> tuple[int, int]:
+    """The largest number of children along the first axis, and their run; ``(1, 1)`` where nothing folds."""
+    if 2 * int(mask.count_nonzero()) > mask.numel():  # two children leave half of the entries free
+        return 1, 1
     for run in runs:
         units, rest = divmod(len(mask), run)
         if rest:
             continue
+        by_unit = mask.unflatten(0, (units, run))
         # A fold of g rows is one of each divisor of g too, so the primes that do not fold rule out their multiples.
-        sizes = [size for size in range(2, min(units, MOST_CHILDREN) + 1) if units % size == 0]
         unfit: list[int] = []
-        best = None
-        for size in sizes:
+        best = 1
+        for size in (size for size in range(2, min(units, most) + 1) if units % size == 0):
             if any(size % other == 0 for other in unfit):
                 continue
-            if _disjoint(Fold(size, run).by_child(mask)):
-                best = Fold(size, run)
+            if _disjoint(by_unit.unflatten(0, (-1, size))):
+                best = size
             else:
                 unfit.append(size)
-        if best is not None:
-            return best
-    return None
+        if best > 1:
+            return best, run
+    return 1, 1
 
 
 def _disjoint(by_child: Tensor) -> bool:
-    """Whether no two children of a parent keep the same place."""
+    """Whether no two children of a parent keep the same place; bool ``(parents, children, ...)``."""
+    if len(by_child) > SAMPLE and not _disjoint(by_child[:SAMPLE]):
+        return False
     seen = by_child[:, 0].clone()
-    for child in range(1, by_child.shape[1]):
-        if bool((seen & by_child[:, child]).any()):
+    for child in by_child.unbind(1)[1:]:
+        if bool((seen & child).any()):
             return False
-        seen |= by_child[:, child]
+        seen |= child
     return True
 
 
@@ -113,23 +166,18 @@ def encode(mask: Tensor, fold: Fold) -> Tensor:
         >>> mask = torch.tensor([[True, False, False], [False, True, False]])
         >>> bits = encode(mask, Fold(2))
         >>> len(bits), decode(bits, Fold(2), torch.Size([1, 3]))
-        (6, tensor([[0, 1, 2]], dtype=torch.uint8))
+        (11, tensor([[0, 1, 2]], dtype=torch.uint8))
     """
-    by_child = fold.by_child(mask)
-    code = torch.full_like(by_child[:, 0], fold.children, dtype=torch.uint8)
-    for child in range(fold.children):
-        code.masked_fill_(by_child[:, child], child)
-    return encode_codes(code, fold)
+    code = torch.full(fold.folded_shape(mask.shape), fold.codes, dtype=torch.uint8, device=mask.device)
+    for child, part in enumerate(fold.parts(mask.contiguous())):
+        fold.places(code).masked_fill_(part, child)
+    return with_header(code, fold)
 
 
-def encode_codes(code: Tensor, fold: Fold) -> Tensor:
-    """The inverse of :func:`decode`: codes of all places, packed and with their header.
-
-    Example:
-        >>> decode(encode_codes(torch.tensor([[0, 2, 1]], dtype=torch.uint8), Fold(2)), Fold(2), torch.Size([1, 3]))
-        tensor([[0, 2, 1]], dtype=torch.uint8)
-    """
-    header = [fold.children, *fold.run.to_bytes(4, "little")]
+def with_header(code: Tensor, fold: Fold) -> Tensor:
+    """Codes, uint8 of the folded weight's shape, packed and with their header."""
+    axes = ((fold.children, fold.run), (fold.columns, fold.column_run))
+    header = [byte for children, run in axes for byte in (children, *run.to_bytes(4, "little"))]
     return torch.cat([torch.tensor(header, dtype=torch.uint8, device=code.device), _pack(code.flatten(), fold.bits)])
 
 
@@ -138,7 +186,7 @@ def bytes_of(fold: Fold, shape: torch.Size) -> int:
 
     Example:
         >>> bytes_of(Fold(2), torch.Size([1, 3]))
-        6
+        11
     """
     return HEADER + math.ceil(math.prod(shape) * fold.bits / 8)
 
@@ -148,10 +196,12 @@ def fold_of(codes: Tensor) -> Fold:
 
     Example:
         >>> fold_of(encode(torch.eye(2, dtype=torch.bool), Fold(2)))
-        Fold(children=2, run=1)
+        Fold(children=2, run=1, columns=1, column_run=1)
     """
-    children, *run = codes[:HEADER].tolist()
-    return Fold(children, int.from_bytes(bytes(run), "little"))
+    header = bytes(codes[:HEADER].tolist())
+    rows, columns = header[:5], header[5:]
+    run, column_run = (int.from_bytes(axis[1:], "little") for axis in (rows, columns))
+    return Fold(rows[0], run, columns[0], column_run)
 
 
 def decode(codes: Tensor, fold: Fold, shape: torch.Size) -> Tensor:
@@ -173,7 +223,7 @@ def has_pruned(codes: Tensor, fold: Fold) -> bool:
         False
     """
     body = codes[HEADER:]
-    return bool((_unpack(body, fold.bits, len(body) * 8 // fold.bits) == fold.children).any())
+    return bool((_unpack(body, fold.bits, len(body) * 8 // fold.bits) == fold.codes).any())
 
 
 def _pack(code: Tensor, bits: int) -> Tensor:
@@ -187,8 +237,18 @@ def _pack(code: Tensor, bits: int) -> Tensor:
 
 
 def _unpack(packed: Tensor, bits: int, places: int) -> Tensor:
+    """The inverse of :func:`_pack`, without the codes that fill the last byte up."""
     if bits == 8:
         return packed[:places]
     each = 8 // bits
-    code = torch.stack([(packed >> (bits * place)) & (2**bits - 1) for place in range(each)], dim=1)
-    return code.view(-1)[:places]
+    if torch.compiler.is_compiling() or sys.byteorder == "big":
+        shifts = bits * torch.arange(each, dtype=torch.uint8, device=packed.device)
+        return ((packed.unsqueeze(1) >> shifts) & (2**bits - 1)).view(-1)[:places]
+    # Each byte becomes an integer of as many bytes as it has codes, the first in the lowest: a few fast operations.
+    if each == 4:
+        wide = packed.to(torch.int32)
+        wide = (wide | (wide << 6) | (wide << 12) | (wide << 18)) & 0x03030303
+    else:
+        wide = packed.to(torch.int16)
+        wide = (wide | (wide << 4)) & 0x0F0F
+    return wide.view(torch.uint8)[:places]

@@ -6,18 +6,18 @@ Parameter, gradient and optimizer state have the shape of the parent's weight, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
-from fpe_lightning.sparse.folded.products import apply_unfolded
+from fpe_lightning.sparse.folded.products import Show, apply_unfolded, linear
 from fpe_lightning.sparse.guard import GuardedModule, show_gradient
-from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
 """Name of the buffer that holds the codes."""
@@ -60,7 +60,7 @@ class FoldedModule(GuardedModule, PreparedModule):
             return super().fpe_mask_of(name)
         if len(plan.codes) != bytes_of(plan.fold, weight.shape):
             return None
-        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.children
+        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.codes
 
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -77,26 +77,17 @@ class FoldedModule(GuardedModule, PreparedModule):
         if plan is not None:
             self._buffers[CODES] = plan.codes.clone()
 
-    def with_wide_weight(self, product: Any, bias: Tensor | None, input: Tensor) -> Tensor:
-        """Compute ``product(input, wide weight, bias)``, in the precision of autocast where it is on."""
+    def fpe_weight(self, input: Tensor) -> Tensor:
+        """The folded weight, in the precision of autocast where it is on: it unfolds in that precision."""
         weight: Tensor = getattr(self, "weight")  # noqa: B009 - a tensor of other code's, under functional_call
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and weight.is_floating_point():
-            weight = weight.to(torch.get_autocast_dtype(kind))  # unfolded in the precision that is multiplied in
-        if self.fpe_observed:
-            return self._while_observed(product, weight, bias, input)
-        return apply_unfolded(lambda wide: product(input, wide, bias), weight, self.fpe_plan.codes, self.fpe_plan.fold)
+            weight = weight.to(torch.get_autocast_dtype(kind))
+        return weight
 
-    @torch.compiler.disable
-    def _while_observed(self, product: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
-        """The same, and show the gradient of the wide weight, which is gone after the backward pass."""
-
-        def shown(wide: Tensor) -> Any:
-            if wide.requires_grad:
-                wide.register_hook(lambda gradient: show_gradient(self, "weight", gradient))
-            return product(input, wide, bias)
-
-        return apply_unfolded(shown, weight, self.fpe_plan.codes, self.fpe_plan.fold)
+    def fpe_show(self, rows: slice, gradient: Tensor) -> None:
+        """Show the gradient of some rows of the wide weight, which is gone after the backward pass."""
+        show_gradient(self, "weight", gradient, rows)
 
     def as_leaf(self, input: torch.fx.Proxy) -> Any:
         """One node of a graph that torch.fx traces, as the plain layer is one."""
@@ -105,7 +96,7 @@ class FoldedModule(GuardedModule, PreparedModule):
 
     @override
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded={self.fpe_plan.fold.children}"
+        return f"{super().extra_repr()}, folded={self.fpe_plan.fold.codes}"
 
 
 class FoldedLinear(FoldedModule, nn.Linear):
@@ -117,7 +108,21 @@ class FoldedLinear(FoldedModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
-        return self.with_wide_weight(F.linear, self.bias, input)
+        weight, plan = self.fpe_weight(input), self.fpe_plan
+        bias: Tensor | None = self.bias
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and input.is_floating_point():
+            dtype = torch.get_autocast_dtype(kind)
+            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        if self.fpe_observed:
+            return _observed_linear(input, weight, bias, plan, self.fpe_show)
+        return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned)
+
+
+@torch.compiler.disable
+def _observed_linear(input: Tensor, weight: Tensor, bias: Tensor | None, plan: FoldPlan, show: Show) -> Tensor:
+    """The same product, outside of compiled code, in which no gradient of a piece can be seen."""
+    return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, show)
 
 
 class _FoldedConv(FoldedModule):
@@ -126,7 +131,27 @@ class _FoldedConv(FoldedModule):
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
         module: Any = self
-        return self.with_wide_weight(module._conv_forward, module.bias, input)
+        plan = self.fpe_plan
+
+        def product(wide: Tensor) -> Tensor:
+            out: Tensor = module._conv_forward(input, wide, module.bias)
+            return out
+
+        if self.fpe_observed:
+            return _observed_product(product, self.fpe_weight(input), plan, self.fpe_show)
+        return apply_unfolded(product, self.fpe_weight(input), plan.codes, plan.fold, plan.pruned)
+
+
+@torch.compiler.disable
+def _observed_product(product: Callable[[Tensor], Tensor], weight: Tensor, plan: FoldPlan, show: Show) -> Tensor:
+    """The same for other products, whose wide gradient is there as a whole."""
+
+    def shown(wide: Tensor) -> Tensor:
+        if wide.requires_grad:
+            wide.register_hook(lambda gradient: show(slice(0, len(gradient)), gradient))
+        return product(wide)
+
+    return apply_unfolded(shown, weight, plan.codes, plan.fold, plan.pruned)
 
 
 class FoldedConv1d(_FoldedConv, nn.Conv1d):

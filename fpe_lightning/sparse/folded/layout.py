@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import encode, find_fold, fold_of
+from fpe_lightning.sparse.folded.codes import HEADER, encode, find_fold, fold_of
 from fpe_lightning.sparse.folded.layers import (
     CODES,
     FoldedConv1d,
@@ -39,7 +39,9 @@ class Folded(Layout):
     def fit(self, module: nn.Module, mask: Tensor, rows: int = 0) -> Structure | str:
         if reason := self.cannot_hold(module):
             return reason
-        fold = find_fold(mask, tuple(dict.fromkeys((rows or 1, 1))))
+        columns = mask.shape[1]
+        divisors = [run for run in range(1, columns // 2 + 1) if columns % run == 0]
+        fold = find_fold(mask, tuple(dict.fromkeys((rows or 1, 1))), divisors)
         if fold is None:
             return (
                 "two children of one neuron share an input, or children of one neuron are not adjacent; a folded "
@@ -52,7 +54,7 @@ class Folded(Layout):
         if reason := self.cannot_hold(module):
             return reason
         codes = structure[CODES]
-        if codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= 5 or int(codes[0]) < 2:
+        if codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER or fold_of(codes).codes < 2:
             return f"its codes are {codes.dtype} {tuple(codes.shape)}"
         return None
 

@@ -47,6 +47,7 @@ def find_blocks(mask: Tensor) -> Tensor:
         tensor([[ True, False],
                 [False,  True]])
     """
+    # A block has whole kernels: one bool for each pair of channels.
     flat = mask.flatten(2).any(2) if mask.dim() > 2 else mask
     if mask.dim() > 2 and not torch.equal(mask.flatten(2).all(2), flat):
         raise ValueError("The mask keeps some entries of a kernel and drops others, which is no block structure.")
@@ -100,6 +101,7 @@ def count_blocks(inputs: Tensor, rows: int) -> int:
         >>> count_blocks(torch.eye(2, dtype=torch.bool), 4)
         4
     """
+    # One transfer from the device for all blocks.
     fan_in = inputs.sum(1).tolist()
     return sum(count * fan for (_, count), fan in zip(block_rows(rows, len(inputs)), fan_in, strict=True))
 
@@ -140,6 +142,7 @@ def unpack(packed: Tensor, inputs: Tensor, shape: torch.Size) -> Tensor:
         tensor([[1., 0.],
                 [0., 2.]])
     """
+    # What no block holds stays zero; `index_copy_` is differentiable in the block.
     dense = packed.new_zeros(shape)
     done = 0
     for (start, rows), index in zip(block_rows(shape[0], len(inputs)), _indices(inputs), strict=True):

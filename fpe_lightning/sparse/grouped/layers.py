@@ -19,7 +19,7 @@ from typing_extensions import override
 from fpe_lightning.sparse.grouped.blocks import block_rows
 from fpe_lightning.sparse.grouped.plan import Plan, make_plan
 from fpe_lightning.sparse.grouped.products import block_linear
-from fpe_lightning.sparse.layout import PreparedModule
+from fpe_lightning.sparse.prepared import PreparedModule
 
 BLOCKS = "fpe_blocks"
 """Name of the buffer that holds the structure."""
@@ -92,6 +92,7 @@ class _GroupedConv(GroupedModule):
 
     @override
     def make_plan(self) -> None:
+        # Channels of all blocks in a row; where that is the order of the input, nothing has to be gathered.
         index = torch.cat([block.nonzero().squeeze(1) for block in self.fpe_blocks])
         in_order = torch.arange(self.in_channels, device=index.device)
         calls: list[tuple[int, int, int, int]] = []
@@ -109,6 +110,7 @@ class _GroupedConv(GroupedModule):
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
         spatial = len(self.kernel_size)
+        # Torch takes a single picture without a batch axis.
         batch = input if input.dim() == spatial + 2 else input.unsqueeze(0)
         module: Any = self
         padding = module.padding
@@ -120,6 +122,7 @@ class _GroupedConv(GroupedModule):
         convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
         outputs, offset, channel = [], 0, 0
         for blocks, row, rows, fan in plan.calls:
+            # Each call reads the next stretch of the packed weight and of the gathered channels.
             size = blocks * rows * fan * math.prod(self.kernel_size)
             weight = module.weight.narrow(0, offset, size).view(blocks * rows, fan, *self.kernel_size)
             bias = None if module.bias is None else module.bias.narrow(0, row, blocks * rows)

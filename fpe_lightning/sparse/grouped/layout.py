@@ -38,6 +38,7 @@ class Grouped(Layout):
     def fit(self, module: nn.Module, mask: Tensor, rows: int = 0) -> Structure | str:
         if reason := self.cannot_hold(module):
             return reason
+        # A layer that is stored in blocks already keeps them: another choice would change its rounding.
         if self.holds(module) and self.dense_shape(module) == mask.shape:
             return self.structure(module)
         # The fewest blocks that say the same as the mask, and blocks of neurons that share a partition: where single
@@ -53,10 +54,12 @@ class Grouped(Layout):
                 'neurons share, such as partition="shared:4" or "contiguous:4", or layout="masked" where earlier '
                 "splits left few inputs to each"
             )
+        # A convolution has no kernel for a group without channels; a product of matrices has.
         if not isinstance(module, nn.Linear):
             few = [inputs for inputs in few if bool(inputs.any(1).all())]
             if not few:
                 return "some block of channels reads no input at all"
+        # The fewest weights stored; the first of equals, which has the fewest blocks.
         best = min(few, key=lambda inputs: count_blocks(inputs, len(mask)))
         if bool(best.all()):
             return "every block reads every input"

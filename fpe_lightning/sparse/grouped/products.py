@@ -64,6 +64,7 @@ def _compose(x: Tensor, packed: Tensor, bias: Tensor | None, plan: Plan) -> Tens
     outputs = [_compose_in_place(x, packed, block) for block in plan.blocks] if plan.in_place else []
     row = 0
     for batch in () if plan.in_place else plan.batches:
+        # Outputs are joined in the order of rows.
         outputs.append(x.new_zeros(length, batch.row - row))  # blocks without inputs are in no batch
         source = x.index_select(1, _inputs(plan, batch)).view(length, batch.count, batch.fan_in)
         product = torch.einsum("nbf,brf->nbr", source, _weights(packed, batch))
@@ -136,6 +137,7 @@ class _BlockLinear(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted
             wanted = [t for t, needed in zip((x, packed, bias), ctx.needs_input_grad, strict=False) if needed]
             grads = iter(torch.autograd.grad(_compose(x, packed, bias, ctx.plan), wanted, grad, create_graph=True))
+            # None where no gradient is wanted, so that the results stand in the places of the arguments.
             dx, dw, db = (next(grads) if needed else None for needed in ctx.needs_input_grad[:3])
             return dx, dw, db, None
         grad = grad.contiguous()
@@ -202,6 +204,7 @@ def _gathered(inputs_first: Tensor, packed: Tensor, bias: Tensor | None, plan: P
     if sum(batch.count * batch.rows for batch in plan.batches) < plan.rows:  # blocks without inputs are in no batch
         result.copy_(torch.zeros_like(result) if bias is None else bias.expand_as(result))
     for batch in _portions(plan, count):
+        # (blocks, rows of x, fan-in) times (blocks, fan-in, rows).
         product = torch.bmm(_read(inputs_first, plan, batch).transpose(1, 2), _weights(packed, batch).transpose(1, 2))
         out = _of_batch(result, batch)
         if bias is None:
@@ -220,6 +223,7 @@ def _gradients_gathered(
     for batch in _portions(plan, len(grad)):
         dout = _of_batch(grad, batch).transpose(1, 2)
         if dinputs is not None:
+            # Inputs that several blocks read get the sum of their gradients.
             dsource = torch.bmm(_weights(packed, batch).transpose(1, 2), dout)
             # One block at a time: no input twice in one call, so that the sum has one order on every device.
             for index, part in zip(_inputs(plan, batch).view(batch.count, -1), dsource, strict=True):
@@ -233,6 +237,7 @@ def _gradients_gathered(
 def _portions(plan: Plan, rows: int) -> Iterator[Batch]:
     """The batches, cut into those whose inputs have at most ``TOGETHER`` entries."""
     for batch in plan.batches:
+        # At least one block at a time, whatever its size.
         count = max(1, TOGETHER // max(1, batch.fan_in * rows))
         for first in range(0, batch.count, count):
             yield replace(

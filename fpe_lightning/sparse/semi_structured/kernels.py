@@ -76,6 +76,7 @@ def make_pattern(mask: Tensor) -> Pattern:
 def pack(weight: Tensor, threads: Tensor | None) -> tuple[Tensor, Tensor]:
     """Pack a weight and its transpose; with ``threads`` for CUTLASS, without for cuSPARSELt."""
     if threads is not None:
+        # One pass over the weight packs both: the forward pass reads rows, the backward pass columns.
         packed, packed_t = torch._sparse_semi_structured_apply(weight, threads)
         return packed, packed_t
     return torch._cslt_compress(weight.contiguous()), torch._cslt_compress(weight.t().contiguous())
@@ -126,6 +127,7 @@ class _SemiStructuredLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         x, packed_t, places_t = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # The kernels read rows; a gradient that was expanded from a sum has none in memory.
         grad = grad.contiguous()
         dx = multiply(grad, packed_t, places_t, None, ctx.inputs) if wants_x else None
         return dx, grad.t() @ x if wants_weight else None, grad.sum(0) if wants_bias else None, None, None, None

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import PreparedModule
 from fpe_lightning.sparse.masked import MaskedLinear, mask_gradient
+from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.semi_structured.format import DTYPES, not_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import Pattern, backend_of, make_pattern, semi_structured_linear
 
@@ -74,13 +74,16 @@ class SemiStructuredLinear(PreparedModule, MaskedLinear):
     def forward(self, input: Tensor) -> Tensor:
         weight = mask_gradient(self.weight, self.fpe_mask_weight)
         bias: Tensor | None = self.bias
+        # Kernels refuse empty inputs, and transforms cannot look into them.
         if self.fpe_plan.backend is None or not input.numel() or torch._C._are_functorch_transforms_active():
             return F.linear(input, weight, bias)
         kind = input.device.type
+        # An operator of our own is on no list of autocast: cast here, as F.linear would.
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if input.dtype not in DTYPES:
+            # Training in fp32 would be silently dense; evaluation in fp32 is not worth an error.
             if self.training:
                 raise TypeError(
                     f"The 2:4 kernels multiply in float16 or bfloat16, found {input.dtype}: train with "

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import PLAN, PreparedModule
+from fpe_lightning.sparse.layout import PLAN
 from fpe_lightning.sparse.masked import set_mask
+from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.semi_structured.format import DTYPES, pack_semi_structured, unpack_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import backend_of, multiply
 from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
@@ -65,11 +66,13 @@ class PackedLinear(PreparedModule, nn.Linear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
+        # The dense weight is gone, so that no gradient of it could be stored.
         if input.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "A packed 2:4 layer is for inference, and a gradient was asked for: run it under "
                 "torch.inference_mode(), or train the model that it was packed from."
             )
+        # The kernels know half precision only; the output has the dtype of the input again.
         dtype = self.fpe_values.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         x = input.to(dtype).reshape(-1, self.in_features)
@@ -152,6 +155,7 @@ def unpack_for_training(model: nn.Module) -> None:
 
 
 def _pack(layers: list[Any], dtypes: list[torch.dtype]) -> None:
+    # All layers are packed before the first one changes, so that a weight that is not 2:4 leaves the model whole.
     packed = [pack_semi_structured(layer.weight.to(dtype)) for layer, dtype in zip(layers, dtypes, strict=True)]
     for layer, (values, places) in zip(layers, packed, strict=True):
         _become_packed(layer, values, places)
@@ -188,6 +192,7 @@ def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Entries that are zero count as masked, as the packed form does not distinguish them. The versions of layers, which
     torch keeps next to the entries, stay.
     """
+    # A shallow copy keeps `_metadata`, the versions that some layers read when they load.
     result = copy.copy(state_dict) if isinstance(state_dict, OrderedDict) else dict(state_dict)
     for name in packed_layers(state_dict):
         path = f"{name}." if name else ""

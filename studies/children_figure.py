@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from fpe_lightning.interference.selectivity import NOTHING, class_entropy, top_samples
+from studies.selectivity import NOTHING, class_entropy, top_samples
 
 _INCH_A_PICTURE = 0.36
 
@@ -29,7 +29,7 @@ def children_figure(
     """Draw the top pictures of every split neuron and of each of its children in one row.
 
     The title of each strip has the entropy of the neuron's activation over the classes
-    (:func:`~fpe_lightning.interference.selectivity.class_entropy`).
+    (:func:`~studies.selectivity.class_entropy`).
 
     Args:
         pictures: Pictures of one size; only the drawn ones are read.
@@ -49,7 +49,7 @@ def children_figure(
 
     Example:
         >>> import torch
-        >>> from fpe_lightning.interference.children import children_figure
+        >>> from studies.children_figure import children_figure
         >>> before, after = torch.rand(9, 1), torch.rand(9, 2)
         >>> parents, labels = torch.tensor([0, 0]), torch.arange(9) % 3
         >>> figure = children_figure(torch.rand(9, 4, 4), labels, before, after, parents, count=3, title="one neuron")

@@ -38,7 +38,7 @@ def class_entropy(activations: Tensor, labels: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from fpe_lightning.interference import class_entropy
+        >>> from studies.selectivity import class_entropy
         >>> class_entropy(torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0., 1., nan], dtype=torch.float64)
     """
@@ -74,7 +74,7 @@ def excess_entropy(activations: Tensor, labels: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from fpe_lightning.interference import class_entropy, excess_entropy
+        >>> from studies.selectivity import class_entropy, excess_entropy
         >>> always_on = torch.tensor([[10.0], [14.0], [10.0], [10.0]])
         >>> labels = torch.arange(4)
         >>> round(class_entropy(always_on, labels).item(), 2), excess_entropy(always_on, labels).item()
@@ -109,7 +109,7 @@ def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from fpe_lightning.interference import class_selectivity
+        >>> from studies.selectivity import class_selectivity
         >>> class_selectivity(torch.tensor([[3.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1, 2]))
         tensor([1.0000, 0.3333], dtype=torch.float64)
     """
@@ -141,7 +141,7 @@ def class_means(activations: Tensor, labels: Tensor, signed: bool = False) -> Te
 
     Example:
         >>> import torch
-        >>> from fpe_lightning.interference.selectivity import class_means
+        >>> from studies.selectivity import class_means
         >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([7, 7, 9])).squeeze(1).tolist()
         [2.0, 5.0]
     """
@@ -168,7 +168,7 @@ def top_samples(activations: Tensor, count: int) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from fpe_lightning.interference.selectivity import top_samples
+        >>> from studies.selectivity import top_samples
         >>> top_samples(torch.tensor([[1.0, 0.0], [3.0, 0.0], [3.0, 2.0]]), 2)
         tensor([[ 1,  2],
                 [ 2, -1]])

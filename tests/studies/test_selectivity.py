@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fpe_lightning.interference.selectivity import (
+from studies.selectivity import (
     class_entropy,
     class_means,
     class_selectivity,

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fpe_lightning.interference.children import children_figure
+from studies.children_figure import children_figure
 
 LABELS = torch.arange(8) % 2
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpe_lightning.data.corruptions import KINDS, CorruptedImages, Corruption
 from fpe_lightning.data.glyphs import GlyphDataset
+from studies.corruptions import KINDS, CorruptedImages, Corruption
 
 GLYPHS = GlyphDataset("test", size=20)
 
