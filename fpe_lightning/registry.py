@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The nearest of some names as a sentence after another one; nothing where none is near.
+
+    Example:
+        >>> did_you_mean("Sharde", ["random", "shared"])
+        " Did you mean 'shared'?"
+    """
+    by_lower_case = {each.lower(): each for each in known}
+    nearest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+    return f" Did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
 
 
 class Registry(Generic[T]):
@@ -51,9 +63,7 @@ class Registry(Generic[T]):
             ValueError: If there is none, with the nearest name that is known.
         """
         if name not in self._found:
-            by_lower_case = {known.lower(): known for known in self._found}
-            nearest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
-            hint = f" Did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
+            hint = did_you_mean(name, self._found)
             raise ValueError(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._found))}.")
         return self._found[name]
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks.fsdp2.checks import TESTED
 from fpe_lightning.cli import CLI
 from fpe_lightning.data import sources
@@ -90,6 +94,20 @@ def test_every_link_leads_to_a_file(page: str, link: str) -> None:
 @pytest.mark.parametrize("page", sorted(set(PAGES) - {"README.md"}))
 def test_the_readme_links_every_page(page: str) -> None:
     assert f"(docs/{page})" in PAGES["README.md"]
+
+
+@pytest.mark.usefixtures("_own_registries")
+def test_classes_of_the_page_on_extending_go_into_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = ModuleType("my_project")
+    monkeypatch.setitem(sys.modules, "my_project", project)
+    for block in blocks("python", PAGES["extending.md"])[:2]:
+        exec(block, vars(project))
+    config = {"partition": "my_project.Strided", "prune": "my_project.LastColumns"}
+    given = {name: {"class_path": path} for name, path in config.items()}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(fpe.Expansion, "expansion")
+    made = parser.instantiate(parser.parse_object({"expansion": given})).expansion
+    assert (type(made.partition), type(made.prune)) == (vars(project)["Strided"], vars(project)["LastColumns"])
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"^python -m ([\w.]+)", ALL, re.MULTILINE))))

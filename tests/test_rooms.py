@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "fpe_lightning"
 FLOORS = (
-    {"registry", "paths", "extras"},
+    {"registry", "paths", "extras", "epochs"},
     {"sparse"},
     {"sites", "partitions", "pruning"},
     {"expansion"},
@@ -25,10 +25,11 @@ FLOORS = (
     {"modules", "data"},
     {"callbacks"},
     {"cli"},
+    {"commands"},
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""
 TORCH_ALONE = (
-    *("registry", "paths", "extras", "sparse", "sites", "partitions", "pruning", "expansion", "command_line"),
+    *("registry", "paths", "extras", "epochs", "sparse", "sites", "partitions", "pruning", "expansion", "command_line"),
     *("rewiring", "checkpoints", "interference", "networks"),
 )
 """Rooms that never import Lightning."""

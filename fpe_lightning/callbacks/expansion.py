@@ -21,6 +21,7 @@ from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule
 from fpe_lightning.callbacks.split import check_module, notify, refused_as_misconfiguration, split_module, teachers_of
 from fpe_lightning.callbacks.structure_on_load import StructureOnLoad
 from fpe_lightning.callbacks.training_samples import TrainingSamples
+from fpe_lightning.epochs import begin_epoch
 from fpe_lightning.expansion import BaseExpansion, ExpansionReport, resolve_expansion
 from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.students import sites_of_students
@@ -185,6 +186,7 @@ class ExpansionCallback(StructureOnLoad):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        begin_epoch(trainer)
         if self._starts:
             self._starts = False
             others = [each.progress for each in _expansion_callbacks(trainer) if each is not self]

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.checkpoints.checks import check_growth, check_tensors, check_widths, is_width, layout_in
 from fpe_lightning.checkpoints.resize import resized
 from fpe_lightning.expansion.draft import plain
 from fpe_lightning.sparse.guard import mask_name
-from fpe_lightning.sparse.layout import LAYOUTS, MASKED, Layout, Structure, layout_of
+from fpe_lightning.sparse.layout import MASKED, Layout, Structure, layout_of
 from fpe_lightning.sparse.masked import mask_of, set_mask
 from fpe_lightning.sparse.record import RECORD, Record, record_of
 
@@ -42,15 +43,27 @@ class Rebuild:
 
 
 def plan_rebuild(
-    model: nn.Module, name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
+    model: nn.Module, name: str, module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, growth: float
 ) -> Rebuild | None:
-    """Compare one module with a checkpoint; None where both have one structure, or the checkpoint lacks the module."""
+    """Compare one module with a checkpoint; None where both have one structure, or the checkpoint lacks the module.
+
+    Args:
+        model: The model.
+        name: Name of the module.
+        module: The module.
+        state_dict: The checkpoint.
+        prefix: The prefix of the model's own names in it.
+        growth: From :func:`~fpe_lightning.checkpoints.checks.largest_growth`.
+
+    Raises:
+        ValueError: If the checkpoint is broken, or of another network.
+    """
     path = f"{prefix}{name}." if name else prefix
     own = {key: tensor for key, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None}
     theirs = {key: state_dict[path + key] for key in own if path + key in state_dict}
     bits = state_dict.get(path + RECORD)
-    live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
-    layout, structure = _layout_in(state_dict, path)
+    live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits, path + RECORD)
+    layout, structure = layout_in(state_dict, path)
     # A module that was split nowhere is left to `load_state_dict`.
     split = {**live.shapes, **incoming.shapes}
     if not (split or live.attributes or incoming.attributes):
@@ -59,6 +72,9 @@ def plan_rebuild(
     saved = own.keys() - module._non_persistent_buffers_set - {RECORD}
     if not (theirs or bits is not None or (not saved and _comes_in(model, name, state_dict, prefix))):
         return None
+    check_tensors(path, theirs, own)
+    for key in [key for key in incoming.shapes if key in own and key not in saved]:
+        check_growth(path + key, incoming.shapes[key], incoming.shape_now(key), growth)
     carried = {key: _carried(own[key], key, live, incoming) for key in split if key in own and key not in saved}
     theirs.update(carried)
     # Nothing that a file says is believed before it fits what the model was before its first split.
@@ -68,6 +84,7 @@ def plan_rebuild(
     if layout is not MASKED and (reason := layout.check(module, structure, masks.get("weight"))):
         raise ValueError(f"The checkpoint holds `{path}weight` {layout.phrase}, which this model cannot: {reason}.")
     attributes = _attributes(module, path, live, incoming)
+    check_widths(module, path, attributes, live, incoming, growth)
     if (
         # Same shapes, history, layout and masks: nothing to do, and values stay in place.
         all(own[key].shape == theirs[key].shape for key in split)
@@ -145,7 +162,10 @@ def _masks_in(
         if key in split or mask_of(module, key) is not None
     }
     for key, mask in masks.items():
-        if mask is not None and (mask.dtype != torch.bool or key not in theirs or mask.shape != theirs[key].shape):
+        if mask is None:
+            continue
+        check_tensors(path, {mask_name(key): mask}, {})
+        if mask.dtype != torch.bool or key not in theirs or mask.shape != theirs[key].shape:
             raise ValueError(
                 f"The checkpoint is broken: the mask of `{path}{key}` is {mask.dtype} {tuple(mask.shape)}; it has to "
                 "be bool and of its weight's shape."
@@ -158,7 +178,9 @@ def _attributes(module: nn.Module, path: str, live: Record, incoming: Record) ->
     # Back to the value before the first split, then on to that of the checkpoint.
     attributes = {key: values[0] for key, values in live.attributes.items()}
     attributes.update((key, values[1]) for key, values in incoming.attributes.items())
-    for key in attributes:
+    for key, value in attributes.items():
+        if hasattr(module, key) and not is_width(module, key, value):
+            raise ValueError(f"The checkpoint is broken: by its record `{path}{key}` grew, which is no width here.")
         if not hasattr(module, key):
             raise ValueError(f"The checkpoint and the model do not fit: `{path}{key}` grew there and is missing here.")
         here = live.attributes.get(key, [plain(getattr(module, key))])[0]
@@ -206,7 +228,10 @@ def _check_tensor(
         )
     found = tuple(theirs[key].shape)
     if key in incoming.shapes:
-        expected = tuple(layout.stored_shape(structure, torch.Size(incoming.shape_now(key))))
+        try:
+            expected = tuple(layout.stored_shape(structure, torch.Size(incoming.shape_now(key))))
+        except ValueError as error:
+            raise ValueError(f"The checkpoint is broken: `{path}` is stored {layout.phrase}, but {error}.") from error
         if found != expected:
             raise ValueError(f"The checkpoint is broken: `{path}` has shape {found}, but its record says {expected}.")
     here, there = tuple(live.shapes.get(key, own[key].shape)), tuple(incoming.shapes.get(key, found))
@@ -215,12 +240,3 @@ def _check_tensor(
             f"The checkpoint is of another network: `{path}` had shape {there} there before its first split, and "
             f"{here} here; build the model with the checkpoint's widths."
         )
-
-
-def _layout_in(state_dict: Mapping[str, Tensor], path: str) -> tuple[Layout, Structure]:
-    """How a checkpoint stores the weight of the module whose names begin with ``path``."""
-    for layout in map(LAYOUTS.get, LAYOUTS):
-        found = {name: state_dict[path + name] for name in layout.buffers if path + name in state_dict}
-        if found and len(found) == len(layout.buffers):
-            return layout, found
-    return MASKED, {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fpe_lightning.checkpoints.checks import check_tensors, largest_growth
 from fpe_lightning.checkpoints.names import StructureError, check_names, is_expanded
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
 from fpe_lightning.checkpoints.resize import all_or_nothing, trainable_mode
@@ -21,6 +22,7 @@ from fpe_lightning.expansion.optimizer import hand_over
 from fpe_lightning.expansion.optimizer_parts import listed
 from fpe_lightning.expansion.parameter_copies import Copies
 from fpe_lightning.expansion.wrappers import check_holds, holders_of
+from fpe_lightning.sites.tracing.sandbox import state_of
 from fpe_lightning.sparse.layout import is_structure
 from fpe_lightning.sparse.semi_structured.packed import packed_layers, repack, unpack_for_training, unpacked_state_dict
 
@@ -67,7 +69,8 @@ def restore_structure(
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
         with trainable_mode(model):
-            rebuilds = [plan_rebuild(model, name, module, state_dict, prefix) for name, module in modules]
+            growth = largest_growth(state_dict, prefix)
+            rebuilds = [plan_rebuild(model, name, module, state_dict, prefix, growth) for name, module in modules]
     except ValueError as error:
         raise StructureError(str(error)) from error
     changed = [rebuild for rebuild in rebuilds if rebuild is not None]
@@ -114,7 +117,18 @@ def load_expanded_state_dict(
         <All keys matched successfully>
     """
     check_names(model, state_dict, strict)
+    _check_values(model, state_dict)
     return load_into(model, state_dict, lambda state: model.load_state_dict(state, strict=strict), strict, optimizer)
+
+
+def _check_values(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Refuse what torch could not copy, some of it half way."""
+    own = state_of(model)
+    theirs = {key: value for key, value in state_dict.items() if key in own or is_structure(str(key))}
+    try:
+        check_tensors("", theirs, own)
+    except ValueError as error:
+        raise StructureError(str(error)) from error
 
 
 def load_into(

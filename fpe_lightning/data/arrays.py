@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fpe_lightning.data.loader import BatchLoader
+from fpe_lightning.epochs import begin_epoch
 
 Array = Tensor | np.ndarray
 Stage = Literal["train", "val", "test"]
@@ -125,6 +126,7 @@ class ArrayDataModule(LabelledDataModule):
             seed=self.seed,
             transform=self.transform,
             processed=self._processed if training and self.trainer is not None else None,
+            begin=self._begin if training and self.trainer is not None else None,
             **self._share(),
         )
 
@@ -132,6 +134,10 @@ class ArrayDataModule(LabelledDataModule):
         """The number of batches of this epoch that the Trainer has processed; a resumed run starts with the next."""
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+
+    def _begin(self) -> None:
+        if self.trainer is not None and self.trainer.training:
+            begin_epoch(self.trainer)
 
     def _share(self) -> dict[str, int]:
         """The number of processes that share the rows, and the rank of this one."""

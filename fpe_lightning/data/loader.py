@@ -69,8 +69,7 @@ class BatchLoader:
     Lightning finds ``sampler`` and calls its ``set_epoch``; outside Lightning call :meth:`set_epoch` before each epoch.
     A checkpoint holds :meth:`state_dict`, and a run that resumes in the middle of an epoch continues with the remaining
     batches. With ``processed``, these are the batches that the training loop has not processed, so the batch at which
-    an exception stopped the run is repeated. (If a run with ``max_steps`` resumes at the end of an epoch, Lightning
-    counts one epoch too many, and the order of later epochs differs from the uninterrupted run.)
+    an exception stopped the run is repeated.
 
     Args:
         features: ``(rows, ...)`` tensor or (memory-mapped) array of any dtype.
@@ -83,6 +82,7 @@ class BatchLoader:
         rank: Rank of this process.
         transform: Applied to the features of each batch, such as ``torch.Tensor.float`` for half-precision storage.
         processed: Returns the number of batches of the current epoch that the training loop has processed.
+        begin: Called before the first batch of each epoch is read.
 
     Raises:
         ValueError: If a size is not positive, the arrays differ in length, or a process would get no batch.
@@ -112,6 +112,7 @@ class BatchLoader:
         rank: int = 0,
         transform: Callable[[Tensor], Tensor] | None = None,
         processed: Callable[[], int] | None = None,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         self.features, self.labels = torch.as_tensor(features), torch.as_tensor(labels)
         rows = len(self.features)
@@ -131,7 +132,7 @@ class BatchLoader:
                 f"`drop_last=True` leaves no batch: {rows} rows are fewer than one step of {num_replicas} process(es) "
                 f"times `batch_size={self.batch_size}`; choose a smaller `batch_size` or `drop_last=False`."
             )
-        self.drop_last, self.transform, self.processed = drop_last, transform, processed
+        self.drop_last, self.transform, self.processed, self.begin = drop_last, transform, processed, begin
         self.sampler = ShuffledSampler(rows, seed) if shuffle else OrderedSampler(range(rows))
         self._yielded = (0, 0)  # (epoch, number of batches yielded in it)
         self._resume_at: tuple[int, int] | None = None
@@ -160,6 +161,8 @@ class BatchLoader:
         return self._batches()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.begin is not None:
+            self.begin()
         epoch, first = self._start()
         order = self.sampler.order().to(self.features.device) if isinstance(self.sampler, ShuffledSampler) else None
         for step in range(first, len(self)):

@@ -50,7 +50,8 @@ def draw_shares(draft: Draft, site: Site, alpha: int, partition: Partition, gene
     for key, producers in alike.items():
         # One partition sees the weights of all of them side by side, as kernels of one input.
         weight = torch.cat([_by_unit(draft[p.parameter].value, draft, p, site.width) for p in producers], dim=2)
-        alive = torch.cat([_by_unit(draft.mask(p.parameter), draft, p, site.width) for p in producers], dim=2).any(2)
+        masks = [_by_unit(draft[p.parameter].whole_mask(), draft, p, site.width) for p in producers]
+        alive = torch.cat(masks, dim=2).any(2)
         # Single neurons may read less, as after a split of the layer below; the layer as a whole must not.
         fan_in = int(alive.sum(1).max())
         if alpha > fan_in:
@@ -83,12 +84,13 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         group: Neurons that share a partition, where children stand in block order; None where they do not.
     """
     for producer, share in zip(site.producers, shares, strict=True):
-        size = draft[producer.parameter].value.shape[producer.dim]
+        tensor = draft[producer.parameter]
+        size = tensor.value.shape[producer.dim]
         split = draft.widen(producer, alpha)
         whole = producer.dim == 0 and producer.length == size
         # Consecutive rows that share a partition, from which a layout of blocks is found without a search.
         rows = producer.run if group is None else producer.run // site.width * group
-        draft[producer.parameter].block = rows if whole else 0
+        tensor.block = rows if whole else 0
         # For each row of the widened weight: the number of the child, and its unit.
         child = split.child(size)
         inside = child >= 0
@@ -96,9 +98,7 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         # Rows of other sites, which are not widened now, keep all their inputs.
         reads = torch.ones(len(child), share.shape[2], dtype=torch.bool)
         reads[inside] = share[unit, child[inside]]
-        draft.restrict(
-            producer.parameter, along(reads, draft[producer.parameter].value, producer.dim, producer.input_dim)
-        )
+        tensor.restrict(along(reads, tensor.value, producer.dim, producer.input_dim))
 
 
 def _units(axis: Producer, width: int) -> Tensor:
@@ -112,7 +112,7 @@ def _position(axis: Producer, width: int) -> Tensor:
 
 def _by_unit(tensor: Tensor, draft: Draft, producer: Producer, width: int) -> Tensor:
     """The stretch of a producer as ``(units, inputs, k)``: several rows of one unit, and kernels, side by side."""
-    stretch = tensor.narrow(producer.dim, draft.start(producer), producer.length)
+    stretch = tensor.narrow(producer.dim, draft[producer.parameter].start(producer), producer.length)
     rows = stretch.movedim((producer.dim, producer.input_dim), (0, 1))
     rows = rows.reshape(*rows.shape[:2], -1)
     # Entries are sorted by unit; the rank of an entry among those of its unit is its place in the result.
@@ -162,10 +162,10 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
             )
         # The child number of each hidden unit that this layer reads.
         child = torch.full((value.shape[consumer.dim],), -1)
-        stretch = child.narrow(0, draft.start(consumer), alpha * consumer.length)
+        stretch = child.narrow(0, draft[consumer.parameter].start(consumer), alpha * consumer.length)
         stretch.copy_(torch.arange(alpha * consumer.length) // consumer.run % alpha)
         kept = kept_outputs(child, outputs, alpha)
-        draft.restrict(consumer.parameter, along(kept, value, output_dim, consumer.dim))
+        draft[consumer.parameter].restrict(along(kept, value, output_dim, consumer.dim))
 
 
 def kept_outputs(child: Tensor, outputs: int, alpha: int) -> Tensor:

@@ -20,7 +20,8 @@ from typing_extensions import override
 from fpe_lightning.expansion.assign import common_group
 from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
-from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.parts import part_of
 from fpe_lightning.expansion.wrappers import is_wrapper

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.expansion.parameter_copies import Copies
 from fpe_lightning.expansion.parts import part_of
 from fpe_lightning.expansion.wrappers import is_wrapper

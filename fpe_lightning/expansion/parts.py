@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+
+from fpe_lightning.registry import did_you_mean
 
 
 class Mirror(nn.Module):
@@ -72,9 +73,7 @@ def resolve_averages(model: nn.Module, averages: Iterable[Any]) -> tuple[list[nn
         # A glob matches the parts of a part too.
         outermost = [name for name in matching if not any(name != o and is_inside(name, o) for o in matching)]
         if not outermost:
-            nearest = difflib.get_close_matches(each, names, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"`averages` names {each!r}, and the model has no such part.{hint}")
+            raise ValueError(f"`averages` names {each!r}, and the model has no such part.{did_you_mean(each, names)}")
         found.extend(names[name] for name in outermost)
     return list(dict.fromkeys(found)), others
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fpe_lightning.expansion.assign import distinct
 from fpe_lightning.expansion.config import SiteExpansion
-from fpe_lightning.expansion.draft import Draft, DraftTensor
+from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.expansion.prune_by_rule import prune_by_rule
 from fpe_lightning.expansion.report import warn_if_costly
 from fpe_lightning.expansion.site_weights import flat_rows, restrict_rows
@@ -64,11 +65,11 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
     producers = [producer for site, _ in pairs for producer in site.producers]
     excess = draft.change()
     described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in pairs)
-    incoming = sum(draft.count(name) for name in dict.fromkeys(producer.parameter for producer in producers))
+    incoming = sum(draft[name].count() for name in dict.fromkeys(producer.parameter for producer in producers))
     warn_if_costly(described, excess, incoming)
     _prune_weights(draft, pairs, rule, excess)
     for name in _candidates(pairs, "both"):
-        if not draft.count(name):
+        if not draft[name].count():
             raise ValueError(
                 f"One order of magnitudes for the whole model prunes all weights of `{name}`, whose magnitudes are the "
                 "smallest of all layers, and nothing would pass it; leave its site out, or use another rule."
@@ -144,7 +145,7 @@ def _prune_whole_columns(draft: Draft, site: Site, alpha: int, excess: int, grou
     parts_in_rows = [
         Incoming(
             flat_rows(draft, draft[producer.parameter].value, producer, alpha)[order],
-            flat_rows(draft, draft.mask(producer.parameter), producer, alpha)[order],
+            flat_rows(draft, draft[producer.parameter].whole_mask(), producer, alpha)[order],
             height,
             alpha,
         )

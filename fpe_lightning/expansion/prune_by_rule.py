@@ -110,7 +110,7 @@ def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpans
             value = value_of(axis.parameter).clone()
             stretch = rows_in_place(draft, value, axis, alpha)
             stretch.copy_(weights.reshape(stretch.shape))
-            values[axis.parameter] = value.masked_fill_(~draft.mask(axis.parameter), 0)
+            values[axis.parameter] = value.masked_fill_(~draft[axis.parameter].whole_mask(), 0)
         for axis, bias in zip(weights_of(site), [*after.biases, *after.outgoing_biases], strict=True):
             if bias is not None:
                 value = value_of(bias_of(axis)).clone()

@@ -15,7 +15,7 @@ from fpe_lightning.sites import Axis, Producer, Site
 def rows_in_place(draft: Draft, tensor: Tensor, axis: Axis, alpha: int) -> Tensor:
     """A view of the widened stretch of a tensor with the children first, then inputs (or outputs), then the rest."""
     other = axis.input_dim if isinstance(axis, Producer) else 1 if axis.dim == 0 else 0
-    stretch = tensor.narrow(axis.dim, draft.start(axis), alpha * axis.length)
+    stretch = tensor.narrow(axis.dim, draft[axis.parameter].start(axis), alpha * axis.length)
     return stretch.movedim((axis.dim, other), (0, 1))
 
 
@@ -27,10 +27,10 @@ def flat_rows(draft: Draft, tensor: Tensor, axis: Axis, alpha: int) -> Tensor:
 
 def restrict_rows(draft: Draft, axis: Axis, rows: Tensor, alpha: int) -> None:
     """Restrict a mask to ``rows`` within the widened stretch of an axis."""
-    mask = draft.mask(axis.parameter).clone()
+    mask = draft[axis.parameter].whole_mask().clone()
     stretch = rows_in_place(draft, mask, axis, alpha)
     stretch.copy_(rows.reshape(stretch.shape))
-    draft.restrict(axis.parameter, mask)
+    draft[axis.parameter].restrict(mask)
 
 
 def weights_of(site: Site) -> list[Axis]:
@@ -45,7 +45,9 @@ def bias_of(axis: Axis) -> str:
 
 def own_bias(draft: Draft, bias: Tensor, axis: Axis, alpha: int) -> Tensor:
     """Of the bias of a layer that computes other units too, those of the site; all of a layer that reads them."""
-    return bias.narrow(0, draft.start(axis), alpha * axis.length) if isinstance(axis, Producer) else bias
+    if not isinstance(axis, Producer):
+        return bias
+    return bias.narrow(0, draft[axis.parameter].start(axis), alpha * axis.length)
 
 
 def site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str], Tensor]) -> SiteWeights:
@@ -60,7 +62,7 @@ def site_weights(draft: Draft, site: Site, alpha: int, value_of: Callable[[str],
             return None
         return own_bias(draft, value_of(bias_of(axis)), axis, alpha).cpu().clone()
 
-    masks = [rows(axis, draft.mask(axis.parameter)) for axis in weights_of(site)]
+    masks = [rows(axis, draft[axis.parameter].whole_mask()) for axis in weights_of(site)]
     weights = [rows(axis, value_of(axis.parameter)) * mask for axis, mask in zip(weights_of(site), masks, strict=True)]
     split_at, biases = len(distinct(site.producers)), [bias(axis) for axis in weights_of(site)]
     own = {bias_of(axis) for axis in site.producers}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from torch import nn
 
+from fpe_lightning.registry import did_you_mean
 from fpe_lightning.sites.find import search_sites
 from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.site import Site
@@ -104,8 +104,7 @@ def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             # The nearest name, for typing errors; all names, for everything else.
-            nearest = difflib.get_close_matches(pattern, names, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            hint = did_you_mean(pattern, names)
             raise ValueError(f"No site matches {pattern!r}.{hint} Sites of this model: {', '.join(names)}.")
     return patterns
 

@@ -117,6 +117,14 @@ class Layout:
         """
         return self.cannot_hold(module)
 
+    def malformed(self, structure: Structure) -> str | None:
+        """Why tensors that a checkpoint holds are no structure of this layout, in a few words; None where they may be.
+
+        Args:
+            structure: Tensors that nothing is known of but their names and that they have memory of their own.
+        """
+        return None
+
     def structure(self, module: nn.Module) -> Structure:
         """The structure of a module that is stored in this layout."""
         return {name: module.get_buffer(name) for name in self.buffers}
@@ -136,7 +144,11 @@ class Layout:
         return torch.Size([layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size])
 
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        """The shape in which a dense weight of the given shape is stored."""
+        """The shape in which a dense weight of the given shape is stored.
+
+        Raises:
+            ValueError: If a structure from a checkpoint fits no weight of this shape, in a few words.
+        """
         return shape
 
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:

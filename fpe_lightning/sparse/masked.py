@@ -94,37 +94,33 @@ class MaskedLinear(GuardedModule, nn.Linear):
         return F.linear(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv1d(GuardedModule, nn.Conv1d):
+class _MaskedConv(GuardedModule):
+    """A convolution whose ``weight`` has a mask."""
+
+    fpe_mask_weight: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        conv: Any = self
+        return conv._conv_forward(input, mask_gradient(conv.weight, self.fpe_mask_weight), conv.bias)
+
+
+class MaskedConv1d(_MaskedConv, nn.Conv1d):
     """An ``nn.Conv1d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv1d
-    fpe_mask_weight: Tensor
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv2d(GuardedModule, nn.Conv2d):
+class MaskedConv2d(_MaskedConv, nn.Conv2d):
     """An ``nn.Conv2d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv2d
-    fpe_mask_weight: Tensor
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
-class MaskedConv3d(GuardedModule, nn.Conv3d):
+class MaskedConv3d(_MaskedConv, nn.Conv3d):
     """An ``nn.Conv3d`` whose ``weight`` has a mask; made by :func:`set_mask`."""
 
     fpe_plain = nn.Conv3d
-    fpe_mask_weight: Tensor
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, mask_gradient(self.weight, self.fpe_mask_weight), self.bias)
 
 
 class MaskedModule(GuardedModule):

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpe_lightning.sparse.history import impossible
+from fpe_lightning.sparse.memory import not_of_its_own
+
 RECORD = "fpe_record"
 """Name of the buffer."""
 
@@ -126,24 +129,41 @@ class Record:
         return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool))
 
     @classmethod
-    def decode(cls, bits: Tensor) -> Record:
-        """The inverse of :meth:`encode`.
+    def decode(cls, bits: Tensor, name: str = RECORD) -> Record:
+        """The inverse of :meth:`encode`, of bits that are not believed: they may come from any file.
+
+        Args:
+            bits: Bool ``(bits,)``, in memory of its own.
+            name: What the tensor is called where it comes from, for the message.
 
         Raises:
-            ValueError: If the bits are not a record.
+            ValueError: If the bits are not a record, or its splits cannot have happened.
 
         Example:
             >>> record = Record(shapes={"weight": [8, 4]}, splits={"weight": [Split(0, 0, 8, 1, 2)]})
             >>> Record.decode(record.encode()) == record
             True
         """
-        try:
-            # A file may hold anything: whatever cannot be read is one kind of error.
-            found = json.loads(np.packbits(bits.cpu().numpy().astype(np.uint8)).tobytes())
-            splits = {name: [Split(**split) for split in history] for name, history in found["splits"].items()}
-            return cls(found["shapes"], splits, found["attributes"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"A buffer `{RECORD}` of {bits.numel()} bits is no expansion record: {error}.") from error
+        reason = not_of_its_own(bits) or _no_bits(bits)
+        if reason is None:
+            try:  # a file may hold anything: whatever cannot be read is one kind of error
+                found = json.loads(np.packbits(bits.detach().cpu().numpy()).tobytes())
+                reason = impossible(found)
+            except (ValueError, RecursionError) as error:
+                reason = str(error)
+        if reason is not None:
+            size = bits.numel() if isinstance(bits, Tensor) else 0
+            raise ValueError(f"The checkpoint is broken: `{name}` of {size} bits is no expansion record: {reason}.")
+        splits = {key: [Split(**split) for split in history] for key, history in found["splits"].items()}
+        return cls(found["shapes"], splits, found["attributes"])
+
+
+def _no_bits(bits: Tensor) -> str | None:
+    if bits.is_meta:
+        return "it is on the meta device, where tensors have no values"
+    if bits.dtype != torch.bool or bits.dim() != 1 or bits.numel() % 8:
+        return f"it is {bits.dtype} {tuple(bits.shape)}"
+    return None
 
 
 def record_of(module: nn.Module) -> Record | None:

@@ -231,11 +231,11 @@ CASES: list[tuple[dict[str, Tensor], str]] = [
     (broken(**{"0__weight": None}), "do not fit: `0.weight` was split in one and is missing in the other"),
     (
         broken(**{f"0__{RECORD}": torch.ones(9, dtype=torch.bool)}),
-        f"`{RECORD}` of 9 bits is no expansion record",
+        rf"is broken: `0\.{RECORD}` of 9 bits is no expansion record",
     ),
     (
         broken(**{f"3__{RECORD}": torch.ones(9, dtype=torch.bool)}),
-        f"`{RECORD}` of 9 bits is no expansion record",
+        rf"is broken: `3\.{RECORD}` of 9 bits is no expansion record",
     ),
     (
         broken(**{"0__fpe_mask_weight": torch.ones(3, 3, dtype=torch.bool)}),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,16 +18,28 @@ from fpe_lightning.sparse import Record, Split, parents_of, record_of
 from fpe_lightning.sparse.record import RECORD
 
 names = st.text(min_size=1, max_size=8)
-splits = st.builds(Split, *[st.integers(0, 2**40)] * 5)
+grown = st.tuples(st.integers(0, 2**20), st.integers(0, 2**20)).map(lambda pair: [pair[0], sum(pair)])
 
 
-@given(
-    st.dictionaries(names, st.lists(st.integers(0, 2**40), max_size=4), max_size=3),
-    st.dictionaries(names, st.lists(splits, max_size=3), max_size=3),
-    st.dictionaries(names, st.tuples(st.integers(), st.integers()).map(list), max_size=3),
-)
-def test_round_trip_of_any_record(shapes: dict, history: dict, attributes: dict) -> None:
-    record = Record(shapes, history, attributes)
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[int], list[Split]]:
+    """A shape, and splits that can have happened to it."""
+    shape, splits = draw(st.lists(st.integers(1, 2**10), min_size=1, max_size=4)), []
+    now = list(shape)
+    for _ in range(draw(st.integers(0, 3))):
+        dim, run, alpha = draw(st.integers(0, len(now) - 1)), draw(st.integers(1, 3)), draw(st.integers(2, 5))
+        if now[dim] < run:
+            continue
+        length = run * draw(st.integers(1, now[dim] // run))
+        splits.append(Split(dim, draw(st.integers(0, now[dim] - length)), length, run, alpha))
+        now[dim] += (alpha - 1) * length
+    return shape, splits
+
+
+@given(st.dictionaries(names, histories(), max_size=3), st.dictionaries(names, grown, max_size=3))
+def test_round_trip_of_any_record(tensors: dict, attributes: dict) -> None:
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    record = Record(shapes, {name: splits for name, (_, splits) in tensors.items()}, attributes)
     bits = record.encode()
     assert bits.dtype == torch.bool
     assert Record.decode(bits) == record
@@ -67,3 +83,58 @@ def test_parents_over_three_splits() -> None:
 def test_what_is_no_record_is_named(bits: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=rf"`{RECORD}` of {len(bits)} bits is no expansion record"):
         Record.decode(bits)
+
+
+SPLIT = {"dim": 0, "start": 0, "length": 8, "run": 1, "alpha": 2}
+
+
+def told(shape: Any = (8, 64), attributes: Any = None, **change: Any) -> Any:
+    split = {key: value for key, value in {**SPLIT, **change}.items() if value != "missing"}
+    return {"shapes": {"weight": shape}, "splits": {"weight": [split]}, "attributes": attributes or {}}
+
+
+LIES = [
+    *([1, 2], 7, None, {}, {"shapes": {}, "splits": {}}, {"shapes": [], "splits": {}, "attributes": {}}),
+    *(told(shape) for shape in (8, "8", None, [-8, 64], [8.0, 64], ["8", 64], [True, 64], [10**13, 64], [7, 64])),
+    *(told([8, 64], **{key: value}) for key in SPLIT for value in ("2", 2.0, None, True, [1], -1, 10**13, "missing")),
+    *(told([8, 64], run=run) for run in (0, 3, 16)),
+    *(told([8, 64], **change) for change in ({"dim": 2}, {"start": 1}, {"length": 0}, {"alpha": 0}, {"alpha": 1})),
+    told([8, 64], extra=1),
+    *(told([8, 64], {"out_features": value}) for value in (16, [8], [8, 16, 32], [8, "16"], [16, 8], [8, [16]])),
+    *(told([8, 64], {"out_features": value}) for value in ([True, True], [[8], [16, 16]], [8, 1e9], None, [-1, 8])),
+    {"shapes": {"weight": [8]}, "splits": {}, "attributes": {}},
+    {"shapes": {"weight": [8]}, "splits": {"weight": {}}, "attributes": {}},
+    {"shapes": {"weight": [8]}, "splits": {"weight": [[0, 0, 8, 1, 2]]}, "attributes": {}},
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=repr)
+def test_what_cannot_have_happened_is_refused(lie: Any) -> None:
+    text = json.dumps(lie).encode()
+    bits = torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool))
+    with pytest.raises(ValueError, match=rf"^The checkpoint is broken: `{RECORD}` of \d+ bits is no expansion record"):
+        Record.decode(bits)
+
+
+@pytest.mark.parametrize("text", [b"[" * 200_000, b"\xff\xfe", b"NaN", b"1" * 10_000, b"{"])
+def test_other_text_is_refused(text: bytes) -> None:
+    bits = torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool))
+    with pytest.raises(ValueError, match="is no expansion record"):
+        Record.decode(bits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda bits: bits.float(),
+            lambda bits: bits.view(8, -1),
+            lambda bits: bits[:-1],
+            lambda bits: bits.to("meta"),
+        ),
+        *(lambda bits: bits[:1].expand(8 * 10**12), lambda bits: bits.to_sparse(), lambda bits: None),
+    ],
+)
+def test_other_tensors_are_refused(change: Any) -> None:
+    with pytest.raises(ValueError, match="is no expansion record"):
+        Record.decode(change(Record({"weight": [8]}, {"weight": [Split(0, 0, 8, 1, 2)]}).encode()))

@@ -113,7 +113,7 @@ def changing(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
     for name, module in model.named_modules():
         path = f"{name}." if name else ""
         bits = state.get(path + RECORD)
-        live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits)
+        live, incoming = record_of(module) or Record(), Record() if bits is None else Record.decode(bits, path + RECORD)
         if live != incoming:
             yield from (path + key for key in live.shapes | incoming.shapes)
 

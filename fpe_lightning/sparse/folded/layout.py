@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import HEADER, encode, find_fold, fold_of
+from fpe_lightning.sparse.folded.codes import (
+    HEADER,
+    MOST_CHILDREN,
+    bytes_of,
+    decode,
+    encode,
+    find_fold,
+    fold_of,
+)
 from fpe_lightning.sparse.folded.layers import (
     CODES,
     FoldedConv1d,
@@ -18,6 +26,25 @@ from fpe_lightning.sparse.folded.layers import (
 from fpe_lightning.sparse.folded.moves import FoldMoves
 from fpe_lightning.sparse.folded.products import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
+
+LEAST = 2**18
+"""Entries of a weight, at least, by the rule of :func:`pays`: 512 inputs of 512 neurons."""
+
+
+def pays(shape: torch.Size) -> bool:
+    """Whether a weight should be folded rather than masked, for ``layout="by_shape"``: a rule on its shape alone.
+
+    A folded weight takes the memory of its parent at every size, and one optimizer pass instead of ``alpha``. Below
+    this size both are small, and the fixed costs of unfolding are what one sees (``docs/results/layouts.md``).
+
+    Args:
+        shape: That of the weight before the split.
+
+    Example:
+        >>> pays(torch.Size([512, 64])), pays(torch.Size([512, 512]))
+        (False, True)
+    """
+    return shape.numel() >= LEAST
 
 
 class Folded(Layout):
@@ -50,13 +77,12 @@ class Folded(Layout):
         return {CODES: encode(mask, fold)}
 
     @override
-    def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
-        if reason := self.cannot_hold(module):
-            return reason
+    def malformed(self, structure: Structure) -> str | None:
         codes = structure[CODES]
-        if codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER or fold_of(codes).codes < 2:
-            return f"its codes are {codes.dtype} {tuple(codes.shape)}"
-        return None
+        if codes.is_meta or codes.dtype != torch.uint8 or codes.dim() != 1 or len(codes) <= HEADER:
+            return f"its codes are {codes.dtype} {tuple(codes.shape)} on {codes.device}"
+        fold = fold_of(codes)
+        return None if 2 <= fold.codes <= MOST_CHILDREN and fold.run and fold.column_run else f"its header says {fold}"
 
     @override
     def structure(self, module: nn.Module) -> Structure:
@@ -76,7 +102,16 @@ class Folded(Layout):
 
     @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
-        return fold_of(structure[CODES]).folded_shape(shape)
+        codes = structure[CODES]
+        fold = fold_of(codes)
+        steps = fold.children * fold.run, fold.columns * fold.column_run
+        uneven = len(shape) < 2 or shape[0] % steps[0] or shape[1] % steps[1]
+        if uneven or len(codes) != bytes_of(fold, fold.folded_shape(shape)):
+            raise ValueError(f"{len(codes)} bytes of codes with {fold} do not fit its shape {tuple(shape)}")
+        folded = fold.folded_shape(shape)
+        if int(decode(codes, fold, folded).max()) > fold.codes:
+            raise ValueError(f"some code is above {fold.codes}")
+        return folded
 
     @override
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:

@@ -66,7 +66,24 @@ class Grouped(Layout):
         return {BLOCKS: best}
 
     @override
+    def malformed(self, structure: Structure) -> str | None:
+        blocks = structure[BLOCKS]
+        if blocks.is_meta or blocks.dtype != torch.bool or blocks.dim() != 2 or not bool(blocks.any()):
+            return f"its blocks are {blocks.dtype} {tuple(blocks.shape)} on {blocks.device}, or read no input"
+        return None
+
+    @override
+    def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
+        if reason := self.cannot_hold(module):
+            return reason
+        idle = not isinstance(module, nn.Linear) and not bool(structure[BLOCKS].any(1).all())
+        return "some block of channels reads no input at all" if idle else None
+
+    @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
+        blocks = structure[BLOCKS]
+        if len(shape) < 2 or len(blocks) > shape[0] or blocks.shape[1] != shape[1]:
+            raise ValueError(f"blocks of shape {tuple(blocks.shape)} do not fit its shape {tuple(shape)}")
         return torch.Size([count_blocks(structure[BLOCKS], shape[0]) * math.prod(shape[2:]), 1])
 
     @override

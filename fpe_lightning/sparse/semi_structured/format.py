@@ -16,6 +16,8 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
+from fpe_lightning.sparse.memory import not_of_its_own
+
 MULTIPLE = 64
 """Rows and columns have to be multiples of this, so that every kernel takes the weight and its transpose."""
 
@@ -94,3 +96,43 @@ def unpack_semi_structured(values: Tensor, places: Tensor) -> Tensor:
     """
     dense: Tensor = sparse_semi_structured_to_dense_cutlass(values, places)
     return dense
+
+
+def checked_unpack(name: str, values: Tensor, places: Tensor | None) -> Tensor:
+    """Unpack tensors of a checkpoint, which anybody may have made.
+
+    Args:
+        name: Name of the values in the checkpoint.
+        values: The values.
+        places: Their places; None where the checkpoint has none.
+
+    Returns:
+        The weight, ``(rows, inputs)``.
+
+    Raises:
+        ValueError: If a tensor is missing, of another shape or dtype, or has places that :func:`pack_semi_structured`
+            never writes, or its entries share memory.
+
+    Example:
+        >>> checked_unpack("0.fpe_values", torch.zeros(64, 32, dtype=torch.float16), None)
+        Traceback (most recent call last):
+        ...
+        ValueError: The checkpoint is broken: `0.fpe_values` has no places.
+    """
+    broken = f"The checkpoint is broken: `{name}`"
+    if places is None:
+        raise ValueError(f"{broken} has no places.")
+    if reason := not_of_its_own(values) or not_of_its_own(places):
+        raise ValueError(f"{broken} cannot be unpacked, as {reason}.")
+    each, dtype = (16, torch.int32) if values.dtype == torch.int8 else (8, torch.int16)
+    whole = values.dtype in PACKED_DTYPES and values.dim() == 2 and values.numel() > 0
+    whole = whole and len(values) % MULTIPLE == 0 and values.shape[1] % (MULTIPLE // 2) == 0
+    whole = whole and places.dtype == dtype and places.shape == (len(values), values.shape[1] // each)
+    if not whole or values.is_meta or places.is_meta:
+        found = f"{values.dtype} {tuple(values.shape)}, and its places are {places.dtype} {tuple(places.shape)}"
+        raise ValueError(f"{broken} is {found}.")
+    weight = unpack_semi_structured(values, places)
+    # Other places would say the same of some weights, and put two values into one entry of others.
+    if not torch.equal(sparse_semi_structured_from_dense_cutlass(weight)[1], places):
+        raise ValueError(f"{broken} has places that no packed weight has.")
+    return weight

@@ -44,6 +44,13 @@ class SemiStructured(Layout):
         return {MARK: torch.ones((), dtype=torch.bool, device=device)}
 
     @override
+    def malformed(self, structure: Structure) -> str | None:
+        mark = structure[MARK]
+        if mark.is_meta or mark.dtype != torch.bool or mark.dim() or not bool(mark):
+            return f"the mark is {mark.dtype} {tuple(mark.shape)} on {mark.device}, or False"
+        return None
+
+    @override
     def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
         return self.cannot_hold(module) or ("it has no mask" if mask is None else not_semi_structured(mask))
 

@@ -17,7 +17,12 @@ from fpe_lightning.sparse.guard import mask_name
 from fpe_lightning.sparse.layout import PLAN
 from fpe_lightning.sparse.masked import set_mask
 from fpe_lightning.sparse.prepared import PreparedModule
-from fpe_lightning.sparse.semi_structured.format import DTYPES, pack_semi_structured, unpack_semi_structured
+from fpe_lightning.sparse.semi_structured.format import (
+    DTYPES,
+    checked_unpack,
+    pack_semi_structured,
+    unpack_semi_structured,
+)
 from fpe_lightning.sparse.semi_structured.kernels import backend_of, multiply
 from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
 from fpe_lightning.sparse.semi_structured.layout import set_semi_structured
@@ -191,12 +196,15 @@ def unpacked_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Entries that are zero count as masked, as the packed form does not distinguish them. The versions of layers, which
     torch keeps next to the entries, stay.
+
+    Raises:
+        ValueError: If packed tensors are not whole.
     """
     # A shallow copy keeps `_metadata`, the versions that some layers read when they load.
     result = copy.copy(state_dict) if isinstance(state_dict, OrderedDict) else dict(state_dict)
     for name in packed_layers(state_dict):
         path = f"{name}." if name else ""
-        weight = unpack_semi_structured(result.pop(path + VALUES), result.pop(path + PLACES))
+        weight = checked_unpack(path + VALUES, result.pop(path + VALUES), result.pop(path + PLACES, None))
         result[path + "weight"] = weight
         result[path + mask_name("weight")] = weight != 0
         result[path + MARK] = torch.ones((), dtype=torch.bool, device=weight.device)
