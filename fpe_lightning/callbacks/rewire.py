@@ -17,7 +17,7 @@ from fpe_lightning.callbacks.lightnings import MisconfigurationException, loaded
 from fpe_lightning.callbacks.rewire_schedule import RewireSchedule
 from fpe_lightning.callbacks.structure_on_load import StructureOnLoad
 from fpe_lightning.rewiring import GradientSums, RewireReport, Weight, movable_weights, rewire
-from fpe_lightning.rewiring.rewire import check_arguments, nothing_masked
+from fpe_lightning.rewiring.update import check_arguments, nothing_masked
 from fpe_lightning.rewiring.weights import check_layers, is_dense
 
 MOMENTUM = 0.9

@@ -205,7 +205,7 @@ def dense_gradients(
         dense: See :func:`~fpe_lightning.rewiring.weights.movable_weights`.
 
     Yields:
-        The sums, for :func:`~fpe_lightning.rewiring.rewire.rewire`: one float32 tensor of the dense shape each.
+        The sums, for :func:`~fpe_lightning.rewiring.update.rewire`: one float32 tensor of the dense shape each.
 
     Example:
         >>> import fpe_lightning as fpe
