@@ -184,12 +184,12 @@ def note_shape(module: nn.Module, name: str) -> None:
         >>> layer = nn.Linear(4, 2)
         >>> note_shape(layer, "weight")
         >>> record_of(layer)
-        Record(shapes={'weight': [2, 4]}, splits={}, attributes={})
+        Record(shapes={'weight': [2, 4]}, splits={'weight': []}, attributes={})
     """
     record = record_of(module) or Record()
     if name not in record.shapes:
         parameter = module.get_parameter(name)
-        record.shapes[name] = list(parameter.shape)
+        record.shapes[name], record.splits[name] = list(parameter.shape), []
         module.register_buffer(RECORD, record.encode().to(parameter.device))
 
 
