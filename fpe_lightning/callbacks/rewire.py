@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,9 @@ from typing_extensions import override
 
 from fpe_lightning.callbacks.averages import averages_of, holders_of_shadows
 from fpe_lightning.callbacks.expansion import ExpansionCallback
-from fpe_lightning.callbacks.lightnings import MisconfigurationException, loaded
+from fpe_lightning.callbacks.lightnings import MisconfigurationException
+from fpe_lightning.callbacks.rewire_log import RewireLog
+from fpe_lightning.callbacks.rewire_ranks import check_masks_agree, check_strategy
 from fpe_lightning.callbacks.rewire_schedule import RewireSchedule
 from fpe_lightning.callbacks.structure_on_load import StructureOnLoad
 from fpe_lightning.rewiring import GradientSums, RewireReport, Weight, movable_weights, rewire
@@ -29,12 +30,16 @@ class Rewire(StructureOnLoad):
     The number of non-zeros stays the same at every step. Every masked weight takes part: of a split (before, at and
     after it, in either order of the callbacks), of a wide and sparse start (:func:`~fpe_lightning.sparsify`), and of
     folded weights, which stay folded. An update happens before a training batch, so that validation and checkpoints at
-    the end of an epoch see weights that were trained. The share of weights that moves falls by a half cosine over the
-    run.
+    the end of an epoch see weights that were trained. A split starts the window over. The share of weights that moves
+    falls by a half cosine over the run.
 
     A masked layer computes its dense gradient in any case; the callback adds it to one sum a layer inside of the window
     before an update, and holds nothing outside of it. A shorter ``window`` saves that memory (4 bytes for each entry of
-    the dense weight, of the parent's for a folded one) and the addition, for most of the run.
+    the dense weight, of the parent's for a folded one) and the addition, for most of the run. See
+    ``docs/rewiring.md`` for measured times.
+
+    Every logger gets ``rewire/moved``, and ``moved``, ``overlap`` (with the first mask) and ``mean_fan_in`` of each
+    weight, at each update; TensorBoard also a histogram of the fan-in, and at the end a figure of the mask over time.
 
     Args:
         method: ``"rigl"`` grows by gradient, ``"set"`` at random, which needs no window.
@@ -85,12 +90,14 @@ class Rewire(StructureOnLoad):
         self.schedule = RewireSchedule(every, until, window, fraction)
         self.layers = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
         self.averages = [averages] if isinstance(averages, str) else list(averages)
+        self._log = RewireLog()
         self.reports: list[RewireReport] = []
         """One report for each update of this process, oldest first."""
         self._reset()
 
     def _reset(self) -> None:
         self.reports.clear()
+        self._log = RewireLog()
         self._steps = 0
         self._last = 0
         self._updates = 0
@@ -111,7 +118,7 @@ class Rewire(StructureOnLoad):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        _check_strategy(trainer)
+        check_strategy(trainer)
         self.schedule.check(trainer)
         if trainer.current_epoch == trainer.global_step == 0:
             self._reset()
@@ -201,6 +208,10 @@ class Rewire(StructureOnLoad):
         super().teardown(trainer, pl_module, stage)
 
     @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log.draw(trainer)
+
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._updates and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
@@ -229,6 +240,7 @@ class Rewire(StructureOnLoad):
         if trainer.world_size > 1:
             for total in (self._sums or {}).values():
                 total.add_up(self._sum_of, keep=True)
+        self._log.see(trainer, weights)
         report = rewire(
             pl_module,
             self._sums,
@@ -247,7 +259,8 @@ class Rewire(StructureOnLoad):
         )
         self._updates += 1
         self.reports.append(report)
-        _check_ranks(trainer, weights)
+        check_masks_agree(trainer, weights)
+        self._log.log(trainer, report, weights)
 
     def _sum_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
@@ -259,6 +272,7 @@ class Rewire(StructureOnLoad):
     @override
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"steps": self._steps, "last": self._last, "updates": self._updates}
+        state["log"] = self._log.state_dict()
         if self._sums is not None:
             # One file for all processes: the first one keeps the sum of all, and the others begin at zero.
             if self._world is not None and self._world.world_size > 1:
@@ -270,38 +284,7 @@ class Rewire(StructureOnLoad):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._steps, self._last, self._updates = (state_dict[key] for key in ("steps", "last", "updates"))
+        self._log.load_state_dict(state_dict.get("log", {}))
         self._sums, self._saved = None, state_dict.get("sums")
         if self._saved is not None and self._world is not None and not self._world.is_global_zero:
             self._saved = GradientSums.emptied(self._saved)
-
-
-def _check_strategy(trainer: pl.Trainer) -> None:
-    """Refuse strategies under which a process does not hold whole weights, or which were never tried."""
-    single, other = ("SingleDeviceStrategy", "DDPStrategy"), ("DeepSpeedStrategy", "XLAStrategy")
-    if not isinstance(trainer.strategy, loaded("strategies", *single)) or isinstance(
-        trainer.strategy, loaded("strategies", *other)
-    ):
-        raise MisconfigurationException(
-            f"Rewire needs whole weights and gradients on every process; found {type(trainer.strategy).__name__}. Use "
-            'one device or `strategy="ddp"`, or leave the callback out.'
-        )
-
-
-def _check_ranks(trainer: pl.Trainer, weights: Sequence[Weight]) -> None:
-    """Compare the masks of all processes."""
-    if trainer.world_size == 1:
-        return
-    digest = hashlib.sha256()
-    for weight in weights:
-        digest.update(weight.held.cpu().numpy().tobytes())
-    number = int.from_bytes(digest.digest()[:7], "big")
-    local = torch.tensor(number, dtype=torch.int64, device=trainer.strategy.root_device)
-    found = trainer.strategy.all_gather(local)
-    assert isinstance(found, torch.Tensor)
-    differing = [rank for rank, each in enumerate(found.flatten().tolist()) if each != number]
-    if differing:
-        raise RuntimeError(
-            f"After an update of Rewire, rank {', '.join(map(str, differing))} has other masks than rank "
-            f"{trainer.global_rank}. Every rank needs the same weights: give all ranks the same seed, and do not "
-            "change weights on one rank."
-        )

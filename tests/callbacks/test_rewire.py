@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from boring import Plain, equal, loader, network, outcome, resumable, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fpe_lightning as fpe
 from fpe_lightning.callbacks import ExpansionCallback, Rewire
@@ -349,3 +351,38 @@ def test_compiled_modules() -> None:
             masks.append(counting.masks[-1])
             assert len(counting.counts) == 1
         assert torch.equal(*masks)
+
+
+class TestLogs:
+    """What loggers get."""
+
+    def test_scalars_a_histogram_and_a_figure(self, tmp_path: Path) -> None:
+        class Kept(TensorBoardLogger):
+            seen: ClassVar[list[tuple[int, dict[str, float]]]] = []
+
+            def log_metrics(self, metrics: Any, step: Any = None) -> None:
+                if "rewire/moved" in metrics:
+                    self.seen.append((step, dict(metrics)))
+                super().log_metrics(metrics, step)
+
+        logger = Kept(tmp_path)
+        module = Sparse()
+        fit(module, Rewire(every=4, until=1.0), logger=logger, log_every_n_steps=1)
+        assert [step for step, _ in logger.seen] == [4, 8, 12, 16, 20]
+        shares = [metrics["rewire/net.0.weight/overlap"] for _, metrics in logger.seen]
+        assert all(0 < share < 1 for share in shares)
+        assert all(
+            metrics["rewire/net.0.weight/mean_fan_in"] == logger.seen[0][1]["rewire/net.0.weight/mean_fan_in"]
+            for _, metrics in logger.seen
+        )
+        events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "histograms": 0})
+        events.Reload()
+        assert {"rewire/net.0.weight/fan_in", "rewire/net.3.weight/fan_in"} <= set(events.Tags()["histograms"])
+        assert {"rewire/net.0.weight/mask", "rewire/net.3.weight/mask"} <= set(events.Tags()["images"])
+
+    def test_a_split_begins_the_history_of_its_masks_again(self, tmp_path: Path) -> None:
+        callback = Rewire(every=2, until=1.0)
+        split = ExpansionCallback(fpe.Paper(alpha=2, prune="incoming", layout="folded"), step=5)
+        fit(Sparse(), callback, split, logger=TensorBoardLogger(tmp_path))
+        corners = callback._log._corners["net.0.weight"]
+        assert {corner.shape for corner in corners} == {(48, 48)}
