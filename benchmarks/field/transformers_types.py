@@ -178,6 +178,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "segformer": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 16, 32, 32], "num_attention_heads": [1, 1, 2, 2]},
     "hubert": {"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_conv_pos_embeddings": 8},
     "lilt": {"hidden_size": 48},
+    "bart": {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0},
     "led": {"attention_window": 8, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
     "longt5": {"local_radius": 4, "global_block_size": 4},
     "big_bird": {"attention_type": "original_full"},

@@ -15,11 +15,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
+from fpe_lightning.expansion.auto import Auto
 from fpe_lightning.expansion.by_shape import ByShape
 from fpe_lightning.expansion.checks import check_unwrapped, check_whole
 from fpe_lightning.expansion.compact import fits_compact, put_in_place
@@ -51,7 +52,7 @@ def expand(
     model: nn.Module,
     expansion: AnyExpansion | None = None,
     *,
-    alpha: int | None = None,
+    alpha: int | Literal["auto"] | None = None,
     seed: int | None = None,
     example_inputs: Any = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
@@ -72,7 +73,8 @@ def expand(
         expansion: How to expand (see :mod:`fpe_lightning.expansion.config`), such as ``fpe.Paper(alpha=4)``; or a
             mapping from names or globs of sites to such objects, of which the first that matches a site counts, and
             sites that none matches are left out. None stands for ``fpe.ByShape()``.
-        alpha: Children of each neuron: short for ``fpe.ByShape(alpha=alpha)``, in place of ``expansion``.
+        alpha: Children of each neuron: short for ``fpe.ByShape(alpha=alpha)``, in place of ``expansion``. ``"auto"`` is
+            short for ``fpe.Auto()``: as many as suit each site, or none.
         seed: Short for ``fpe.ByShape(seed=seed)``, in place of ``expansion``.
         example_inputs: The inputs of the model's forward: a tensor, a tuple of arguments or a dict of keyword
             arguments. They are needed to find the sites, unless ``sites`` holds them or the model has an
@@ -173,7 +175,7 @@ def expand(
 
 
 def resolve_expansion(
-    expansion: AnyExpansion | None = None, alpha: int | None = None, seed: int | None = None
+    expansion: AnyExpansion | None = None, alpha: int | Literal["auto"] | None = None, seed: int | None = None
 ) -> AnyExpansion:
     """The expansion that the arguments of ``expand`` and of ``ExpansionCallback`` stand for.
 
@@ -186,6 +188,8 @@ def resolve_expansion(
         ByShape(alpha=4, optimizer_state='keep', seed=0, layout='by_shape')
     """
     short = {name: value for name, value in (("alpha", alpha), ("seed", seed)) if value is not None}
+    if expansion is None and alpha == "auto":
+        expansion, short = Auto(seed=seed or 0), {}
     if expansion is None:
         expansion, short = ByShape(**short), {}  # type: ignore[arg-type]
     if short:
@@ -235,7 +239,7 @@ def choose_splits(
         own = [site for site, found_for in pairs if found_for is each]
         others = [site for site, found_for in pairs if found_for is not each]
         splits |= {split.site.name: split for split in each.fit(data).of_sites(model, own, others)}
-    return [splits[site.name] for site, _ in pairs]
+    return [splits[site.name] for site, _ in pairs if site.name in splits]
 
 
 def _input_shapes(splits: Sequence[SiteExpansion]) -> dict[str, tuple[int, ...]]:

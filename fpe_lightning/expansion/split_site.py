@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
+from fpe_lightning.expansion.advice import warn_if_costly
 from fpe_lightning.expansion.assign import assign_inputs, common_group, draw_shares, partition_outputs
 from fpe_lightning.expansion.compact import assign_blocks
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.prune import prune_site
-from fpe_lightning.expansion.report import SiteReport, warn_if_costly
+from fpe_lightning.expansion.report import SiteReport
 from fpe_lightning.partitions import SharedPartition
 from fpe_lightning.sites import Axis, Site
 from fpe_lightning.sparse.layout import LAYOUTS
@@ -102,7 +103,8 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
 
     excess = _count(draft, everything) - before
     if split.expansion.outgoing == "copy" and not split.together:
-        warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
+        child, more = incoming_before / (alpha * original.width), (alpha - 1) * original.width
+        warn_if_costly(f"{site.name} by alpha={alpha}", incoming_before, excess, child, excess / more)
     prune_site(draft, split, site, excess, group, in_order=site is not original)
     return counts
 

@@ -147,6 +147,20 @@ def test_size_read_from_another_width() -> None:
     assert found["b"].startswith("hard-coded size")
 
 
+def test_sites_that_fit_alone_but_not_together() -> None:
+    """Each of two widths may grow, but the forward allows no more than 28 units in both."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        first, second = F.relu(self.a(x)), F.relu(self.b(x))
+        if first.shape[1] + second.shape[1] > 28:
+            raise RuntimeError("too wide")
+        return self.c(first) + self.d(second)
+
+    model = Net(forward, a=nn.Linear(16, 8), b=nn.Linear(16, 8), c=nn.Linear(8, 3), d=nn.Linear(8, 3))
+    assert [site.name for site in find_sites(model, torch.randn(2, 16))] == ["a"]
+    assert reasons(model, torch.randn(2, 16))["b"] == "it cannot be widened together with the sites before it"
+
+
 def test_projection_that_is_a_buffer() -> None:
     model = Net(lambda self, x: self.head(F.relu(x @ self.projection)), head=nn.Linear(6, 3))
     model.register_buffer("projection", torch.randn(8, 6))
