@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
+from fpe_lightning.sparse.folded.codes import Fold, bytes_of, fold_of, has_pruned, unpruned
 from fpe_lightning.sparse.folded.products import Show, apply_unfolded, linear
-from fpe_lightning.sparse.guard import GuardedModule, show_gradient
+from fpe_lightning.sparse.guard import GuardedModule, guard, show_gradient
 from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
@@ -60,7 +60,14 @@ class FoldedModule(GuardedModule, PreparedModule):
             return super().fpe_mask_of(name)
         if len(plan.codes) != bytes_of(plan.fold, weight.shape):
             return None
-        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.codes
+        return unpruned(plan.codes, plan.fold, weight.shape)
+
+    @override
+    def guard_parameters(self) -> None:
+        """Add the hooks where some place is pruned; to ask for the mask itself would unpack it."""
+        plan = self.__dict__.get("fpe_plan")
+        if plan is not None and plan.pruned:
+            guard(self, "weight")
 
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -85,10 +92,6 @@ class FoldedModule(GuardedModule, PreparedModule):
             weight = weight.to(torch.get_autocast_dtype(kind))
         return weight
 
-    def fpe_show(self, rows: slice, gradient: Tensor) -> None:
-        """Show the gradient of some rows of the wide weight, which is gone after the backward pass."""
-        show_gradient(self, "weight", gradient, rows)
-
     def as_leaf(self, input: torch.fx.Proxy) -> Any:
         """One node of a graph that torch.fx traces, as the plain layer is one."""
         tracer: Any = input.tracer
@@ -97,6 +100,29 @@ class FoldedModule(GuardedModule, PreparedModule):
     @override
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded={self.fpe_plan.fold.codes}"
+
+    def product(self, input: Tensor, bias: Tensor | None, inputs_first: bool = False) -> Tensor:
+        """The product of a linear layer, in the precision of autocast where it is on."""
+        weight, plan = self.fpe_weight(input), self.fpe_plan
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and input.is_floating_point():
+            dtype = torch.get_autocast_dtype(kind)
+            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        if self.fpe_observed:
+            return _observed_linear(input, weight, bias, plan, inputs_first, self.fpe_show)
+        return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, inputs_first)
+
+    def fpe_show(self, rows: slice, gradient: Tensor) -> None:
+        """Show the gradient of some rows of the wide weight, which is gone after the backward pass."""
+        show_gradient(self, "weight", gradient, rows)
+
+
+@torch.compiler.disable
+def _observed_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, plan: FoldPlan, inputs_first: bool, show: Show
+) -> Tensor:
+    """The same product, outside of compiled code, in which no gradient of a piece can be seen."""
+    return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, inputs_first, show)
 
 
 class FoldedLinear(FoldedModule, nn.Linear):
@@ -108,21 +134,19 @@ class FoldedLinear(FoldedModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
-        weight, plan = self.fpe_weight(input), self.fpe_plan
-        bias: Tensor | None = self.bias
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind) and input.is_floating_point():
-            dtype = torch.get_autocast_dtype(kind)
-            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
-        if self.fpe_observed:
-            return _observed_linear(input, weight, bias, plan, self.fpe_show)
-        return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned)
+        return self.product(input, self.bias)
 
 
-@torch.compiler.disable
-def _observed_linear(input: Tensor, weight: Tensor, bias: Tensor | None, plan: FoldPlan, show: Show) -> Tensor:
-    """The same product, outside of compiled code, in which no gradient of a piece can be seen."""
-    return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, show)
+class FoldedTransposed(FoldedModule):
+    """The same for a layer whose weight has its inputs first, folded or not."""
+
+    bias: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
+        return self.product(input, self.bias, inputs_first=True)
 
 
 class _FoldedConv(FoldedModule):
