@@ -10,6 +10,7 @@ the optimizer. Both arms take turns, in CPU time of one thread; the last column 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -31,13 +32,15 @@ NETS = {
 """Inputs, two hidden widths before the split by two, outputs, and batch."""
 
 
-def step_of(sizes: tuple[int, ...], optimizer: type[torch.optim.Optimizer], guarded: bool) -> Callable[[], None]:
+def step_of(
+    sizes: tuple[int, ...], layout: str, optimizer: type[torch.optim.Optimizer], guarded: bool
+) -> Callable[[], None]:
     """A training step of a split network."""
     torch.manual_seed(0)
     inputs, first, second, outputs, batch = sizes
     layers = (nn.Linear(inputs, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, outputs))
     model, x = nn.Sequential(*layers), torch.randn(batch, inputs)
-    fpe.expand(model, fpe.Paper(alpha=2), example_inputs=x)
+    fpe.expand(model, fpe.Paper(alpha=2, layout=layout), example_inputs=x)
     if not guarded:
         for parameter in model.parameters():
             hooks = parameter._backward_hooks or {}
@@ -75,20 +78,28 @@ def compare(with_it: Callable[[], None], without: Callable[[], None], rounds: in
 
 
 def main() -> None:
-    """Print one row for each net and optimizer."""
+    """Print one row for each net, layout and optimizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400, help="steps of each arm")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     table = Table(title=f"Guard of masks: {machine(torch.device('cpu'))}")
-    for column in ("net", "optimizer", "ms with, least", "ms without, least", "ratio of least", "median ratio"):
-        table.add_column(column, justify="left" if column in ("net", "optimizer") else "right")
-    for name, sizes in NETS.items():
-        many = rounds if sizes[1] > 100 else 10 * rounds
-        for optimizer in (torch.optim.SGD, torch.optim.AdamW):
-            least, base, ratio = compare(step_of(sizes, optimizer, True), step_of(sizes, optimizer, False), many)
-            figures = (f"{1e3 * least:.3f}", f"{1e3 * base:.3f}", f"{least / base:.3f}", f"{ratio:.3f}")
-            table.add_row(name, optimizer.__name__, *figures)
+    for column in (
+        "net",
+        "layout",
+        "optimizer",
+        "ms with, least",
+        "ms without, least",
+        "ratio of least",
+        "median ratio",
+    ):
+        table.add_column(column, justify="left" if column in ("net", "layout", "optimizer") else "right")
+    for name, layout, optimizer in itertools.product(NETS, ("masked", "folded"), (torch.optim.SGD, torch.optim.AdamW)):
+        arms = [step_of(NETS[name], layout, optimizer, guarded) for guarded in (True, False)]
+        many = rounds if NETS[name][1] > 100 else 10 * rounds
+        least, base, ratio = compare(arms[0], arms[1], many)
+        figures = (f"{1e3 * least:.3f}", f"{1e3 * base:.3f}", f"{least / base:.3f}", f"{ratio:.3f}")
+        table.add_row(name, layout, optimizer.__name__, *figures)
     Console(width=max(120, Console().width)).print(table)
 
 
