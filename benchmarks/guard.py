@@ -14,6 +14,7 @@ import itertools
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,7 +34,7 @@ NETS = {
 
 
 def step_of(
-    sizes: tuple[int, ...], layout: str, optimizer: type[torch.optim.Optimizer], guarded: bool
+    sizes: tuple[int, ...], layout: Any, optimizer: type[torch.optim.Optimizer], guarded: bool
 ) -> Callable[[], None]:
     """A training step of a split network."""
     torch.manual_seed(0)
