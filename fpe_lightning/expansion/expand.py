@@ -26,6 +26,7 @@ from fpe_lightning.expansion.checks import check_unwrapped, check_whole
 from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.config import AnyExpansion, BaseExpansion, Data, SiteExpansion
 from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.folded import fits_folded
 from fpe_lightning.expansion.layout_choice import choose_storage
 from fpe_lightning.expansion.optimizer import follow_states
 from fpe_lightning.expansion.optimizer_parts import listed
@@ -127,10 +128,10 @@ def expand(
         check_whole(model, [split.site for split in splits])
         # Steps 1 to 3, in a draft.
         draft = Draft(model)
-        compact = fits_compact(model, splits, optimizers)
+        compact = fits_compact(model, splits, optimizers) | fits_folded(model, splits, optimizers)
         counts, reports = [], []
         for split in splits:
-            counts.append(split_site(draft, split, split.site.name in compact))
+            counts.append(split_site(draft, split, compact))
             reports.append(counts[-1].report(draft))  # before a later site prunes weights that both touch
         if prune_together(draft, splits):
             reports = [each.report(draft) for each in counts]
