@@ -28,6 +28,8 @@ GUARDED = "fpe_guarded"
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 """For each dtype the integer of as many bits. Integer products are fast, and make a zero even of NaN and infinity."""
 
+AT_ONCE = 2**20
+"""Entries of a tensor that are masked together."""
 PART = 2**17
 """Entries that are masked at a time on a CPU: a bool mask is turned into integers first, which is several times as fast
 as a product of both."""
