@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fpe_lightning.networks.folder import SavedInFolder
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention.
@@ -63,7 +65,7 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class SmallViT(nn.Module):
+class SmallViT(SavedInFolder):
     """Patches, learned positions, pre-norm blocks, and a classifier on the mean of the tokens.
 
     Sites: the hidden layer of each feed-forward network, ``blocks.0.ffn.0`` and so on. The usual width is four times
