@@ -18,6 +18,7 @@ FLOORS = (
     {"sparse"},
     {"sites", "partitions", "pruning"},
     {"expansion"},
+    {"rewiring"},
     {"command_line"},
     {"checkpoints"},
     {"interference", "networks"},
@@ -29,7 +30,7 @@ FLOORS = (
 """Rooms from the ground up: a room imports rooms of lower floors only."""
 TORCH_ALONE = (
     *("registry", "paths", "extras", "epochs", "sparse", "sites", "partitions", "pruning", "expansion", "command_line"),
-    *("checkpoints", "interference", "networks"),
+    *("rewiring", "checkpoints", "interference", "networks"),
 )
 """Rooms that never import Lightning."""
 HEAVY = {"matplotlib", "scipy", "tensorboard"}

@@ -6,12 +6,14 @@ may move zeros, and gradients may be edited before a step. Neither needs an opti
 
 Hooks of a parameter get lost where it is copied or pickled; the masked layer that owns it adds them again (see
 :class:`GuardedModule`).
+
+An observer sees the dense gradient of a parameter before it is masked (see :func:`observe`).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +32,15 @@ BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: t
 
 AT_ONCE = 2**20
 """Entries of a tensor that are masked together."""
+PART = 2**17
+"""Entries that are masked at a time on a CPU: a bool mask is turned into integers first, which is several times as fast
+as a product of both."""
+
+Observer = Callable[[Tensor, slice], None]
+"""Gets the gradient of some rows of a dense weight, detached; each row once in a backward pass. It may keep no view."""
+
+_observers: weakref.WeakKeyDictionary[nn.Module, dict[str, Observer]] = weakref.WeakKeyDictionary()
+"""Not on the modules, as copies and pickles of a module are not observed."""
 
 _installed = False
 
@@ -67,16 +78,38 @@ class GradientMask:
 
     def __call__(self, grad: Tensor) -> Tensor | None:
         """Return the gradient with zeros where the mask is False."""
+        module = self.module()
+        if isinstance(module, GuardedModule) and module.fpe_observed and module.fpe_hook_sees_dense:
+            show_gradient(module, self.name, grad)
         mask = self.mask(grad.shape)
-        # Not a product: a gradient that overflowed would leave NaN (inf * 0) at a masked place. Not in place either, as
-        # other nodes of the graph may hold this gradient.
-        return None if mask is None else torch.where(mask, grad, 0)
+        return None if mask is None else masked(grad, mask)
 
     def clean(self, parameter: Tensor) -> None:
         """Set masked entries of the parameter to zero."""
         mask = self.mask(parameter.shape)
         if mask is not None:
             zero_masked_(parameter.data, mask)
+
+
+def masked(tensor: Tensor, mask: Tensor) -> Tensor:
+    """A copy of a tensor that is zero wherever ``mask`` is False.
+
+    Args:
+        tensor: Any floating dtype.
+        mask: Bool, of the same shape and device.
+
+    Example:
+        >>> masked(torch.tensor([1.0, float("inf")]), torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+    # Not a product of floats: a gradient that overflowed would leave NaN (inf * 0) at a masked place. Not in place
+    # either, as other nodes of the graph may hold this gradient.
+    if not _by_integers(tensor):
+        return torch.where(mask, tensor, 0)
+    result, bits = torch.empty_like(tensor), BITS[tensor.dtype]
+    for new, old, kept in zip(*(_in_parts(each, bits) for each in (result, tensor)), _in_parts(mask), strict=True):
+        torch.mul(old, kept.to(bits), out=new)
+    return result
 
 
 def zero_masked_(tensor: Tensor, mask: Tensor) -> None:
@@ -92,15 +125,35 @@ def zero_masked_(tensor: Tensor, mask: Tensor) -> None:
         >>> weight
         tensor([1., 0.])
     """
-    # A product of integers with 0 and 1 is several times as fast as filling by a mask on a CPU.
-    # A CPU casts the mask to integers first: of a large tensor, a piece at a time.
-    rows = AT_ONCE * len(tensor) // tensor.numel() if tensor.is_cpu and tensor.dim() > 1 and tensor.numel() else 0
-    pairs = zip(tensor.split(rows), mask.split(rows), strict=True) if rows else [(tensor, mask)]
-    for part, kept in pairs:
-        if part.dtype in BITS:
-            part.view(BITS[part.dtype]).mul_(kept)
-        else:
-            part.masked_fill_(~kept, 0)
+    if tensor.dtype not in BITS:
+        tensor.masked_fill_(~mask, 0)
+    elif _by_integers(tensor):
+        for part, kept in zip(_in_parts(tensor, BITS[tensor.dtype]), _in_parts(mask), strict=True):
+            part.mul_(kept.to(part.dtype))
+    else:
+        tensor.view(BITS[tensor.dtype]).mul_(mask)
+
+
+def _by_integers(tensor: Tensor) -> bool:
+    """Whether integer products of parts pay: on a CPU, for a plain tensor that autograd does not follow."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and tensor.dtype in BITS
+        and tensor.layout == torch.strided
+        and tensor.dim() > 0
+        and tensor.numel() >= PART // 32
+        and not tensor.requires_grad
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of `is_grads_batched`
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _in_parts(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """A tensor in parts that fit into a cache together with their masks as integers."""
+    rows = max(1, PART * tensor.shape[0] // tensor.numel())
+    return (tensor if dtype is None else tensor.view(dtype)).split(rows)
 
 
 def guard(module: nn.Module, name: str) -> None:
@@ -123,6 +176,41 @@ def guard(module: nn.Module, name: str) -> None:
         parameter.requires_grad_(not frozen)
     setattr(parameter, GUARDED, True)
     _install()
+
+
+def observe(module: nn.Module, name: str, observer: Observer | None) -> None:
+    """Let a function see the dense gradient of a masked parameter, before it is masked; None ends it.
+
+    The gradient is that of one backward pass on this process: not yet reduced over processes, clipped or unscaled.
+
+    Args:
+        module: The module that owns the parameter and its mask, in any layout that can move weights.
+        name: Name of the parameter within ``module``.
+        observer: Gets the gradient of the dense weight and the slice of its rows; there is one observer at a time.
+
+    Example:
+        >>> from fpe_lightning.sparse.masked import set_mask
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> set_mask(layer, "weight", torch.tensor([[True, False]]))
+        >>> observe(layer, "weight", lambda gradient, rows: print(gradient))
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        tensor([[1., 1.]])
+        >>> layer.weight.grad
+        tensor([[1., 0.]])
+    """
+    if isinstance(module, GuardedModule):
+        module.fpe_observed = observer is not None
+    if observer is not None:
+        _observers.setdefault(module, {})[name] = observer
+    elif module in _observers:
+        _observers[module].pop(name, None)
+
+
+def show_gradient(module: nn.Module, name: str, gradient: Tensor, rows: slice | None = None) -> None:
+    """Show the gradient of some rows of a dense weight (None: of all) to the observer of a parameter, if it has one."""
+    observer = _observers.get(module, {}).get(name)
+    if observer is not None:
+        observer(gradient.detach(), rows or slice(0, len(gradient)))
 
 
 def is_guarded(tensor: Tensor) -> bool:
@@ -175,6 +263,11 @@ def _install() -> None:
 
 class GuardedModule(nn.Module):
     """A module with masks, which adds the hooks again wherever its parameters become others."""
+
+    fpe_hook_sees_dense = True
+    """Whether gradients that reach the hook are those of the dense weight; else the layer shows them itself."""
+    fpe_observed = False
+    """Whether some function may see dense gradients now (see :func:`observe`)."""
 
     def fpe_mask_of(self, name: str) -> Tensor | None:
         """The mask of a parameter as it is stored, bool; None where it has none."""
