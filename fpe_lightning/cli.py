@@ -17,9 +17,9 @@ import fpe_lightning.data
 import fpe_lightning.modules
 import fpe_lightning.networks  # noqa: F401
 from fpe_lightning.callbacks import CompareWithParent, ExpansionCallback, RunSummary
+from fpe_lightning.callbacks.closing import say_where_files_are
 from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.command_line import Parser
-from fpe_lightning.command_line.closing import say_where_files_are
 from fpe_lightning.extras import extra
 
 with extra("template", "The command line"):

@@ -258,7 +258,9 @@ class CompareWithParent(Callback):
         if self._parent is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         metric = next((name for name in self._metrics(trainer) if self._comparison.since_split(name)), None)
-        if metric is not None and trainer.is_global_zero:
+        # A run without a logger has a folder only where somebody named one.
+        named = trainer.log_dir is not None or folder.resolve() != Path.cwd()
+        if metric is not None and named and trainer.is_global_zero:
             self.figure_path = folder / "compare_with_parent.png"
             folder.mkdir(parents=True, exist_ok=True)
             comparison_figure(self._comparison, metric).savefig(self.figure_path)
