@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 # Classes that are imported can be named without their module: `--model=Classifier`, `--data=EmbeddingDataModule`.
@@ -15,8 +16,9 @@ import fpe_lightning.data
 import fpe_lightning.modules
 import fpe_lightning.networks  # noqa: F401
 from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.callbacks.termination import CheckpointOnTermination
 from fpe_lightning.checkpoints.file import check_checkpoint_file
-from fpe_lightning.command_line import Parser
+from fpe_lightning.command_line import Parser, end
 from fpe_lightning.extras import extra
 
 with extra("template", "The command line"):
@@ -67,7 +69,15 @@ class CLI(LightningCLI):
             parser_kwargs={"parser_mode": "omegaconf+"},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": CheckpointOnTermination()},
         )
+        if run:
+            self._end_if_terminated()
+
+    def _end_if_terminated(self) -> None:
+        """Stop where SIGTERM came after the last step, as Lightning looks at it after steps alone."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -91,17 +101,31 @@ class CLI(LightningCLI):
         path = str(self.config[self.subcommand].get("ckpt_path") or "") if self.subcommand else ""
         if not path or path in KEYWORDS or path.startswith("registry") or "://" in path:
             return
-        try:
-            check_checkpoint_file(path)
-        except ValueError as error:
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(2)
+        check_checkpoint_file(path)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last weights where no checkpoint follows a metric."""
+        self._end_if_terminated()
         config: Any = self.config["fit"]
         if not config["test_after_fit"]:
             return
         checkpoint = self.trainer.checkpoint_callback
         best = isinstance(checkpoint, ModelCheckpoint) and bool(checkpoint.best_model_path)
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a command line to its end; see :func:`~fpe_lightning.command_line.end`.
+
+    Args:
+        words: Its words; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+
+    def command(words: list[str]) -> None:
+        sys.argv[1:] = words  # Lightning warns of words that come from elsewhere
+        CLI()
+
+    return end(command, sys.argv[1:] if words is None else words)
