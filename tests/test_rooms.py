@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "fpe_lightning"
 FLOORS = (
-    {"registry", "paths", "extras", "epochs"},
+    {"registry", "paths", "extras", "epochs", "arguments"},
     {"sparse"},
     {"sites", "partitions", "pruning"},
     {"expansion"},
@@ -27,7 +27,19 @@ FLOORS = (
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""
 TORCH_ALONE = (
-    *("registry", "paths", "extras", "epochs", "sparse", "sites", "partitions", "pruning", "expansion", "command_line"),
+    *(
+        "registry",
+        "paths",
+        "extras",
+        "epochs",
+        "arguments",
+        "sparse",
+        "sites",
+        "partitions",
+        "pruning",
+        "expansion",
+        "command_line",
+    ),
     *("checkpoints", "interference", "networks"),
 )
 """Rooms that never import Lightning."""
