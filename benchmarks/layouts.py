@@ -6,7 +6,7 @@ python -m benchmarks.layouts --dtype bf16-mixed    fp32 weights under bfloat16 a
 python -m benchmarks.layouts --device cuda         on a GPU, at 2048, 8192 and 32768 tokens
 
 Every table is one run: its arms take turns, and each figure is the median of its rounds. Rows that start with "grouped"
-store and compute only the non-zeros; the others also store zeros. `pip install fpe_lightning[field]` adds rows for
+store and compute only the non-zeros; the others also store zeros. `pip install fpe_lightning[bench]` adds rows for
 rigl-torch and sparselab.
 """
 

@@ -23,6 +23,8 @@ from fpe_lightning.expansion import ExpansionWarning as ExpansionWarning
 from fpe_lightning.expansion import Paper as Paper
 from fpe_lightning.expansion import SemiStructured as SemiStructured
 from fpe_lightning.expansion import expand as expand
+from fpe_lightning.interference import feature_capacity as feature_capacity
+from fpe_lightning.interference import mean_cosine_similarity as mean_cosine_similarity
 from fpe_lightning.sites import Site as Site
 from fpe_lightning.sites import find_sites as find_sites
 from fpe_lightning.sparse import count_nonzeros as count_nonzeros

@@ -5,17 +5,24 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import fpe_lightning as fpe
 from fpe_lightning.callbacks.fsdp2.checks import TESTED
 from fpe_lightning.cli import CLI
+from fpe_lightning.commands.main import COMMANDS
+from fpe_lightning.commands.main import main as command_line
 from fpe_lightning.data import sources
 from fpe_lightning.partitions import partition
 from fpe_lightning.pruning import pruning
@@ -87,9 +94,63 @@ def test_every_link_leads_to_a_file(page: str, link: str) -> None:
     assert (folder / link).exists()
 
 
-@pytest.mark.parametrize("page", sorted(set(PAGES) - {"README.md"}))
-def test_the_readme_links_every_page(page: str) -> None:
+def pages_of(entries: Any) -> list[str]:
+    """Files in the navigation of the site, of any depth."""
+    if isinstance(entries, str):
+        return [entries]
+    parts = entries.values() if isinstance(entries, dict) else entries
+    return [page for part in parts for page in pages_of(part)]
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    listed = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(
+        page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")
+    )
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"README.md", "api.md", "contributing.md"}))
+def test_the_readme_links_every_page_of_text(page: str) -> None:
     assert f"(docs/{page})" in PAGES["README.md"]
+
+
+def test_the_page_of_troubles_holds_the_sentences_of_the_package() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = hooks.on_page_markdown(PAGES["troubleshooting.md"])
+    for words in ("is registered already; choose another name.", "No site is left to split", "which is not installed"):
+        assert words in page
+    assert page.count("\n- ") > 200
+
+
+FPE = sorted({tuple(words[1:]) for words in commands() if words[0] == "fpe"})
+
+
+@pytest.mark.parametrize("words", FPE, ids=" ".join)
+def test_every_fpe_command_parses(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path if words[0] == "new" else ROOT)
+    assert words[0] in COMMANDS
+    if words[0] in ("new", "sites"):
+        assert command_line([*words]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_own_registries")
+def test_classes_of_the_page_on_extending_go_into_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = ModuleType("my_project")
+    monkeypatch.setitem(sys.modules, "my_project", project)
+    for block in blocks("python", PAGES["extending.md"])[:2]:
+        exec(block, vars(project))
+    config = {"partition": "my_project.Strided", "prune": "my_project.LastColumns"}
+    given = {name: {"class_path": path} for name, path in config.items()}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(fpe.Expansion, "expansion")
+    made = parser.instantiate(parser.parse_object({"expansion": given})).expansion
+    assert (type(made.partition), type(made.prune)) == (vars(project)["Strided"], vars(project)["LastColumns"])
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"^python -m ([\w.]+)", ALL, re.MULTILINE))))

@@ -24,6 +24,7 @@ FLOORS = (
     {"modules", "data"},
     {"callbacks"},
     {"cli"},
+    {"commands"},
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""
 TORCH_ALONE = (

@@ -15,7 +15,7 @@ from fpe_lightning.arguments import check_strings
 from fpe_lightning.callbacks.distributed import check_strategy
 from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.callbacks.module_sites import ModuleSites
-from fpe_lightning.callbacks.pruning import check_pruning
+from fpe_lightning.callbacks.pruning import check_pruned_sites, check_pruning
 from fpe_lightning.callbacks.result import Result
 from fpe_lightning.callbacks.resume import Progress, plain_arguments, times_split
 from fpe_lightning.callbacks.schedule import ExpansionTrigger, Schedule
@@ -151,7 +151,7 @@ class ExpansionCallback(StructureOnLoad):
             self._starts = True
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
-            self.result.check()
+            self.result.check(trainer)
             if trainer.current_epoch == trainer.global_step == 0:
                 self._reset()
             self._at_setup = dict(pl_module.named_parameters())
@@ -164,8 +164,7 @@ class ExpansionCallback(StructureOnLoad):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        moments = self.schedule.moments if self.schedule.kind == "epoch" else []
-        check_pruning(trainer, pl_module, int(min(moments, default=0)))
+        check_pruning(trainer, pl_module, self._first_epoch)
         # LightningCLI makes optimizers before the weights are loaded, and their structure with them.
         hand_over(holders_of(trainer.optimizers), self._at_setup, pl_module)
         self._at_setup = {}
@@ -215,7 +214,10 @@ class ExpansionCallback(StructureOnLoad):
         if found is not None and self.progress.more:
             with refused_as_misconfiguration():  # now, and not after epochs
                 check_found(pl_module, found)
-                by_pattern(select_sites(found.sites, self.sites, self.exclude), self._by_name)
+                sites = select_sites(found.sites, self.sites, self.exclude)
+                by_pattern(sites, self._by_name)
+            named = [self.sites] if isinstance(self.sites, str) else self.sites or ()
+            check_pruned_sites(trainer, pl_module, sites, self._first_epoch, named)
         if self._unchecked:
             check_masks(pl_module)
             self._unchecked = False
@@ -274,6 +276,11 @@ class ExpansionCallback(StructureOnLoad):
     def expansions(self) -> list[BaseExpansion]:
         """The ways to expand: one, or those of a mapping."""
         return list(self._by_name.values())
+
+    @property
+    def _first_epoch(self) -> int:
+        """The epoch of the first split; 0 where it is not known."""
+        return int(min(self.schedule.moments, default=0)) if self.schedule.kind == "epoch" else 0
 
     def _fitted(self, trainer: pl.Trainer) -> dict[str, BaseExpansion]:
         """The ways to expand, with the data that their partitions and pruning rules need."""

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
-from fpe_lightning.callbacks.lightnings import MisconfigurationException
+from fpe_lightning.callbacks.lightnings import MisconfigurationException, loaded
 from fpe_lightning.checkpoints.names import is_expanded
 from fpe_lightning.checkpoints.plain_layers import save_plain
 
@@ -33,8 +33,13 @@ class Result:
         self.plain_file = None if plain_file is None else Path(plain_file)
         self._told = False
 
-    def check(self) -> None:
+    def check(self, trainer: pl.Trainer) -> None:
         """Refuse, before the run, a file that cannot be written after it."""
+        if self.plain_file is not None and isinstance(trainer.strategy, loaded("strategies", "ModelParallelStrategy")):
+            raise MisconfigurationException(
+                f"`plain_file` is written from whole weights, which {type(trainer.strategy).__name__} keeps in shards: "
+                "leave it out, and after the run load a checkpoint on one process and call `fpe_lightning.save_plain`."
+            )
         if self.plain_file is not None and self.plain_file.is_dir():
             raise MisconfigurationException(f"`plain_file={str(self.plain_file)!r}` is a directory; name a file in it.")
 

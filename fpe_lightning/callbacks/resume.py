@@ -67,6 +67,7 @@ class Progress:
         Returns:
             The state; None where the run has more callbacks than there are states.
         """
+        # Keys of several callbacks differ in a number at their end, so that sorting restores their order.
         states = [saved[key] for key in sorted(saved) if "arguments" in saved[key]]
         known = [state["arguments"] for state in states]
         if self.arguments in known:
@@ -98,6 +99,7 @@ class Progress:
             what = f"The run resumes with other arguments of ExpansionCallback ({changes(old, new)}), after it was "
             what += f"split {_times(done)}"
         elif split_before and not self.done:
+            # Splits that other callbacks of this run did are not ours.
             number = max(split_before - sum(each.done for each in others), 0)
             self.done = min(number, self.schedule.passed(trainer, batch_idx))
             what = f"The module was split {_times(split_before)} before this ExpansionCallback saw it"

@@ -62,6 +62,7 @@ def teachers_of(
         averages: Names of parts that follow another part.
         watched: What :func:`~fpe_lightning.expansion.teachers.watch` returned when training began.
     """
+    # Whatever changed although nothing trains it is updated by somebody: by an average, or by a copy.
     now = watch(pl_module, trainer.optimizers)
     changed = [name for name, value in now.items() if name in watched and value != watched[name]]
     named = resolve_averages(pl_module, averages)[0]

@@ -100,7 +100,10 @@ def _sizes(record: Record, state_dict: Mapping[str, Tensor], path: str) -> Itera
     """The shapes of the tensors that are as their record says: before the first split, and now."""
     for name, before in record.shapes.items():
         tensor, after = state_dict.get(path + name), torch.Size(record.shape_now(name))
-        if tensor is None or not_of_its_own(tensor):
+        in_its_file = hasattr(
+            tensor, "_load_tensor"
+        )  # as Fabric reads lazily: it has a shape, and no memory to ask for
+        if tensor is None or (not in_its_file and not_of_its_own(tensor)):
             continue
         layout, structure = layout_in(state_dict, path) if name == "weight" else (MASKED, {})
         try:

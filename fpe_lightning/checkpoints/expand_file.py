@@ -97,6 +97,7 @@ def expand_checkpoint(
     expansion = resolve_expansion(expansion, alpha, seed)
     path, target = Path(path), Path(target)
     checkpoint = read_checkpoint(path, weights_only)
+    # All that can be refused early is, before a long computation.
     if target.exists():
         raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.")
     if target.suffix == ".safetensors" and not all(isinstance(value, Tensor) for value in checkpoint.values()):
@@ -111,6 +112,7 @@ def expand_checkpoint(
         found = _find(model, checkpoint, example_inputs, example_batch)
         sites = [site for site, _ in choose_sites(model, found, mapping, cast("Names | None", sites), exclude)[0]]
         exclude = None
+    # From here on the steps are those of a split in training: same precision, averages and optimizer states.
     _take_dtypes(model, state)
     known, held = set(model.state_dict()), list(_averages_in(checkpoint, state))
     averages = [_average(model, each, prefix) for each, prefix in held]
@@ -205,6 +207,7 @@ def _averages_in(value: Any, state: Mapping[str, Tensor]) -> Iterator[tuple[dict
 
 
 def _average(model: nn.Module, state: Mapping[str, Tensor], prefix: str) -> nn.Module:
+    # A module of the same structure, narrow or wide, that holds the values of the average.
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, tensor in twin.state_dict(keep_vars=True).items():
@@ -235,6 +238,7 @@ def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())
+        # A link fails where the name was taken meanwhile; a rename would overwrite it.
         os.link(name, target)
     except FileExistsError as error:
         raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,35 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _not_copied(model: nn.Module) -> dict[int, Any]:
-    """Attributes that ``deepcopy`` replaces by None: a Trainer brings its data and its loggers along."""
+    """What ``deepcopy`` takes as it is given here, by id.
+
+    A Trainer brings its data and its loggers along, so None replaces it. Tensors of a graph (outputs that a module
+    keeps for the end of an epoch) cannot be copied, and keep their values alone.
+    """
     held = [vars(module).get(name) for module in model.modules() for name in ("_trainer", "_fabric")]
-    return {id(each): None for each in held if each is not None}
+    memo: dict[int, Any] = {id(each): None for each in held if each is not None}
+    seen = set(memo)
+    for module in model.modules():
+        for tensor in (each for value in vars(module).values() for each in _tensors(value, seen)):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return memo
+
+
+def _tensors(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.Tensor]:
+    """The tensors in containers and plain objects, which ``deepcopy`` would meet."""
+    if id(value) in seen or not depth or isinstance(value, (nn.Module, type, str, int, float)):
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = value
+    elif hasattr(value, "__dict__"):
+        inner = vars(value).values()
+    for each in list(inner):
+        yield from _tensors(each, seen, depth - 1)

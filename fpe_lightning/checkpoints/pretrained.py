@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import sys
@@ -54,7 +55,7 @@ def _restoring(original: Callable[..., Any], is_on: Callable[[], bool]) -> Calla
         given = [*args, *kwargs.values()]
         model = next((each for each in given if isinstance(each, nn.Module)), None)
         if is_on() and model is not None:
-            restore_pretrained(model, _incoming(given))
+            restore_pretrained(model, _converted(model, _incoming(given)))
             result = original(*args, **kwargs)
             _prepare(model)
             return result
@@ -106,6 +107,40 @@ def _files(value: Any) -> Iterator[Path]:
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, (str, Path)) and str(each).endswith(FILES) and Path(each).is_file():
             yield Path(each)
+
+
+def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the names and shapes of the model, where transformers saves them as older versions did.
+
+    Names of modules changed, and the weights of experts are saved one by one. transformers converts both as it fills
+    the model; the structure has to be known before.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+        from transformers.modeling_utils import PreTrainedModel
+    except ImportError:  # before version 5, or diffusers alone
+        return state
+    if not is_expanded(state) or not isinstance(model, PreTrainedModel):
+        return state
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    # 1. Most tensors get another name at most; those of experts are gathered.
+    result: dict[str, Tensor] = {}
+    gathered: dict[str, Any] = {}
+    for key in sorted(state, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters)
+        if pattern is None:
+            result[name] = state[key]
+        else:
+            gathered.setdefault(name, copy.deepcopy(by_pattern[pattern])).add_tensor(name, key, pattern, state[key])
+    # 2. Gathered tensors become one.
+    for name, converter in gathered.items():
+        for target, value in converter.convert(name, model=model, config=model.config).items():
+            result[target] = value[0] if isinstance(value, list) else value
+    return result
 
 
 def _prepare(model: nn.Module) -> None:

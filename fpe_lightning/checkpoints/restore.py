@@ -69,6 +69,7 @@ def restore_structure(
     optimizers = _Optimizers(model, optimizer)
     state_dict = _read(state_dict)
     _check_scripted(model, state_dict, prefix)
+    # Plan for all modules before the first one changes.
     modules = [each for each in model.named_modules() if not isinstance(each[1], torch.jit.ScriptModule)]
     try:
         with trainable_mode(model):
@@ -161,6 +162,7 @@ def load_into(
     packed = packed_layers(state_dict)
     optimizers = _Optimizers(model, optimizer)
     with all_or_nothing([model], state_dict):
+        # Packed weights are no parameters: both sides are unpacked, rebuilt, loaded, and packed again.
         unpack_for_training(model)
         state_dict = unpacked_state_dict(state_dict)
         restore_structure(model, state_dict)
@@ -239,6 +241,7 @@ def _read(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _add_tied(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Name every tensor of the model that is tied to one in ``state_dict``; files of safetensors hold each once."""
+    # The variables themselves, as tied weights are one object under several names.
     own = model.state_dict(keep_vars=True)
     held = {id(tensor): name for name, tensor in own.items() if name in state_dict and isinstance(tensor, nn.Parameter)}
     for name, tensor in own.items():

@@ -120,6 +120,7 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
         copy
         partition
     """
+    # Regular: whole linear layers on both sides, which nothing else reads, in groups of one size.
     if site.width % GROUPS or site.width < GROUPS * NEURONS or not site.producers or not site.consumers:
         return None
     if not all(_is_whole(model, axis, 0, site) for axis in site.producers):
@@ -136,8 +137,10 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
     outgoing = sum(_count(model, axis) for axis in site.consumers)
     values = (alpha - 1) * sum(axis.length for axis in site.values)
     copies = (alpha - 1) * outgoing + values
+    # Paid by whole columns of inputs, as long as the copies cost no more than half of them.
     if 2 * copies <= incoming and _leaves_inputs(model, site, alpha, copies):
         return "copy"
+    # Else no outgoing weight is copied, and only biases and norms have to be paid for.
     outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
     return "partition" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
 
@@ -146,6 +149,7 @@ def _makes_blocks(model: nn.Module, axis: Axis, alpha: int) -> bool:
     """Whether the children of a producer's neurons make up few, large blocks, each of which reads enough inputs."""
     rows, mask = axis.length // GROUPS, _mask(model, axis)
     if mask is not None:
+        # Blocks of an earlier split may be cut again, single rows may not.
         if 2 * int((mask[1:] != mask[:-1]).any(1).sum()) >= len(mask):  # each neuron has inputs of its own
             return False
         rows = math.gcd(rows, group_size(mask.unsqueeze(1)))

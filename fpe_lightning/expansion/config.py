@@ -21,7 +21,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from fpe_lightning.expansion.fields import AnyLayout, AnyPartition, AnyPruning
+from fpe_lightning.expansion.checks import groups_of
+from fpe_lightning.expansion.fields import CHOSEN, AnyLayout, AnyPartition, AnyPruning
 from fpe_lightning.partitions import (
     Clause,
     FromData,
@@ -98,10 +99,12 @@ class Expansion(BaseExpansion):
         outgoing: ``"copy"`` gives every child a copy of its parent's outgoing weights. ``"partition"`` cuts the outputs
             into ``alpha`` stretches and gives each child the copies of one stretch, so that nothing has to be pruned
             for them.
-        layout: How the result is stored: ``"masked"`` (any structure), ``"grouped"`` (dense blocks at the size of the
-            non-zeros, for partitions that neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), one that
-            ``fpe_lightning.sparse.register_layout`` added, or ``"auto"``: for each weight the fastest layout by the
-            clock. Times vary, so nothing is timed by default.
+        layout: How the result is stored: ``"masked"`` (any structure), ``"folded"`` (disjoint partitions, at the size
+            of the parent's weight), ``"grouped"`` (dense blocks at the size of the non-zeros, for partitions that
+            neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), or one that
+            ``fpe_lightning.sparse.register_layout`` added. ``"by_shape"`` folds large weights and masks all others
+            (:func:`~fpe_lightning.sparse.folded.layout.pays`). ``"auto"`` stores each weight in the layout that is
+            fastest by the clock; times vary, so nothing is timed by default.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
 
@@ -129,7 +132,7 @@ class Expansion(BaseExpansion):
         if self.outgoing not in ("copy", "partition"):
             raise ValueError(f"Unknown `outgoing` {self.outgoing!r}; known: copy, partition.")
         # What no model could hold is refused here too; what one model cannot hold, by `expand`.
-        if self.layout != "auto" and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
+        if self.layout not in CHOSEN and (reason := LAYOUTS.get(self.layout).cannot_split(self.alpha)):
             raise ValueError(f'layout="{self.layout}" {reason}')
         if isinstance(partition, SemiStructuredPartition) and self.alpha != 2:
             raise ValueError(f'The partition "semi_structured" needs alpha=2, found alpha={self.alpha}.')
@@ -147,7 +150,10 @@ class Expansion(BaseExpansion):
     @override
     def of_sites(self, model: nn.Module, sites: Sequence[Site], others: Sequence[Site] = ()) -> list[SiteExpansion]:
         """Every site alike."""
-        return [SiteExpansion(site, self) for site in sites]
+        each = self
+        if self.layout == "by_shape" and any(map(groups_of, model.modules())):  # folded weights were not tested there
+            each = replace(self, layout="masked")
+        return [SiteExpansion(site, each) for site in sites]
 
     @override
     def fit(self, data: Data | None, clauses: Sequence[Sequence[int]] | None = None) -> Self:
@@ -184,14 +190,16 @@ class Expansion(BaseExpansion):
 
 @dataclass(frozen=True, kw_only=True)
 class Paper(Expansion):
-    """The paper's rule: random partitions, one magnitude order over both layers of a site, masked weights.
+    """The paper's rule: random partitions, and one magnitude order over both layers of a site.
 
-    Its fields are those of :class:`Expansion`.
+    Its fields are those of :class:`Expansion`. Large weights are folded, and all others masked.
 
     Example:
         >>> Paper(alpha=4, prune="incoming", seed=1).partition
         'random'
     """
+
+    layout: AnyLayout = "by_shape"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from fpe_lightning.partitions import Partition, PartitionName
 from fpe_lightning.pruning import Pruning, PruningName
 
-LayoutName: TypeAlias = Literal["masked", "folded", "grouped", "semi_structured", "auto"]
+LayoutName: TypeAlias = Literal["masked", "folded", "grouped", "semi_structured", "by_shape", "auto"]
+
+CHOSEN = frozenset({"by_shape", "auto"})
+"""Names of the field ``layout`` that leave the choice to a rule, or to a clock."""
 
 if TYPE_CHECKING:
     AnyPartition: TypeAlias = PartitionName | Partition

@@ -12,6 +12,7 @@ from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.sparse.exchange import States
+from fpe_lightning.sparse.folded.layout import pays
 from fpe_lightning.sparse.layout import LAYOUTS, Layout, Storage, Structure
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def choose_storage(
     """Decide how each widened weight is stored, before anything is put in place.
 
     A producer's weight is stored as its site asks. All other weights take a layout that some site asks for, if they
-    can. ``"auto"`` times every layout that can hold a weight.
+    can. ``"by_shape"`` folds a weight where that pays and can be, and ``"auto"`` times every layout that can hold it.
 
     Args:
         draft: The expansion, before its commit.
@@ -47,9 +48,12 @@ def choose_storage(
         split = producers.get(name)
         wanted = {each.layout for each in (splits if split is None else [split])}
         found = timed if "auto" in wanted else fixed
-        for form in LAYOUTS:
-            if form == "masked" or not wanted & {form, "auto"}:
-                continue
+        forms = [form for form in LAYOUTS if form != "masked" and wanted & {form, "auto"}]
+        if "by_shape" in wanted and "folded" not in forms and pays(tensor.original.shape):
+            forms.append("folded")
+        for form in forms:
+            if tensor.owner in fixed:
+                break
             layout = LAYOUTS.get(form)
             structure = _storage(draft, tensor, layout, states)
             if layout.packs and tensor.owner not in called and not isinstance(structure, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.expansion.parameter_copies import Copies
 from fpe_lightning.expansion.parts import part_of
+from fpe_lightning.expansion.state_probe import PROBE, fits, holds_matrices, state_of_other_shape
 from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.sparse.exchange import States, exchange_parameters
 
@@ -43,6 +45,7 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[
     Raises:
         ValueError: If an optimizer cannot continue, or holds state of another shape that cannot be copied.
     """
+    # Copies of the model may be in an optimizer too, as those of a schedule-free one are.
     drafts = {draft.original: draft for draft in draft.tensors.values()}
     for average, each in itertools.product(averages, draft.tensors.values()):
         module = part_of(average, each.owner)
@@ -51,14 +54,25 @@ def follow_states(draft: Draft, optimizers: list[Optimizer], averages: Iterable[
     states: States = []
     for optimizer in optimizers:
         kind = type(optimizer).__name__
+        # An optimizer that holds nothing that changes may be of any kind.
         held = [p for group in optimizer.param_groups for p in group["params"] if p in drafts]
         reason = next((REFUSED[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in REFUSED), None)
         if held and reason:
             raise ValueError(f"{kind} cannot continue after a split: {reason}. Use SGD, Adam, AdamW or another.")
+        others: dict[int, tuple[str, tuple[int, ...]] | None] = {}
         for parameter in held:
             state = optimizer.state.get(parameter)
             each = drafts[parameter]
+            # Tensors that are put in place by themselves bring their state along then.
             if state and not each.separate and (is_wrapper(optimizer) or not each.reset_state):
+                if parameter.dim() > 1 and parameter.dim() not in others and not is_wrapper(optimizer):
+                    others[parameter.dim()] = state_of_other_shape(optimizer, parameter.dim())
+                if other := others.get(parameter.dim()):
+                    raise ValueError(
+                        f"{kind} state `{other[0]}` of `{each.owner}.{each.name}` does not follow a weight entry by "
+                        f"entry: a weight of shape {tuple(PROBE[: parameter.dim()])} has one of shape {other[1]}; "
+                        'expand with optimizer_state="reset" to drop its state.'
+                    )
                 states.append((optimizer, parameter, _follow(each, state, kind)))
     return states
 
@@ -68,10 +82,17 @@ def _follow(draft: DraftTensor, state: Mapping[str, Any], kind: str) -> dict[str
 
 
 def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
+    if isinstance(value, deque):  # such as the last gradients
+        return deque((_follow_entry(draft, entry, what) for entry in value), value.maxlen)
     if isinstance(value, (list, tuple)):
         return type(value)(_follow_entry(draft, entry, what) for entry in value)
     if isinstance(value, dict):
         return {key: _follow_entry(draft, entry, what) for key, entry in value.items()}
+    if holds_matrices(value):
+        raise ValueError(
+            f"{what} of `{draft.owner}.{draft.name}` is an object with matrices ({type(value).__name__}), which does "
+            'not follow a weight; expand with optimizer_state="reset" to drop its state.'
+        )
     if not isinstance(value, Tensor) or value.numel() == 1:
         # The moments of a one-element weight have its shape; other values of one element are counts.
         return draft.follow(value) if _fits(draft, value) else copy.deepcopy(value)
@@ -84,9 +105,7 @@ def _follow_entry(draft: DraftTensor, value: Any, what: str) -> Any:
 
 
 def _fits(draft: DraftTensor, value: Any) -> bool:
-    if not isinstance(value, Tensor) or value.dim() != draft.original.dim() or value.dim() == 0:
-        return False
-    return all(found in (1, size) for found, size in zip(value.shape, draft.original.shape, strict=True))
+    return isinstance(value, Tensor) and fits(value, draft.original.shape)
 
 
 def hand_over(optimizers: Sequence[Optimizer], before: Mapping[str, nn.Parameter], model: nn.Module) -> None:

@@ -32,6 +32,7 @@ def parts_of(optimizer: Any) -> list[Any]:
         1
     """
     parts = [optimizer]
+    # The list grows while it is walked through: what a part wraps is looked at in turn.
     for part in parts:
         for _, value in attributes_of(part):
             parts.extend(each for each in _optimizers(value) if all(each is not other for other in parts))
@@ -50,6 +51,7 @@ def listed(optimizer: Any) -> list[Any]:
     """
     if optimizer is None:
         return []
+    # A wrapper need not be a torch optimizer, but has to hold one somewhere.
     several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
     for each in several:
         if not hasattr(each, "__dict__") or not any(isinstance(part, Optimizer) for part in parts_of(each)):
@@ -77,8 +79,10 @@ def attributes_of(part: Any) -> list[tuple[str, Any]]:
 def _is_optimizer(value: Any) -> bool:
     if isinstance(value, Optimizer):
         return True
+    # A scheduler holds its optimizer, and does not wrap it.
     if isinstance(value, (type, nn.Module, Tensor, LRScheduler)) or not hasattr(value, "__dict__"):
         return False
+    # Anything that steps and either shows groups or holds an optimizer.
     wraps = isinstance(getattr(value, "param_groups", None), list)
     return hasattr(value, "step") and (wraps or any(isinstance(each, Optimizer) for each in vars(value).values()))
 

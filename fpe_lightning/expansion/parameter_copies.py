@@ -30,6 +30,7 @@ class Copies:
         """Make copies for new parameters, and in place of copies that have another shape than their parameter."""
         for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
             copy = self.state.get(parameter, {}).get(self.name)
+            # `in` would compare tensors entry by entry.
             if any(parameter is each for each in new) if copy is None else copy.shape != parameter.shape:
                 self.state[parameter] = {self.name: parameter.detach().clone()}
 
@@ -108,17 +109,21 @@ def copies_in(part: Any, known: set[int]) -> Iterator[Copies]:
     """Entries that a part keeps for each parameter besides its state: dicts by parameter, and lists in their order."""
     groups, held = groups_of(part), held_by(part)
     for name, value in attributes_of(part):
+        # State that two attributes share follows once.
         if id(value) in known or not value:
             continue
+        # By parameter: a dict whose keys are parameters.
         if isinstance(value, MutableMapping) and any(id(key) in held for key in value):
             yield Copies(part, name, value, _ByParameter(value, name, groups))
         elif isinstance(value, list):
+            # By position: a list for each group, or one list where there is one group.
             nested = len(value) == len(groups) and all(isinstance(each, list) for each in value)
             flat = [parameter for group in groups for parameter in group["params"]]
             if nested and all(_aligned(each, group["params"]) for each, group in zip(value, groups, strict=True)):
                 yield Copies(part, name, value, _ByPosition(list(zip(groups, value, strict=True)), name))
             elif len(groups) == 1 and _aligned(value, flat):
                 yield Copies(part, name, value, _ByPosition([(groups[0], value)], name))
+    # Groups may hold such lists under a name of their own.
     for number, group in enumerate(groups):
         for name, value in group.items():
             if name != "params" and _aligned(value, group["params"]):

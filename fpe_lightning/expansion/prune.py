@@ -63,11 +63,13 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
     assert isinstance(rule, Magnitude)
     pairs = [(split.site, split.alpha) for split in together]
     producers = [producer for site, _ in pairs for producer in site.producers]
+    # Counted once over all tensors, as sites of one model may share weights.
     excess = draft.change()
     described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in pairs)
     incoming = sum(draft[name].count() for name in dict.fromkeys(producer.parameter for producer in producers))
     warn_if_costly(described, excess, incoming)
     _prune_weights(draft, pairs, rule, excess)
+    # An order over several layers may prefer all weights of one of them.
     for name in _candidates(pairs, "both"):
         if not draft[name].count():
             raise ValueError(

@@ -41,9 +41,11 @@ def prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, exces
 
     weights, before = site_weights(draft, site, alpha, value_of), draft.change()
     with _naming(site, rule):
+        # A weight that stands on both sides, as in a recurrent layer, has one mask that two answers would change.
         both = {axis.parameter for axis in site.producers} & {axis.parameter for axis in site.consumers}
         if both:
             raise ValueError(f"`{min(both)}` computes and reads its neurons, and would go twice; use a Magnitude.")
+        # The rule may be a stranger's: shapes and the count are checked, and nothing has changed so far.
         incoming, outgoing = rule.keep(weights, excess)
         expected = [mask.shape for mask in (*weights.incoming_masks, *weights.outgoing_masks)]
         found = [(mask.shape, mask.dtype) for mask in (*incoming, *outgoing)]
@@ -51,6 +53,7 @@ def prune_by_rule(draft: Draft, site: Site, alpha: int, rule: PruningRule, exces
             raise ValueError(
                 f"it has to return bool masks of shapes {_sizes(expected)}, found {_sizes(s for s, _ in found)}."
             )
+    # Rules see outgoing weights as (outputs, children); a draft has the children first.
     for axis, mask in zip(weights_of(site), [*incoming, *(each.transpose(0, 1) for each in outgoing)], strict=True):
         restrict_rows(draft, axis, mask, alpha)
     removed = before - draft.change()
@@ -88,6 +91,7 @@ def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpans
     values: dict[str, Tensor] = {}
 
     def value_of(name: str) -> Tensor:
+        # Two sites may touch one parameter: the second rule sees the values of the first.
         if name in values:
             return values[name]
         tensor = model.get_parameter(name).detach()
@@ -109,6 +113,7 @@ def finalized_values(draft: Draft, model: nn.Module, splits: Sequence[SiteExpans
         for axis, weights in zip(weights_of(site), rows, strict=True):
             value = value_of(axis.parameter).clone()
             stretch = rows_in_place(draft, value, axis, alpha)
+            # Written into the stretch of this site alone; masks have the last word.
             stretch.copy_(weights.reshape(stretch.shape))
             values[axis.parameter] = value.masked_fill_(~draft[axis.parameter].whole_mask(), 0)
         for axis, bias in zip(weights_of(site), [*after.biases, *after.outgoing_biases], strict=True):

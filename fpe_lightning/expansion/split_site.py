@@ -90,7 +90,7 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
         shares = draw_shares(draft, site, alpha, partition, generator)
         group = common_group(shares)
         # A layout that is timed later must not decide which weights are kept, so that "auto" has one order.
-        if split.layout == "auto" or LAYOUTS.get(split.layout).block_order:
+        if split.layout == "auto" or (split.layout != "by_shape" and LAYOUTS.get(split.layout).block_order):
             site = site if group == 1 else block_order(draft.model, site)
         assign_inputs(draft, site, alpha, shares, None if site is original else group)
 

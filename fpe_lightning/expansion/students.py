@@ -52,11 +52,13 @@ def sites_of_students(
     """
     names_given = [named] if isinstance(named, str) else named
     copies = copies_of(teachers)
+    # A width of a copy is no site of its own: it splits with its student.
     owned = {copy: student for student, several in copies.items() for copy in several}
     left: list[tuple[Site, T]] = []
     refusals: list[Refusal] = []
     for site, value in pairs:
         names = site.parameters()
+        # All parameters of the site have as many copies, or a copy would be split in part.
         copied = {len(copies.get(name, ())) for name in names}
         if own := next((name for name in names if name in owned), None):
             why = f"`{own}` is a copy that follows `{owned[own]}`, and is split when that is"

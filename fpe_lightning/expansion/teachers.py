@@ -101,6 +101,7 @@ class _Candidate:
     @property
     def follows(self) -> bool:
         """Whether weights or masks tell that it is a copy; independent weights are alike by 1 / sqrt(weights)."""
+        # Few weights are alike by chance: the threshold rises as they get fewer.
         weights = sum(parameter.numel() for parameter in self.module.parameters() if parameter.dim() > 1)
         return self.alike >= min(max(ALIKE, 4 / weights**0.5), 0.999) or is_masked(self.module)
 
@@ -110,6 +111,7 @@ def _candidates(model: nn.Module, optimizer: Any, taken: Iterable[str] = ()) -> 
     untrained: dict[str, nn.Module] = {}
     students: dict[Form, dict[str, nn.Module]] = {}
     for name, part in names_of(model):
+        # A part with one trained parameter is a student; one without any is perhaps a teacher.
         if any(id(parameter) in trained for parameter in part.parameters()):
             students.setdefault(form_of(part), {})[name] = part
         elif any(parameter.dim() > 1 for parameter in part.parameters()):  # all norms look alike
@@ -148,6 +150,7 @@ def is_copy(module: nn.Module, model: nn.Module) -> bool:
         >>> is_copy(copy.deepcopy(net), nn.ModuleDict({"net": net}))
         True
     """
+    # One weight alone of a common shape says too little.
     form = form_of(module)
     if sum(len(shape) > 1 for _, _, shape, _ in form) < 2:
         return False

@@ -68,6 +68,7 @@ def check_holds(model: nn.Module, optimizer: Any) -> None:
         ...
         ValueError: SGD holds none of the model's parameters: pass the optimizer that trains this model.
     """
+    # Each part of a wrapper has to hold parameters of the model, or steps would train copies.
     own = {id(parameter) for parameter in model.parameters()}
     given = listed(optimizer)
     for number, each in enumerate(given):
@@ -101,6 +102,7 @@ def check_copies(optimizer: Any, shapes: Iterable[tuple[int, ...]]) -> None:
     """
     changing = {tuple(shape) for shape in shapes if len(shape) > 1}
     for part in (part for each in listed(optimizer) for part in parts_of(each)):
+        # State and known copies follow a split; any other tensor of a changing shape would stay behind.
         followed = {id(getattr(part, "state", None)), *(id(each.source) for each in copies_in(part, set()))}
         for name, value in attributes_of(part):
             held = held_by(part)

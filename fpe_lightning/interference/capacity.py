@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from fpe_lightning.interference._columns import as_double, input_columns, result_dtype
 
@@ -59,48 +55,3 @@ def feature_capacity(weight: Tensor) -> Tensor:
         overlap = (columns.T @ unit).square().sum(0)
     capacity = torch.where(used, energy / torch.where(used, overlap, 1), 0)
     return capacity.clamp(max=1).to(result_dtype(weight))
-
-
-class FeatureCapacity(Metric):
-    """Feature capacity of all updated weights; see :func:`feature_capacity`.
-
-    ``update`` takes a weight ``(neurons, inputs, *kernel)``. With ``reduction="mean"``, ``compute`` returns the mean
-    over the features of all weights (all-zero columns count as 0). With ``"none"``, it returns all capacities in order.
-
-    Args:
-        reduction: ``"mean"`` or ``"none"``.
-        kwargs: Keyword arguments of ``torchmetrics.Metric``.
-
-    Raises:
-        ValueError: If ``reduction`` is neither ``"mean"`` nor ``"none"``.
-
-    Example:
-        >>> import torch
-        >>> from fpe_lightning.interference import FeatureCapacity
-        >>> capacity = FeatureCapacity()
-        >>> capacity(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
-        tensor(0.6667)
-    """
-
-    is_differentiable = True
-    higher_is_better = True
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
-    capacities: list[Tensor]
-
-    def __init__(self, reduction: Literal["mean", "none"] = "mean", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"`reduction` must be 'mean' or 'none', but found {reduction!r}.")
-        self.reduction = reduction
-        self.add_state("capacities", default=[], dist_reduce_fx="cat")
-
-    def update(self, weight: Tensor) -> None:
-        """Add the features of one weight ``(neurons, inputs, *kernel)``."""
-        self.capacities.append(feature_capacity(weight))
-
-    def compute(self) -> Tensor:
-        """The mean capacity, or all capacities."""
-        capacities: Tensor = dim_zero_cat(self.capacities)
-        return capacities.mean() if self.reduction == "mean" else capacities

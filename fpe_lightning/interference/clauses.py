@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torchmetrics import Metric
 
 
 def whole_clauses(structure: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -89,7 +87,7 @@ def clause_collisions(structure: Tensor, groups: Sequence[Sequence[int]], parent
         >>> clause_collisions(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1]]), groups=[[0, 1], [2, 3]])
         tensor(0.5000)
     """
-    collisions, combinations = _count_collisions(structure, groups, parents)
+    collisions, combinations = count_collisions(structure, groups, parents)
     return collisions / combinations
 
 
@@ -122,7 +120,7 @@ def clause_coverage(structure: Tensor, groups: Sequence[Sequence[int]], parents:
         >>> clause_coverage(torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1]]), groups=[[0, 1], [2, 3]])
         tensor(0.5000)
     """
-    covered, clauses = _count_covered(structure, groups, parents)
+    covered, clauses = count_covered(structure, groups, parents)
     return covered / clauses
 
 
@@ -154,7 +152,7 @@ def _mask_and_parents(structure: Tensor, parents: Tensor | None) -> tuple[Tensor
     return structure, parents.to(structure.device).unique(return_inverse=True)[1]
 
 
-def _count_collisions(
+def count_collisions(
     structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The number of colliding (parent, pair of clauses) combinations, and of all combinations."""
@@ -172,75 +170,8 @@ def _count_collisions(
     return collided, torch.full_like(collided, neurons * first.numel())
 
 
-def _count_covered(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None) -> tuple[Tensor, Tensor]:
+def count_covered(structure: Tensor, groups: Sequence[Sequence[int]], parents: Tensor | None) -> tuple[Tensor, Tensor]:
     """The number of clauses that are whole in some child, and of all clauses."""
     mask, _ = _mask_and_parents(structure, parents)
     covered = whole_clauses(mask, groups).any(0).sum()
     return covered, torch.full_like(covered, len(groups))
-
-
-class ClauseCollisions(Metric):
-    """Collision rate over all updated structures; see :func:`clause_collisions`.
-
-    ``update`` takes a mask or an assignment, and the parents of a mask's rows. ``compute`` returns the share of
-    colliding combinations (parent, pair of clauses) over all updates.
-
-    Args:
-        groups: One list of input indices per clause; at least two clauses.
-        kwargs: Keyword arguments of ``torchmetrics.Metric``.
-
-    Example:
-        >>> import torch
-        >>> from fpe_lightning.interference import ClauseCollisions
-        >>> collisions = ClauseCollisions(groups=[[0, 1], [2, 3]])
-        >>> collisions(torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]]))
-        tensor(0.5000)
-    """
-
-    is_differentiable = False
-    higher_is_better: bool = False
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
-    count: Tensor
-    total: Tensor
-
-    def __init__(self, groups: Sequence[Sequence[int]], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.groups = [list(group) for group in groups]
-        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def _count(self, structure: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
-        return _count_collisions(structure, self.groups, parents)
-
-    def update(self, structure: Tensor, parents: Tensor | None = None) -> None:
-        """Add one layer: a mask ``(children, inputs)`` with its parents, or an assignment ``(neurons, inputs)``."""
-        count, total = self._count(structure, parents)
-        self.count = self.count + count
-        self.total = self.total + total
-
-    def compute(self) -> Tensor:
-        """The rate over all updates."""
-        return self.count / self.total
-
-
-class ClauseCoverage(ClauseCollisions):
-    """Coverage of clauses, averaged over all updated structures; see :func:`clause_coverage`.
-
-    Args:
-        groups: One list of input indices per clause.
-        kwargs: Keyword arguments of ``torchmetrics.Metric``.
-
-    Example:
-        >>> import torch
-        >>> from fpe_lightning.interference import ClauseCoverage
-        >>> coverage = ClauseCoverage(groups=[[0, 1], [2, 3]])
-        >>> coverage(torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1]]))
-        tensor(0.5000)
-    """
-
-    higher_is_better = True
-
-    def _count(self, structure: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
-        return _count_covered(structure, self.groups, parents)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from fpe_lightning.interference._columns import as_double, neuron_rows, result_dtype
 
@@ -39,7 +36,7 @@ def mean_cosine_similarity(weight: Tensor) -> Tensor:
         >>> mean_cosine_similarity(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 0.0]]))
         tensor(0.3333)
     """
-    total, pairs = _sum_over_pairs(weight, absolute=False)
+    total, pairs = sum_over_pairs(weight, absolute=False)
     return (total / pairs).to(result_dtype(weight))
 
 
@@ -65,11 +62,11 @@ def mean_absolute_cosine_similarity(weight: Tensor) -> Tensor:
         >>> mean_absolute_cosine_similarity(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
         tensor(1.)
     """
-    total, pairs = _sum_over_pairs(weight, absolute=True)
+    total, pairs = sum_over_pairs(weight, absolute=True)
     return (total / pairs).to(result_dtype(weight))
 
 
-def _sum_over_pairs(weight: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
+def sum_over_pairs(weight: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     """The sum of (absolute) cosines over distinct pairs of non-zero rows, and the number of those pairs."""
     rows = neuron_rows(as_double(weight))
     # Divide each row by its largest entry first: the norm of a row of 1e-200 would underflow to zero.
@@ -85,65 +82,3 @@ def _sum_over_pairs(weight: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     else:
         every = unit.sum(0).square().sum()
     return (every - count) / 2, unit.new_tensor(count * (count - 1) // 2)
-
-
-class MeanCosineSimilarity(Metric):
-    """Mean cosine similarity of the neurons of all updated weights; see :func:`mean_cosine_similarity`.
-
-    ``update`` takes a weight ``(neurons, inputs, *kernel)``; ``compute`` returns the mean over the distinct pairs
-    within each weight, all weights pooled. Neurons of different weights are never paired.
-
-    Args:
-        kwargs: Keyword arguments of ``torchmetrics.Metric``.
-
-    Example:
-        >>> import torch
-        >>> from fpe_lightning.interference import MeanCosineSimilarity
-        >>> similarity = MeanCosineSimilarity()
-        >>> similarity(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]))
-        tensor(0.3333)
-    """
-
-    is_differentiable = True
-    higher_is_better = False
-    full_state_update = False
-    plot_lower_bound: float = -1.0
-    plot_upper_bound: float = 1.0
-    absolute: bool = False
-    total: Tensor
-    pairs: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("pairs", default=torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, weight: Tensor) -> None:
-        """Add the pairs of neurons of one weight ``(neurons, inputs, *kernel)``."""
-        total, pairs = _sum_over_pairs(weight, self.absolute)
-        self.total = self.total + total.to(self.total.dtype)
-        self.pairs = self.pairs + pairs.to(self.pairs.dtype)
-
-    def compute(self) -> Tensor:
-        """The mean over all pairs; NaN if there is none."""
-        return self.total / self.pairs
-
-
-class MeanAbsoluteCosineSimilarity(MeanCosineSimilarity):
-    """Mean absolute cosine similarity of the neurons of all updated weights.
-
-    It is :class:`MeanCosineSimilarity` with the magnitude of each cosine; see :func:`mean_absolute_cosine_similarity`.
-
-    Args:
-        kwargs: Keyword arguments of ``torchmetrics.Metric``.
-
-    Example:
-        >>> import torch
-        >>> from fpe_lightning.interference import MeanAbsoluteCosineSimilarity
-        >>> similarity = MeanAbsoluteCosineSimilarity()
-        >>> similarity(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
-        tensor(1.)
-    """
-
-    plot_lower_bound = 0.0
-    absolute = True

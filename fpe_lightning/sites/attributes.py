@@ -154,6 +154,7 @@ def changed_values(sites: Sequence[tuple[Site, int]], modules: Mapping[str, nn.M
     values: dict[tuple[str, str], Any] = {}
     for site, alpha in sites:
         for attribute in (each for each in site.attributes if each.module in modules):
+            # Several sites may grow one integer, or entries of one tuple.
             key = (attribute.module, attribute.name)
             value = values.get(key, getattr(modules[attribute.module], attribute.name))
             grown = (alpha - 1) * attribute.growth

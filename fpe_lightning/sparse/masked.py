@@ -69,6 +69,7 @@ def mask_gradient(weight: Tensor, mask: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             refresh(weight)
         return weight
+    # Computed from other tensors: no hook is there, and entries need not be zero.
     if not weight.is_leaf:
         return torch.where(mask, weight, 0)
     if not (torch.is_grad_enabled() and weight.requires_grad):
@@ -186,6 +187,7 @@ def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
 
 
 def _new_masked(base: type[nn.Module]) -> nn.Module:
+    # A pickle names the base, which can be imported; the class is made again.
     cls = masked_class(base)
     return cls.__new__(cls)
 
@@ -241,6 +243,7 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
             f"A mask was asked for parameter `{name}`, but {type(module).__name__} owns no such parameter."
         )
     if mask is None:
+        # Marks that speak about the mask go with it.
         for buffer in (mask_name(name), *getattr(module, "fpe_needs_mask", ())):
             module._buffers.pop(buffer, None)
         if _is_masked(module) and not _masked_names(module):
@@ -253,6 +256,7 @@ def set_mask(module: nn.Module, name: str, mask: Tensor | None) -> None:
         )
     if not _is_masked(module):
         module.__class__ = masked_class(type(module))
+    # Mask first, then the weight in stretches, then the hook, which trusts what is there.
     module.register_buffer(mask_name(name), mask.to(parameter.device))
     for part, kept in zip(parameter.detach().split(ROWS), mask.to(parameter.device).split(ROWS), strict=True):
         zero_masked_(part, kept)

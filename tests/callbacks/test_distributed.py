@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     XLAStrategy,
 )
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -143,6 +144,44 @@ def test_one_process_agrees_with_itself() -> None:
 
 
 @pytest.mark.usefixtures("_alone")
+def rank_of(seed: int = 0, masks: int = 0, momentum: float = 0.0) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+    """A split network as one rank has it: all weights that masks differ in are zero."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
+    fpe.expand(net, fpe.Paper(alpha=2), example_inputs=torch.randn(1, 16))
+    mask = net[0].fpe_mask_weight
+    net[0].weight.data[:, :2] = 0
+    mask[:, :2] = False
+    mask[0, masks] = True
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for parameter in net.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, momentum)
+    return net, [optimizer]
+
+
+def compare(*ranks: tuple[nn.Module, list[torch.optim.Optimizer]]) -> None:
+    """Compare ranks in one process: each shows its digest to the last, which gathers all."""
+    shown: list[torch.Tensor] = []
+
+    def gather(local: torch.Tensor) -> torch.Tensor:
+        shown.append(local)
+        return torch.stack(shown if len(shown) == len(ranks) else [local] * len(ranks))
+
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), all_gather=gather)
+    for net, optimizers in ranks:
+        trainer: Any = SimpleNamespace(world_size=len(ranks), optimizers=optimizers, strategy=strategy)
+        check_ranks_agree(trainer, net)
+
+
+def test_equal_ranks_pass_and_any_difference_is_noticed() -> None:
+    compare(rank_of(), rank_of())
+    for other in (rank_of(seed=1), rank_of(masks=1), rank_of(momentum=0.5)):
+        with pytest.raises(RuntimeError, match="rank 1 of 2 differs from rank 0 in weights, masks or optimizer state"):
+            compare(rank_of(), other)
+    with pytest.raises(RuntimeError, match="rank 1, 3 of 4 differs from rank 0"):
+        compare(rank_of(), rank_of(masks=1), rank_of(), rank_of(momentum=0.5))
+
+
 def test_an_optimizer_that_assigns_parameters_to_processes_is_refused() -> None:
     module = WithoutNorm()
     optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)

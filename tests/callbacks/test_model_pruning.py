@@ -81,3 +81,11 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"every layer at the end of epoch 0, .* epoch >= 1`"):
         fit(module, pruning(None, 0), tmp_path)
     assert module.trainer.global_step == 0
+
+
+def test_a_layer_that_is_pruned_before_its_split_is_refused_in_the_first_step(tmp_path: Path) -> None:
+    module = Module()
+    with pytest.raises(MisconfigurationException, match=r"prunes `net.0.weight` at the end of epoch 0, .* epoch >= 1`"):
+        fit(module, pruning([(module.net[0], "weight")], 0), tmp_path)
+    assert module.trainer.global_step == 1
+    assert not hasattr(module.net[0], "weight_orig")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
@@ -116,3 +118,13 @@ def test_bad_names_are_refused_before_the_run(tmp_path: Path) -> None:
         ExpansionCallback(epoch=1, plain_file=3)
     with pytest.raises(MisconfigurationException, match="is a directory; name a file in it"):
         fit(ExpansionCallback(epoch=1, plain_file=tmp_path), tmp_path)
+
+
+def test_shards_are_no_plain_file(tmp_path: Path) -> None:
+    callback = ExpansionCallback(alpha=2, epoch=1, plain_file=tmp_path / "plain.pt")
+    trainer: Any = SimpleNamespace(strategy=ModelParallelStrategy())
+    with pytest.raises(
+        MisconfigurationException, match=r"keeps in shards: leave it out, .* `fpe_lightning.save_plain`"
+    ):
+        callback.result.check(trainer)
+    callback.result.check(SimpleNamespace(strategy=None))  # type: ignore[arg-type]

@@ -176,3 +176,24 @@ def test_a_plain_model_is_another_object_throughout() -> None:
         for parameter in fpe.plain(wide).parameters():
             parameter.zero_()
     assert equal(dict(wide.state_dict()), dict(state))
+
+
+class Kept:
+    """An object in an attribute, as a module keeps outputs for the end of an epoch."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        self.outputs = outputs
+
+
+def test_a_module_that_keeps_outputs_of_a_graph() -> None:
+    model = expanded(fpe.Paper(alpha=2), nn.Sequential(nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 3)))
+    outputs = model(X)
+    model.outputs, model.several, model.inside = outputs, {"a": [outputs * 2]}, Kept(outputs * 3)  # type: ignore[assignment]
+    result = fpe.plain(model)
+    assert is_plain(result)
+    assert torch.equal(result.outputs, outputs)  # type: ignore[arg-type]
+    assert torch.equal(result.several["a"][0], outputs * 2)  # type: ignore[index]
+    assert torch.equal(result.inside.outputs, outputs * 3)  # type: ignore[union-attr]
+    assert result.outputs.grad_fn is None  # type: ignore[union-attr]
+    outputs.sum().backward()  # the graph of the module is whole
+    assert model[0].weight.grad is not None  # type: ignore[union-attr]

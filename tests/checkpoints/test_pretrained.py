@@ -146,3 +146,24 @@ def test_diffusers(tmp_path: Path) -> None:
         assert torch.allclose(model(**inputs).sample, out, atol=1e-5)
         assert fpe.count_nonzeros(model) == fpe.count_nonzeros(net)
         check_masks(model)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Mixtral"])
+def test_names_and_experts_that_transformers_saves_in_an_older_form(
+    transformers: Any, kind: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    if kind == "ViT":
+        model = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=16, **small)).eval()
+        example = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    else:
+        small |= {"vocab_size": 64, "num_key_value_heads": 2, "num_local_experts": 2}
+        model, example = transformers.MixtralModel(transformers.MixtralConfig(**small)).eval(), {"input_ids": IDS}
+    assert fpe.expand(model, fpe.Paper(alpha=2), example_inputs=example).sites
+    out = model(**example).last_hidden_state
+    model.save_pretrained(tmp_path)
+    loaded = fpe.from_pretrained(type(model), tmp_path).eval()
+    assert torch.allclose(loaded(**example).last_hidden_state, out, atol=1e-5)
+    assert fpe.count_nonzeros(loaded) == fpe.count_nonzeros(model)
+    check_masks(loaded)

@@ -71,6 +71,17 @@ def test_feature_keeps_inputs_together_that_the_layer_uses_alike() -> None:
         assert len(child[pattern == kind].unique()) == 1
 
 
+@pytest.mark.parametrize("groups", [[4], [6], [5, 1], [9, 2, 1], [3, 3, 8], [16]])
+@pytest.mark.parametrize("alpha", [2, 3, 5])
+def test_children_of_feature_differ_by_one_input_at_most(groups: list[int], alpha: int) -> None:
+    """Inputs that are all alike are one cluster, which one child would own alone."""
+    columns = [float(number + 1) * torch.ones(3, size) for number, size in enumerate(groups)]
+    weight = torch.cat(columns, dim=1).unsqueeze(-1)
+    child = Feature()(weight, torch.ones(3, weight.shape[1], dtype=torch.bool), alpha, generator())
+    counts = torch.stack([child[0].bincount(minlength=alpha), child[-1].bincount(minlength=alpha)])
+    assert counts.max() - counts.min() <= 1
+
+
 @given(st.integers(1, 5), st.integers(1, 6), seeds)
 def test_semi_structured_gives_two_of_every_four_both_ways(neurons: int, runs: int, seed: int) -> None:
     weight, alive = problem(neurons, 4 * runs, 1, 1.1, seed)

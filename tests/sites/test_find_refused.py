@@ -100,7 +100,7 @@ def test_fused_attention_layers_keep_their_feed_forward_width() -> None:
         (Net(lambda _, x: x.cumsum(-1)), "cumsum over the axis"),
         (Net(lambda _, x: x.flip(-1)), "flip reorders the axis"),
         (Net(lambda _, x: F.pad(x, (0, 0))[:, torch.arange(6)]), "indexing picks entries of the axis"),
-        (Net(lambda _, x: torch.fft.fft(x).real), "unknown operator _fft_r2c"),
+        (Net(lambda _, x: torch.fft.fft(x).real), "a Fourier transform runs over the axis"),
         (Net(lambda _, x: x.sort(-1).values), "sort over the axis"),
         (Net(lambda _, x: x + torch.arange(6)), INPUT),
         (Net(lambda _, x: x * x.select(1, 0).unsqueeze(1)), "a single entry is selected from it"),
@@ -145,6 +145,20 @@ def test_size_read_from_another_width() -> None:
     found = reasons(Net(forward, **parts), torch.randn(2, 8))
     assert found["a"].startswith("hard-coded size")
     assert found["b"].startswith("hard-coded size")
+
+
+def test_sites_that_fit_alone_but_not_together() -> None:
+    """Each of two widths may grow, but the forward allows no more than 28 units in both."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        first, second = F.relu(self.a(x)), F.relu(self.b(x))
+        if first.shape[1] + second.shape[1] > 28:
+            raise RuntimeError("too wide")
+        return self.c(first) + self.d(second)
+
+    model = Net(forward, a=nn.Linear(16, 8), b=nn.Linear(16, 8), c=nn.Linear(8, 3), d=nn.Linear(8, 3))
+    assert [site.name for site in find_sites(model, torch.randn(2, 16))] == ["a"]
+    assert reasons(model, torch.randn(2, 16))["b"] == "it cannot be widened together with the sites before it"
 
 
 def test_projection_that_is_a_buffer() -> None:

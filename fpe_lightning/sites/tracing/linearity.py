@@ -9,6 +9,7 @@ from __future__ import annotations
 from fpe_lightning.sites.tracing.call import Call
 from fpe_lightning.sites.tracing.rules_aggregate import AGGREGATES
 from fpe_lightning.sites.tracing.rules_contract import CONTRACTIONS
+from fpe_lightning.sites.tracing.rules_mixing import FOURIER
 from fpe_lightning.sites.tracing.rules_norm import LINEAR_POOLS
 from fpe_lightning.sites.tracing.rules_pointwise import FACTORIES
 from fpe_lightning.sites.tracing.rules_shape import MOVES
@@ -19,7 +20,7 @@ OTHERS = (
 )
 EXTREMES = frozenset({"scatter_reduce", "index_reduce", "segment_reduce"})
 """Linear or not by what they reduce with."""
-LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split(), AGGREGATES - EXTREMES)
+LINEAR = FACTORIES.union(CONTRACTIONS, LINEAR_POOLS, MOVES, OTHERS.split(), FOURIER.split(), AGGREGATES - EXTREMES)
 PRODUCTS = frozenset({"mul", "div", "lerp", "addcmul", "__imul__"})
 """Linear where at most one operand is an activation; a scale, a mask of noise or a number is none."""
 

@@ -17,6 +17,7 @@ AGGREGATES = frozenset((*SCATTERS.split(), "gather", "segment_reduce", "index_pu
 def scatter(call: Call) -> None:
     """Entries of one axis are sent to positions on it; all other axes stay as they are."""
     given = call.arguments
+    # Names of arguments differ between scatter, index_add and index_copy.
     target, index = given["self"], given["index"]
     source = next((given[name] for name in ("src", "source") if isinstance(given.get(name), Tensor)), None)
     axis = given["dim"] % max(target.dim(), 1)
@@ -94,6 +95,7 @@ def index_put(call: Call) -> None:
             call.facts.freeze(label, "index_put picks entries of the axis")
         else:
             kept.append(label)
+    # The values have the axes of the index first, then those of the target that are not picked.
     rest = target.dim() - len(picked)
     for label in call.labels(values):
         if not leading or any(axis < values.dim() - rest for axis in varying(label)):
@@ -123,6 +125,7 @@ def sparse_product(call: Call) -> None:
     for tensor in call.tensors:
         if tensor is not dense:
             call.freeze(call.labels(tensor), "a sparse matrix mixes the axis")
+    # The added matrix has entries of its own for each column.
     added = call.arguments.get("self") if call.name == "_sparse_addmm" else None
     if isinstance(added, Tensor) and added.numel() > 1 and not call.tag(added).filler and call.arguments["beta"]:
         call.freeze(kept, "it meets an axis that no weight computes (an input or a constant)")

@@ -39,6 +39,7 @@ def same(call: Call) -> None:
 def as_strided(call: Call) -> None:
     """Other strides for the same entries (a change of memory format) keep the labels; anything else is refused."""
     old, new = call.input, call.outputs[0]
+    # The stride of an axis of one entry says nothing.
     kept = [axis for axis, size in enumerate(old.shape) if size > 1]
     if old.shape == new.shape and all(old.stride(axis) == new.stride(axis) for axis in kept):
         same(call)
@@ -58,6 +59,7 @@ def view(call: Call) -> None:
             continue
         # Labels are entries too: the same view of them says where each unit goes.
         seen = compress(label.expand(call.shapes[0]).reshape(output.shape))
+        # Units on two axes of the view: which entries belong together is decided by the reader of each.
         if len(varying(seen)) > len(varying(label)):
             call.facts.bundle(label, "an axis is split by a view")
         labels.append(seen)
@@ -71,6 +73,7 @@ def rearrange(call: Call) -> None:
     tag = call.tag(call.input)
     per_output: list[list[Tensor]] = [[] for _ in call.outputs]
     for label in tag.labels:
+        # Labels move as the entries do, so the operator itself is run on them.
         whole = label.expand(call.shapes[0])
         moved = _run(call, whole)
         if call.name in CUTS.split():
@@ -92,6 +95,7 @@ def _cut(call: Call, label: Tensor, whole: Tensor, pieces: list[Tensor]) -> None
     axis = (call.arguments.get("dim") or 0) % whole.dim()
     if axis not in varying(label) or (len(pieces) == 1 and pieces[0].shape == whole.shape):
         return
+    # One unit of many: at another width another one would be picked.
     if call.name in ("select", "unbind") and varying(label) == (axis,):
         call.facts.freeze(label, "a single entry is selected from it")
         return
@@ -109,6 +113,7 @@ def concatenate(call: Call) -> None:
     output = call.outputs[0]
     axis = call.arguments["dim"] % output.dim()
     stack = call.name == "stack"
+    # Torch skips empty one-dimensional tensors.
     pieces = [tensor for tensor in call.arguments["tensors"] if tensor.dim() > 1 or tensor.numel()]
     call.value(*pieces)
     if all(call.tag(piece).filler for piece in pieces):
@@ -150,6 +155,7 @@ def _behind(call: Call, labels: list[list[Tensor]], lengths: list[int], axis: in
     for group, length in zip(running, lengths, strict=True):
         if len(group) > 1:
             call.freeze(group, "it is concatenated with a tensor of another layout")
+        # Unlabelled entries keep the places of those that follow right.
         piece = group[0] if group else torch.zeros([1] * dim, dtype=torch.long)
         parts.append(piece.expand([length if position == axis else sizes[position] for position in range(dim)]))
     return [compress(torch.cat(parts, axis))]
@@ -190,6 +196,7 @@ def _indexed(call: Call, label: Tensor) -> Tensor:
     if boolean or set(varying(label)) & set(axes):
         call.facts.freeze(label, "indexing picks entries of the axis")
         return torch.zeros(1, dtype=torch.long)
+    # The axes of the index replace the indexed ones, in the place of the first if these are adjacent.
     width = max(indices[axis].dim() for axis in axes)
     rest = [label.shape[axis] for axis in range(label.dim()) if axis not in axes]
     position = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0

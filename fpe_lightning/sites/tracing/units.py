@@ -127,6 +127,7 @@ def _roles(facts: Facts) -> tuple[np.ndarray, np.ndarray]:
     first_use = np.full(facts.size, np.iinfo(np.int64).max)
     for position, (numbers, role) in enumerate(facts.roles):
         roles[numbers] |= int(role)
+        # Reading an input is no use of the width that is looked for.
         if role != Role.INPUT:
             first_use[numbers] = np.minimum(first_use[numbers], position)
     return roles, first_use

@@ -26,6 +26,25 @@ from fpe_lightning.sparse.folded.layers import (
 from fpe_lightning.sparse.folded.products import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 
+LEAST = 2**18
+"""Entries of a weight, at least, by the rule of :func:`pays`: 512 inputs of 512 neurons."""
+
+
+def pays(shape: torch.Size) -> bool:
+    """Whether a weight should be folded rather than masked, for ``layout="by_shape"``: a rule on its shape alone.
+
+    A folded weight takes the memory of its parent at every size, and one optimizer pass instead of ``alpha``. Below
+    this size both are small, and the fixed costs of unfolding are what one sees (``docs/results/layouts.md``).
+
+    Args:
+        shape: That of the weight before the split.
+
+    Example:
+        >>> pays(torch.Size([512, 64])), pays(torch.Size([512, 512]))
+        (False, True)
+    """
+    return shape.numel() >= LEAST
+
 
 class Folded(Layout):
     """A weight of the parent's shape and a code that names the child of each place."""

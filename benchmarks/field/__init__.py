@@ -1,0 +1,1 @@
+"""Public projects with and without a split: ``python -m benchmarks.field``."""
