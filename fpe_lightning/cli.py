@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 # Classes that are imported can be named without their module: `--model=Classifier`, `--data=EmbeddingDataModule`.
@@ -89,6 +92,15 @@ class CLI(LightningCLI):
         parser.route_callback_keys()
 
     @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the Trainer, and give its run a folder that no other run gets."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if rank_zero_only.rank == 0:
+            for logger in trainer.loggers:
+                reserve_folder(logger)
+        return trainer
+
+    @override
     def _parse_ckpt_path(self) -> None:
         """Do nothing: config and command line decide the model, and a checkpoint of another one is refused as it loads.
 
@@ -112,6 +124,37 @@ class CLI(LightningCLI):
         checkpoint = self.trainer.checkpoint_callback
         best = isinstance(checkpoint, ModelCheckpoint) and bool(checkpoint.best_model_path)
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+
+
+def reserve_folder(logger: Logger) -> None:
+    """Make the next ``version_N`` of a logger's folder, so that runs started together do not share one.
+
+    Lightning takes the first number that is free when the run starts to log, and several runs find the same.
+
+    Args:
+        logger: One whose version is not chosen yet; any other is left as it is.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> loggers = [TensorBoardLogger(folder), TensorBoardLogger(folder)]
+        >>> for each in loggers:
+        ...     reserve_folder(each)
+        >>> [each.version for each in loggers]
+        [0, 1]
+    """
+    if not isinstance(logger, (TensorBoardLogger, CSVLogger)) or logger._version is not None:
+        return
+    while True:
+        version = logger._get_next_version()
+        try:
+            os.makedirs(os.path.join(logger.root_dir, f"version_{version}"))
+        except FileExistsError:
+            if not os.path.isdir(logger.root_dir):  # a file is in its place
+                raise
+        else:
+            logger._version = version
+            return
 
 
 def main(words: list[str] | None = None) -> int:
