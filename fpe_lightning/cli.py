@@ -110,7 +110,10 @@ class CLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         """Refuse a broken checkpoint before anything is built."""
-        path = str(self.config[self.subcommand].get("ckpt_path") or "") if self.subcommand else ""
+        config: Any = self.config[self.subcommand] if self.subcommand else {}
+        if "weights_only" in config and config["weights_only"] is None:
+            config["weights_only"] = True  # else Lightning runs code in checkpoints that it reads from a URL
+        path = str(config.get("ckpt_path") or "")
         if not path or path in KEYWORDS or path.startswith("registry") or "://" in path:
             return
         check_checkpoint_file(path)
