@@ -15,6 +15,7 @@ from fpe_lightning.checkpoints import restore_structure as restore_structure
 from fpe_lightning.checkpoints import restore_structure_from_file as restore_structure_from_file
 from fpe_lightning.checkpoints import restore_structure_on_load as restore_structure_on_load
 from fpe_lightning.checkpoints import save_plain as save_plain
+from fpe_lightning.expansion import Auto as Auto
 from fpe_lightning.expansion import Blocks as Blocks
 from fpe_lightning.expansion import ByShape as ByShape
 from fpe_lightning.expansion import Expansion as Expansion
@@ -22,6 +23,7 @@ from fpe_lightning.expansion import ExpansionReport as ExpansionReport
 from fpe_lightning.expansion import ExpansionWarning as ExpansionWarning
 from fpe_lightning.expansion import Paper as Paper
 from fpe_lightning.expansion import SemiStructured as SemiStructured
+from fpe_lightning.expansion import advise_sites as advise_sites
 from fpe_lightning.expansion import expand as expand
 from fpe_lightning.interference import feature_capacity as feature_capacity
 from fpe_lightning.interference import mean_cosine_similarity as mean_cosine_similarity

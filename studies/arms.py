@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
@@ -11,7 +11,8 @@ from typing_extensions import override
 import fpe_lightning as fpe
 from fpe_lightning.expansion.config import BaseExpansion
 from fpe_lightning.partitions import Partition
-from studies.from_scratch import drop_connect, larger_network, place_, wide_sparse
+from studies.from_scratch import LowRankMLP, drop_connect, larger_network, one_shot_, place_, wide_sparse
+from studies.moves import Moves, Schedule, Shrink
 
 if TYPE_CHECKING:
     from studies.setting import Setting
@@ -43,6 +44,16 @@ class Arm:
     @property
     def networks(self) -> int:
         """Number of networks whose mean is one run."""
+        return 1
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """How masks change while it trains; None where they stay."""
+        return None
+
+    @property
+    def times(self) -> int:
+        """How many times the setting's epochs it trains."""
         return 1
 
     def starts(self, split: int, epochs: int) -> int:
@@ -81,6 +92,37 @@ class Dense(Arm):
 
 
 @dataclass(frozen=True)
+class Longer(Arm):
+    """The dense network, trained for more epochs.
+
+    Attributes:
+        factor: Epochs, as a multiple of those of the setting.
+    """
+
+    legend: ClassVar[str] = "dense, longer"
+    marker: ClassVar[str] = "p"
+    factor: int = 2
+
+    @property
+    @override
+    def times(self) -> int:
+        return self.factor
+
+
+@dataclass(frozen=True)
+class LowRank(Arm):
+    """A wider network whose hidden weights are a product of two thin matrices, of no more parameters."""
+
+    legend: ClassVar[str] = "low rank"
+    marker: ClassVar[str] = "h"
+
+    @override
+    def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        (width,) = setting.widths()
+        return LowRankMLP(task.inputs, width, task.outputs)
+
+
+@dataclass(frozen=True)
 class Larger(Arm):
     """A dense network with more parameters.
 
@@ -110,16 +152,31 @@ class WideSparse(Arm):
         allocation: How many non-zeros each layer gets: see ``WideSparseMLP``.
         placed: Neurons choose their inputs by this partition, fitted to the untrained network; None draws them at
             random.
+        alpha: How much wider; None takes the ``alpha`` of the setting.
+        moves: How weights move while it trains; None for static masks.
+        scored: Whether the hidden weights of largest ``|weight x gradient|`` at initialisation are kept (SNIP), in
+            place of random ones.
     """
 
     legend: ClassVar[str] = "wide and sparse from scratch"
     marker: ClassVar[str] = "^"
-    allocation: Literal["hidden", "even", "fan_in"] = "hidden"
+    allocation: Literal["hidden", "even", "fan_in", "erk"] = "hidden"
     placed: str | Partition | None = None
+    alpha: int | None = None
+    moves: Moves | None = None
+    scored: bool = False
+
+    @property
+    @override
+    def schedule(self) -> Schedule | None:
+        return self.moves
 
     @override
     def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        setting = replace(setting, alpha=self.alpha or setting.alpha)
         network = wide_sparse(setting, task, self.allocation, seed)
+        if self.scored:
+            one_shot_(network, task)
         if self.placed is not None:
             place_(network, self.placed, setting.alpha, task, seed)
         return network
@@ -140,6 +197,34 @@ class DropConnect(Arm):
     @override
     def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
         return drop_connect(setting, task, seed)
+
+
+@dataclass(frozen=True)
+class Gradual(Arm):
+    """A wide dense network whose smallest hidden weights go, little by little, until the budget is met.
+
+    Attributes:
+        shrink: When they go.
+    """
+
+    legend: ClassVar[str] = "gradual pruning (GMP)"
+    marker: ClassVar[str] = "<"
+    shrink: Shrink = field(default_factory=Shrink)
+
+    @property
+    @override
+    def marked(self) -> bool:
+        return True
+
+    @property
+    @override
+    def schedule(self) -> Schedule:
+        return self.shrink
+
+    @override
+    def build(self, setting: Setting, task: Task, seed: int) -> nn.Module:
+        wide_sparse(setting, task, "hidden", seed)  # raises where the budget cannot be met
+        return setting.build(task, [setting.alpha * width for width in setting.widths()])
 
 
 @dataclass(frozen=True)
@@ -172,6 +257,7 @@ class Split(Arm):
         then: A second split; None for one split.
         redraw: Whether the incoming weights of the children are drawn again under their masks.
         members: Networks whose mean is one run, each with masks of its own.
+        moves: How weights move after the split; None for static masks.
 
     Raises:
         ValueError: If the expansion has an ``alpha`` or a ``seed`` of its own, which a run would overwrite.
@@ -186,6 +272,12 @@ class Split(Arm):
     then: Again | None = None
     redraw: bool = False
     members: int = 1
+    moves: Moves | None = None
+
+    @property
+    @override
+    def schedule(self) -> Schedule | None:
+        return self.moves
 
     def __post_init__(self) -> None:
         default = type(self.rule)()

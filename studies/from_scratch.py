@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.networks.sparse_init import allocate, sparsify_
@@ -85,7 +86,7 @@ def wide_sparse(setting: Setting, task: Task, allocation: str, seed: int) -> nn.
         setting: Sizes.
         task: Number of inputs and outputs.
         allocation: ``"even"`` has zeros in all layers alike; other ones in the layers that a split widens, but for the
-            classifier.
+            classifier, and ``"erk"`` in all that a split changes, by :func:`erdos_renyi`.
         seed: Of the masks.
 
     Raises:
@@ -95,6 +96,61 @@ def wide_sparse(setting: Setting, task: Task, allocation: str, seed: int) -> nn.
     layers, sparse, counts = _allocated(network, setting, task, allocation)
     sparsify_([layers[name] for name in sparse], counts, allocation, seed)
     return network
+
+
+@torch.no_grad()
+def one_shot_(network: nn.Module, task: Task) -> None:
+    """Keep the hidden weights of largest ``|weight x gradient|`` over all training samples, as many as there are.
+
+    After SNIP (Lee et al., ICLR 2019), for one hidden layer; the weights are those that the random mask began with.
+
+    Args:
+        network: A wide sparse MLP, changed in place.
+        task: The samples.
+    """
+    assert isinstance(network, MLP)
+    layer = network.linear_layers()[0]
+    keep = int(alive_of(layer).sum())
+    bound = (layer.in_features * keep / layer.weight.numel()) ** -0.5
+    set_mask(layer, "weight", None)
+    nn.init.uniform_(layer.weight, -bound, bound)
+    with torch.enable_grad():
+        loss = task.loss_of(network, torch.arange(len(task.train[1])))
+        (gradient,) = torch.autograd.grad(loss, [layer.weight])
+    chosen = torch.zeros(layer.weight.numel(), dtype=torch.bool)
+    chosen[(layer.weight * gradient).abs().flatten().sort(descending=True, stable=True).indices[:keep]] = True
+    set_mask(layer, "weight", chosen.view_as(layer.weight))
+
+
+class LowRankMLP(nn.Module):
+    """One wide hidden layer, whose weights are a product of two thin matrices.
+
+    The rank is half of the dense network's width, and the hidden layer as wide as the parameters of the dense network
+    allow.
+
+    Args:
+        inputs: Size of the last axis of the input.
+        hidden: Width of the dense network.
+        outputs: Size of the last axis of the output.
+
+    Example:
+        >>> network = LowRankMLP(64, 8, 10)
+        >>> network.wide.out_features, parameters(network), parameters(MLP(64, 8, 10))
+        (23, 611, 610)
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        rank = max(1, hidden // 2)
+        budget = hidden * (inputs + 1 + outputs) + outputs
+        width = (budget - outputs - rank * inputs) // (rank + 1 + outputs)
+        self.thin = nn.Linear(inputs, rank, bias=False)
+        self.wide = nn.Linear(rank, width)
+        self.classifier = nn.Linear(width, outputs)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.wide(self.thin(x)).relu())
 
 
 def drop_connect(setting: Setting, task: Task, seed: int) -> nn.Module:
@@ -127,7 +183,43 @@ def _allocated(
     widened = [name for name in others if layers[name].weight.shape != before[name].weight.shape]
     sparse = list(layers) if allocation == "even" else [*widened, last]
     sizes = [layers[name].weight.numel() for name in sparse]
-    return layers, sparse, allocate(sizes, parameters(network) - parameters(narrow), allocation)
+    excess = parameters(network) - parameters(narrow)
+    if allocation == "erk":
+        shapes = [layers[name].weight.flatten(1).shape for name in sparse]
+        return layers, sparse, erdos_renyi(shapes, sum(sizes) - excess)
+    return layers, sparse, allocate(sizes, excess, allocation)
+
+
+def erdos_renyi(shapes: Sequence[Sequence[int]], keep: int) -> list[int]:
+    """Non-zeros of each layer where its density goes with ``(out + in) / (out * in)`` (Mocanu et al., 2018; ERK).
+
+    Args:
+        shapes: Outputs and inputs of each layer.
+        keep: Non-zeros of all layers together.
+
+    Returns:
+        Non-zeros of each layer, at most its size.
+
+    Example:
+        >>> erdos_renyi([(32, 64), (10, 32)], 500)
+        [348, 152]
+    """
+    sizes = [rows * columns for rows, columns in shapes]
+    counts = [0] * len(shapes)
+    free = list(range(len(shapes)))
+    while free:
+        left = keep - sum(counts)
+        scale = left / sum(sum(shapes[i]) for i in free)
+        full = [i for i in free if scale * sum(shapes[i]) >= sizes[i]]
+        if not full:
+            for i in free:
+                counts[i] = int(scale * sum(shapes[i]))
+            counts[free[0]] += keep - sum(counts)
+            return counts
+        for i in full:
+            counts[i] = sizes[i]
+        free = [i for i in free if i not in full]
+    return counts
 
 
 def larger_network(setting: Setting, task: Task, factor: float) -> nn.Module:

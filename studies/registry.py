@@ -12,6 +12,7 @@ from studies.errors import StudyError
 from studies.interference import Interference
 from studies.pictures import CNN, ViT
 from studies.pixels import Pixels
+from studies.rewiring import Rewiring
 from studies.robustness import Robustness
 from studies.setting import Setting
 
@@ -26,6 +27,7 @@ for name, kind in {
     "deep": Probe,
     "interference": Interference,
     "pixels": Pixels,
+    "rewiring": Rewiring,
     "robustness": Robustness,
     "transformer": ViT,
 }.items():

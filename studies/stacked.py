@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from fpe_lightning.networks import MLP
 from fpe_lightning.sparse.layout import layout_of
-from fpe_lightning.sparse.masked import mask_of
+from fpe_lightning.sparse.masked import mask_of, set_mask
 from studies.batches import Batches as Batches
 from studies.dropconnect import DropConnectMLP
 from studies.stacked_optimizer import stack_optimizers, unstack_optimizer, update
@@ -43,6 +43,7 @@ class Stack:
     Args:
         networks: ReLU networks with the same sizes, without norms and dropout; masks may differ.
         optimizers: One for each network, over all of its parameters, of one class and with the same options.
+        watched: Whether to sum the gradients that weights without masks would have, in ``dense``.
 
     Raises:
         ValueError: If the networks or optimizers cannot stand in one stack.
@@ -54,7 +55,7 @@ class Stack:
         [(2, 3, 4), (2, 1, 3)]
     """
 
-    def __init__(self, networks: Sequence[MLP], optimizers: Sequence[Optimizer]) -> None:
+    def __init__(self, networks: Sequence[MLP], optimizers: Sequence[Optimizer], watched: bool = False) -> None:
         _check(networks, optimizers)
         self.networks, self.optimizers = list(networks), list(optimizers)
         layers = list(zip(*(network.linear_layers() for network in networks), strict=True))
@@ -68,6 +69,8 @@ class Stack:
         ]
         self.optimizer = stack_optimizers(self.optimizers, self._owned, self.parameters)
         self._buffers: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        masked = [layer for layer, mask in enumerate(self.masks) if mask is not None and watched]
+        self.dense = {layer: torch.zeros_like(self.weights[layer]) for layer in masked}
 
     def step(self, inputs: Tensor, transposed: Tensor, targets: Tensor, loss: Loss) -> None:
         """Take one optimizer step.
@@ -91,6 +94,8 @@ class Stack:
                 grad = torch.bmm(gradient.view(groups, -1, n), inputs).view_as(weight)
             else:
                 grad = torch.bmm(gradient, hidden[layer - 1].transpose(1, 2))
+            if layer in self.dense:
+                self.dense[layer].add_(grad)
             grad = grad if mask is None else grad.masked_fill_(~mask, 0)
             self.weights[layer].grad = grad if drop is None else grad.mul_(drop)
             if layer:
@@ -127,9 +132,33 @@ class Stack:
             values.append(out.add_(bias) if layer == last else out.add_(bias).relu_())
         return values
 
+    def masks_of(self, layer: int) -> Tensor:
+        """The masks of a layer that has some, bool ``(networks, out, in)``."""
+        masks = self.masks[layer]
+        assert masks is not None
+        return masks
+
+    def remask(self, layer: int, network: int, mask: Tensor, changed: Tensor) -> None:
+        """Give the weights of one layer of one network another mask.
+
+        Args:
+            layer: Of a mask already.
+            network: The network.
+            mask: Bool, ``(out * in,)``.
+            changed: Entries of the mask that are new or gone; weights and moments there become zero.
+        """
+        masks, weight = self.masks_of(layer), self.weights[layer]
+        masks[network] = mask.view_as(masks[network])
+        for each in (weight, *self.optimizer.state.get(weight, {}).values()):
+            if each.shape == weight.shape:
+                each[network].masked_fill_(changed.view_as(each[network]), 0)
+
     @torch.no_grad()
     def unstack(self) -> None:
-        """Write weights and optimizer states back into the networks and optimizers that came in."""
+        """Write weights, masks and optimizer states back into the networks and optimizers that came in."""
+        for layer in self.dense:
+            for network, mask in zip(self.networks, self.masks_of(layer), strict=True):
+                set_mask(network.linear_layers()[layer], "weight", mask.clone())
         for own, stacked in zip(self._owned, self.parameters, strict=True):
             for parameter, value in zip(own, stacked, strict=True):
                 parameter.copy_(value.view_as(parameter))
@@ -146,6 +175,7 @@ def train_together(
     at_once: int = 16,
     advance: Callable[[int], None] | None = None,
     batches: Batches | None = None,
+    after: Callable[[Stack, int], None] | None = None,
 ) -> None:
     """Train networks of one shape for some epochs, in place, each as if it were alone.
 
@@ -160,6 +190,8 @@ def train_together(
         at_once: Networks of a stack; more do not fit into the processor's cache and gain nothing. Groups stay whole.
         advance: Called with the number of finished epochs times networks, now and then, for a progress bar.
         batches: How each group goes through its samples; None takes all of them in one step.
+        after: Called at the end of each epoch with the stack and the number of finished epochs. The stack's ``dense``
+            then holds the gradients of that epoch, in each masked layer as if there were no mask.
 
     Raises:
         ValueError: If the networks cannot stand in one stack, or do not fit the groups.
@@ -180,7 +212,7 @@ def train_together(
     for first in range(0, groups, together):
         part = slice(first, first + together)
         members = slice(first * each, (first + together) * each)
-        stack = Stack(networks[members], optimizers[members])
+        stack = Stack(networks[members], optimizers[members], watched=after is not None)
         run = (
             _all_at_once(stack, inputs[part], targets[part], loss)
             if batches is None
@@ -189,6 +221,10 @@ def train_together(
         often = 50 if batches is None else 1
         for epoch in range(1, epochs + 1):
             run(epoch - 1)
+            if after is not None:
+                after(stack, epoch)
+                for gradient in stack.dense.values():
+                    gradient.zero_()
             if advance and (epoch % often == 0 or epoch == epochs):
                 advance(len(stack.networks) * (epoch % often or often))
         stack.unstack()

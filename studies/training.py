@@ -18,12 +18,14 @@ from fpe_lightning.networks import MLP
 from fpe_lightning.sites.select import select_sites
 from studies.arms import Again, Arm, Dense, Split
 from studies.batches import Batches
+from studies.cost import Cost
 from studies.dropconnect import DropConnectMLP
 from studies.from_scratch import begin
+from studies.moves import Schedule, mask_all_
 from studies.results import Row
 from studies.setting import Setting
 from studies.splitting import expand, split
-from studies.stacked import train_together
+from studies.stacked import Stack, train_together
 from studies.task import Task
 
 
@@ -35,6 +37,9 @@ class _Run:
     index: int  # of the seed within the block
     network: nn.Module
     optimizer: Optimizer
+    schedule: Schedule | None = None
+    alpha: int = 1  # children of each neuron
+    cost: Cost = field(default_factory=Cost)
     why: str = ""  # it failed
     seen: dict[str, float] = field(default_factory=dict)  # measures of its setting at the split
 
@@ -116,12 +121,14 @@ class _Block:
         except ValueError as error:
             # A dense network takes its place until its row is written.
             network, why = begin(Dense(), self.setting, self.tasks[index], self.seeds[index]), str(error)
-        return _Run(name, index, network, _adam(network, self.setting.lr), why)
+        alpha = getattr(arm, "alpha", None) or self.setting.alpha
+        return _Run(name, index, network, _adam(network, self.setting.lr), arm.schedule, alpha, why=why)
 
     def child(self, name: str, arm: Split, parent: _Run, sites: list[fpe.Site], member: int) -> _Run:
         """A copy of the parent, split."""
         network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
-        run = _Run(name, parent.index, network, optimizer)
+        alpha = arm.alpha or self.setting.alpha
+        run = _Run(name, parent.index, network, optimizer, arm.schedule, alpha, parent.cost.copy())
         seed, task = self.seeds[parent.index] + 1_000_000 * member, self.tasks[parent.index]
         run.seen |= self.setting.observe("before", [network], task)
         try:
@@ -144,7 +151,9 @@ class _Block:
             for run in due:
                 self.split_again(second[run.arm], run)
             self.train([run for run in due if not run.why], epoch, self.setting.epochs)
-        self.train([run for run in runs if run.arm not in second], start, self.setting.epochs)
+        for times in sorted({arm.times for arm in arms.values()}):
+            due = [run for run in runs if run.arm not in second and arms[run.arm].times == times]
+            self.train(due, start, times * self.setting.epochs)
 
     def split_again(self, again: Again, run: _Run) -> None:
         """Split the children once more."""
@@ -166,8 +175,13 @@ class _Block:
                 for run in runs:
                     run.optimizer = _adam(run.network, setting.lr_after or setting.lr)
             for run in runs if last > first else []:
+                run.cost.add(
+                    run.network, len(self.tasks[run.index].train[1]), setting, first, last, run.schedule, run.alpha
+                )
                 if not isinstance(run.network, MLP):
                     self.train_alone(run, first, last)
+                elif run.schedule is not None:
+                    mask_all_(run.network, run.schedule)
             for alike in _alike([run for run in runs if isinstance(run.network, MLP)]) if last > first else []:
                 # Groups of data have to be as many as seeds that all have equally many networks.
                 chosen = sorted({run.index for run in alike})
@@ -181,7 +195,23 @@ class _Block:
                     last - first,
                     advance=self.advance,
                     batches=None if setting.batch_size is None else Batches(setting.batch_size, seeds, first),
+                    after=self.after(alike, first),
                 )
+
+    def after(self, runs: list[_Run], first: int) -> Callable[[Stack, int], None] | None:
+        """The change of masks at the end of epochs of runs that train together from epoch ``first`` on."""
+        schedule, alpha = runs[0].schedule, runs[0].alpha
+        if schedule is None:
+            return None
+        seeds = {id(run.network): self.seeds[run.index] for run in runs}
+
+        def change(stack: Stack, epochs: int) -> None:
+            if (first + epochs) % schedule.every:
+                return
+            own = [seeds[id(network)] for network in stack.networks]
+            schedule.apply(stack, (first + epochs) / self.setting.epochs, alpha, own)
+
+        return change
 
     def train_alone(self, run: _Run, start: int, stop: int) -> None:
         """Train one network of any kind from one epoch to another; batch norms see one batch of it alone."""
@@ -214,7 +244,7 @@ def _alike(runs: list[_Run]) -> list[list[_Run]]:
     for run in runs:
         shape = type(run.network) is DropConnectMLP, *(parameter.shape for parameter in run.network.parameters())
         steps = tuple(float(state["step"]) for state in run.optimizer.state.values())
-        batches.setdefault((shape, steps), []).append(run)
+        batches.setdefault((shape, steps, run.schedule, run.alpha), []).append(run)
     even: list[list[_Run]] = []
     for batch in batches.values():
         counts: dict[int, list[_Run]] = {}
@@ -242,5 +272,11 @@ def _row(runs: list[_Run], setting: Setting, task: Task, seed: int, seconds: flo
         val=accuracy[1],
         test=accuracy[2],
         seconds=seconds * len(runs),
-        measures=seen if why else seen | setting.observe("end", networks, task),
+        measures=seen if why else seen | setting.observe("end", networks, task) | _costs(runs, setting),
     )
+
+
+def _costs(runs: list[_Run], setting: Setting) -> dict[str, float]:
+    """What the training of a run took, of the measures that its setting names."""
+    found = [run.cost.measures() for run in runs]
+    return {name: sum(each[name] for each in found) for name in found[0] if name in setting.measures}

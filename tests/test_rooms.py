@@ -23,7 +23,7 @@ FLOORS = (
     {"interference", "networks"},
     {"modules", "data"},
     {"callbacks"},
-    {"cli"},
+    {"cli", "advise"},
     {"commands"},
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -45,8 +45,7 @@ class ExpansionCallback(StructureOnLoad):
     misses a split.
 
     A run may resume with another schedule, seed or alpha: moments that are over count as done as often as the weights
-    were split. A new callback in another ``fit`` splits a module that is split already once more, at its own moments.
-    A line of the log says so in both cases.
+    were split. A new callback in another ``fit`` splits once more, at its own moments. The log says so in both cases.
 
     Args:
         expansion: How to expand, such as ``fpe.Paper(alpha=4)``, or a mapping from names or globs of sites to such
@@ -84,7 +83,7 @@ class ExpansionCallback(StructureOnLoad):
         self,
         expansion: BaseExpansion | Mapping[str, BaseExpansion] | None = None,
         *,
-        alpha: int | None = None,
+        alpha: int | Literal["auto"] | None = None,
         seed: int | None = None,
         epoch: int | Sequence[int] | None = None,
         step: int | Sequence[int] | None = None,
@@ -107,8 +106,6 @@ class ExpansionCallback(StructureOnLoad):
             self.expansion = resolve_expansion(expansion, alpha, seed)
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(str(error)) from error
-        self._by_name = dict(self.expansion) if isinstance(self.expansion, Mapping) else {"*": self.expansion}
-        self._needs_data = any(each.needs_data for each in self._by_name.values())
         self.sites, self.exclude = sites, exclude
         self.averages = [averages] if isinstance(averages, str) else list(averages)
         self.reports: list[ExpansionReport] = []
@@ -125,8 +122,7 @@ class ExpansionCallback(StructureOnLoad):
         self._at_setup: dict[str, nn.Parameter] = {}
         self._watched: dict[str, float] = {}
         self._found: tuple[dict[str, Any] | None, ...] = ()
-        self._starts = False
-        self._split_before = 0
+        self._split_before: int | None = None
 
     def _reset(self) -> None:
         self.reports.clear()
@@ -148,7 +144,6 @@ class ExpansionCallback(StructureOnLoad):
         self._state_key = "ExpansionCallback" + (f" {others.index(self) + 1}" if others.index(self) else "")
         self._found, self.progress.loaded = (), None
         if stage == "fit":
-            self._starts = True
             check_strategy(trainer, pl_module)
             self.schedule.check(trainer)
             self.result.check(trainer)
@@ -190,11 +185,11 @@ class ExpansionCallback(StructureOnLoad):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         begin_epoch(trainer)
-        if self._starts:
-            self._starts = False
+        if self._split_before is not None:  # the first batch of a fit
             others = [each.progress for each in _expansion_callbacks(trainer) if each is not self]
             self.progress.start(trainer, batch_idx, self._split_before, others)
-        if self.progress.more and self._needs_data:
+            self._split_before = None
+        if self.progress.more and any(each.needs_data for each in self.expansions()):
             self._samples.add(trainer, batch)
         for _ in range(self.progress.pending or self.schedule.due(trainer, batch_idx, self.progress.done)):
             with refused_as_misconfiguration():
@@ -215,7 +210,7 @@ class ExpansionCallback(StructureOnLoad):
             with refused_as_misconfiguration():  # now, and not after epochs
                 check_found(pl_module, found)
                 sites = select_sites(found.sites, self.sites, self.exclude)
-                by_pattern(sites, self._by_name)
+                by_pattern(sites, self._by_name())
             named = [self.sites] if isinstance(self.sites, str) else self.sites or ()
             check_pruned_sites(trainer, pl_module, sites, self._first_epoch, named)
         if self._unchecked:
@@ -273,9 +268,12 @@ class ExpansionCallback(StructureOnLoad):
         self._widths.load_state_dict(state_dict.get("widths"))
         self._samples.load_state_dict(state_dict)
 
+    def _by_name(self) -> Mapping[str, BaseExpansion]:
+        return self.expansion if isinstance(self.expansion, Mapping) else {"*": self.expansion}
+
     def expansions(self) -> list[BaseExpansion]:
         """The ways to expand: one, or those of a mapping."""
-        return list(self._by_name.values())
+        return list(self._by_name().values())
 
     @property
     def _first_epoch(self) -> int:
@@ -284,15 +282,15 @@ class ExpansionCallback(StructureOnLoad):
 
     def _fitted(self, trainer: pl.Trainer) -> dict[str, BaseExpansion]:
         """The ways to expand, with the data that their partitions and pruning rules need."""
-        data = self._samples.of(trainer) if self._needs_data else None
+        data = self._samples.of(trainer) if any(each.needs_data for each in self.expansions()) else None
         clauses = getattr(getattr(trainer, "datamodule", None), "clauses", None)
-        return {name: each.fit(data, clauses) for name, each in self._by_name.items()}
+        return {name: each.fit(data, clauses) for name, each in self._by_name().items()}
 
     def _split(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Found) -> None:
         with refused_as_misconfiguration():
             check_found(pl_module, found)
             teachers = teachers_of(trainer, pl_module, self.averages, self._watched)
-            pairs, unsuited = choose_sites(pl_module, found.sites, self._by_name, self.sites, self.exclude)
+            pairs, unsuited = choose_sites(pl_module, found.sites, self._by_name(), self.sites, self.exclude)
             pairs, followed = sites_of_students(pairs, teachers, self.sites or ())
             chosen = [site for site, _ in pairs]
             notify(trainer, "on_before_expansion", pl_module, chosen)

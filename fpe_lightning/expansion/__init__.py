@@ -1,5 +1,8 @@
 """The one verb: split the neurons of a model at a fixed number of non-zero parameters."""
 
+from fpe_lightning.expansion.advice import Advice as Advice
+from fpe_lightning.expansion.advice import advise_sites as advise_sites
+from fpe_lightning.expansion.auto import Auto as Auto
 from fpe_lightning.expansion.by_shape import ByShape as ByShape
 from fpe_lightning.expansion.config import AnyExpansion as AnyExpansion
 from fpe_lightning.expansion.config import BaseExpansion as BaseExpansion

@@ -87,7 +87,7 @@ def assign_inputs(draft: Draft, site: Site, alpha: int, shares: list[Tensor], gr
         tensor = draft[producer.parameter]
         size = tensor.value.shape[producer.dim]
         split = draft.widen(producer, alpha)
-        whole = producer.dim == 0 and producer.length == size
+        whole = producer.length == size
         # Consecutive rows that share a partition, from which a layout of blocks is found without a search.
         rows = producer.run if group is None else producer.run // site.width * group
         tensor.block = rows if whole else 0
@@ -152,6 +152,8 @@ def partition_outputs(draft: Draft, site: Site, alpha: int) -> None:
         ValueError: If there are fewer outputs than children.
     """
     for consumer in distinct(site.consumers):
+        if draft[consumer.parameter].separate:  # it is folded already
+            continue
         value = draft[consumer.parameter].value
         output_dim = 1 if consumer.dim == 0 else 0
         outputs = value.shape[output_dim]

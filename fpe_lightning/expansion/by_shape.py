@@ -23,7 +23,9 @@ from fpe_lightning.expansion.config import BaseExpansion, Blocks, Paper, SiteExp
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.partitions.shared import group_size
 from fpe_lightning.sites import Axis, Site
+from fpe_lightning.sparse.conv1d import has_inputs_first
 from fpe_lightning.sparse.grouped.layout import GROUPED, MOST_BLOCKS
+from fpe_lightning.sparse.layout import plain_class
 from fpe_lightning.sparse.masked import mask_of
 
 GROUPS = 16
@@ -141,7 +143,7 @@ def outgoing_of_blocks(model: nn.Module, site: Site, alpha: int) -> Literal["cop
     if 2 * copies <= incoming and _leaves_inputs(model, site, alpha, copies):
         return "copy"
     # Else no outgoing weight is copied, and only biases and norms have to be paid for.
-    outputs = (model.get_parameter(axis.parameter).shape[0] for axis in site.consumers)
+    outputs = (model.get_parameter(axis.parameter).shape[1 - axis.dim] for axis in site.consumers)
     return "partition" if min(outputs) >= alpha * SPARE and _leaves_inputs(model, site, alpha, values) else None
 
 
@@ -172,7 +174,7 @@ def _leaves_inputs(model: nn.Module, site: Site, alpha: int, copies: int) -> boo
 def _fan_in(model: nn.Module, axis: Axis) -> int:
     """Inputs of the neuron that has the fewest."""
     mask = _mask(model, axis)
-    return model.get_parameter(axis.parameter).shape[1] if mask is None else int(mask.sum(1).min())
+    return model.get_parameter(axis.parameter).shape[1 - axis.dim] if mask is None else int(mask.sum(1).min())
 
 
 def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
@@ -183,16 +185,20 @@ def _owner(model: nn.Module, axis: Axis) -> tuple[nn.Module, str]:
 def _is_whole(model: nn.Module, axis: Axis, dim: int, site: Site) -> bool:
     """Whether an axis is that of a linear layer's weight, from end to end, one entry a unit."""
     module, name = _owner(model, axis)
-    if not isinstance(module, nn.Linear) or name != "weight" or GROUPED.cannot_hold(module):
+    turned = has_inputs_first(plain_class(module))
+    if not (isinstance(module, nn.Linear) or turned) or name != "weight" or GROUPED.cannot_hold(module):
         return False
     if read_by_parent(model, axis.parameter.rpartition(".")[0]):
         return False
-    return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and module.weight.shape[dim] == site.width
+    dim = 1 - dim if turned else dim
+    size = module.get_parameter("weight").shape[dim]
+    return (axis.dim, axis.start, axis.length) == (dim, 0, site.width) and size == site.width
 
 
 def _mask(model: nn.Module, axis: Axis) -> Tensor | None:
     module, name = _owner(model, axis)
-    return mask_of(module, name)
+    mask = mask_of(module, name)
+    return mask.t() if mask is not None and has_inputs_first(plain_class(module)) else mask
 
 
 def _count(model: nn.Module, axis: Axis) -> int:

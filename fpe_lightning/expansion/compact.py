@@ -22,14 +22,17 @@ from fpe_lightning.expansion.checks import read_by_parent
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.draft_tensor import DraftTensor
+from fpe_lightning.expansion.folded import FoldedTensor
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.parts import part_of
+from fpe_lightning.expansion.stretches import fits_stretches
 from fpe_lightning.expansion.wrappers import is_wrapper
 from fpe_lightning.partitions.shared import SharedPartition
 from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import summed_in
 from fpe_lightning.pruning.smallest import Piece
 from fpe_lightning.sites.site import Axis, Producer, Site
+from fpe_lightning.sparse.conv1d import has_inputs_first
 from fpe_lightning.sparse.exchange import exchange_parameters, parameter_like
 from fpe_lightning.sparse.grouped.blocks import join_blocks
 from fpe_lightning.sparse.grouped.layers import BLOCKS
@@ -51,11 +54,13 @@ class CompactTensor(DraftTensor):
             neurons, then one for the second children of each, and so on.
         alpha: Children of each neuron.
         column: Weights in one column of a block: as many as rows.
+        turned: Whether the weight in the model has its inputs first; ``value`` is a view of it with its neurons first.
     """
 
     inputs: Tensor = field(default_factory=lambda: torch.empty(0))
     alpha: int = 1
     column: int = 0
+    turned: bool = False
 
     @override
     def count(self) -> int:
@@ -65,6 +70,7 @@ class CompactTensor(DraftTensor):
     @override
     def follow(self, state: Tensor) -> Tensor:
         """Gather a tensor of the old shape (the weight, a gradient, a moment) into a packed one."""
+        state = state.t() if self.turned else state
         packed = state.new_empty(self.column * int(self.inputs.sum()), 1)
         # Each block is gathered into its place, so that nothing of the wide weight's size is ever there.
         done = 0
@@ -124,7 +130,7 @@ class CompactTensor(DraftTensor):
         dtype = torch.promote_types(self.value.dtype, torch.float32)
         # Children of one number read other columns of the same rows: one sum for each group of neurons serves them all.
         groups = []
-        for group in self.value.view(-1, self.column, self.value.shape[1]).unbind(0):
+        for group in self.value.split(self.column):
             squares = (rows.to(dtype).square() for rows in group.split(ROWS))
             groups.append(sum(square.sum(0, dtype=summed_in(square)) for square in squares))
         return torch.stack(groups).repeat(self.alpha, 1) * self.inputs
@@ -143,7 +149,9 @@ class CompactTensor(DraftTensor):
 
 
 def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: Sequence[Optimizer]) -> set[str]:
-    """The names of the sites that can be split straight into blocks: dense linear producers that nothing else touches.
+    """The weights that can be split straight into blocks: all dense linear producers of a site, touched once.
+
+    Consumers whose outputs are partitioned can be, too.
 
     All others are split by way of the wide weight, with equal results.
     """
@@ -169,24 +177,31 @@ def fits_compact(model: nn.Module, splits: Sequence[SiteExpansion], optimizers: 
             )
         )
 
-    return {split.site.name for split in splits if fits(split)}
+    found: set[str] = set()
+    for split in splits:
+        if fits(split):
+            found |= {producer.parameter for producer in split.site.producers}
+            readers = [axis for axis in split.site.consumers if used[axis.parameter] == 1]
+            found |= {axis.parameter for axis in readers if fits_stretches(model, split, axis, optimizers)}
+    return found
 
 
 def _fits(model: nn.Module, site: Site, producer: Producer, alpha: int, optimizers: Sequence[Optimizer]) -> bool:
     owner, _, name = producer.parameter.rpartition(".")
     module = model.get_submodule(owner)
-    if type(module) is not nn.Linear or name != "weight" or GROUPED.cannot_hold(module):
+    turned = has_inputs_first(type(module))
+    if not (type(module) is nn.Linear or turned) or name != "weight" or GROUPED.cannot_hold(module):
         return False
     if read_by_parent(model, owner) or owner not in site.input_shapes:  # something other than its own layer reads it
         return False
-    weight = module.weight
+    weight, dim = module.get_parameter("weight"), int(turned)
     # The site owns all rows of the layer, in the order of its units.
-    whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (0, 1, 0, 1)
+    whole = (producer.dim, producer.input_dim, producer.start, producer.run) == (dim, 1 - dim, 0, 1)
     states = [value for optimizer in optimizers for value in optimizer.state.get(weight, {}).values()]
     return (
         whole
-        and producer.length == len(weight) == site.width
-        and alpha <= weight.shape[1]
+        and producer.length == weight.shape[dim] == site.width
+        and alpha <= weight.shape[1 - dim]
         and all(isinstance(value, Tensor) and (value.shape == weight.shape or value.numel() == 1) for value in states)
     )
 
@@ -207,7 +222,7 @@ def assign_blocks(
         The site in block order, and the number of neurons that share a partition.
     """
     # One draw for each number of inputs: gate and value of a gated network share it.
-    fan_in = [draft[producer.parameter].value.shape[1] for producer in site.producers]
+    fan_in = [draft[producer.parameter].value.shape[producer.input_dim] for producer in site.producers]
     shares = {inputs: partition.by_group(inputs, alpha, generator) for inputs in dict.fromkeys(fan_in)}
     same = common_group(list(shares.values()))  # neighbouring groups that drew the same are one
     together = same * site.width // partition.groups
@@ -219,37 +234,43 @@ def assign_blocks(
             dense.owner,
             dense.name,
             dense.original,
-            dense.value,
+            dense.value.movedim(producer.dim, 0),
             None,
-            splits=[Split(0, 0, site.width, site.width, alpha)],
+            splits=[Split(producer.dim, 0, site.width, site.width, alpha)],
             separate=True,
             inputs=blocks,
             alpha=alpha,
             column=together,
+            turned=producer.dim == 1,
         )
     return block_order(draft.model, site), together
 
 
-def put_in_place(tensors: Iterable[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+def put_in_place(tensors: list[DraftTensor], models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
     """Replace the weights that are gathered into their layout, one tensor at a time; the last step of a split.
 
     Args:
-        tensors: Those of an expansion that are put in place by themselves; everything else is in place already.
+        tensors: Those of an expansion that are put in place by themselves; everything else is in place already. Each
+            leaves the list.
         models: The model, and modules of its structure that are changed alike.
         optimizers: Optimizers that hold the weights.
     """
-    for tensor in tensors:
+    while tensors:
+        tensor = tensors.pop(0)
         # From here on only the models and the optimizers may hold the old weights, so that these can go.
         tensor.original = tensor.value = torch.empty(0)
         for model in models:
             module = part_of(model, tensor.owner)
-            if module is not None:
+            if module is not None and isinstance(tensor, FoldedTensor):
+                tensor.settle(module, optimizers)
+            elif module is not None:
                 _replace(module, tensor, optimizers)
 
 
 def _replace(module: nn.Module, tensor: DraftTensor, optimizers: Sequence[Optimizer]) -> None:
     layout, structure = tensor.stored()
     old = module.get_parameter("weight")
+    structure = {name: each.to(old.device) for name, each in structure.items()}
     # Weight, gradient and state hand over one after the other; the old one goes before the next is made.
     gradient, shape = old.grad, old.shape
     old.grad = None

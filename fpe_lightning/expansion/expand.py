@@ -15,17 +15,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
 from fpe_lightning.arguments import check_strings
+from fpe_lightning.expansion.auto import Auto
 from fpe_lightning.expansion.by_shape import ByShape
 from fpe_lightning.expansion.checks import check_unwrapped, check_whole
 from fpe_lightning.expansion.compact import fits_compact, put_in_place
 from fpe_lightning.expansion.config import AnyExpansion, BaseExpansion, Data, SiteExpansion
 from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.folded import fits_folded
 from fpe_lightning.expansion.layout_choice import choose_storage
 from fpe_lightning.expansion.optimizer import follow_states
 from fpe_lightning.expansion.optimizer_parts import listed
@@ -52,7 +54,7 @@ def expand(
     model: nn.Module,
     expansion: AnyExpansion | None = None,
     *,
-    alpha: int | None = None,
+    alpha: int | Literal["auto"] | None = None,
     seed: int | None = None,
     example_inputs: Any = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
@@ -73,7 +75,8 @@ def expand(
         expansion: How to expand (see :mod:`fpe_lightning.expansion.config`), such as ``fpe.Paper(alpha=4)``; or a
             mapping from names or globs of sites to such objects, of which the first that matches a site counts, and
             sites that none matches are left out. None stands for ``fpe.ByShape()``.
-        alpha: Children of each neuron: short for ``fpe.ByShape(alpha=alpha)``, in place of ``expansion``.
+        alpha: Children of each neuron: short for ``fpe.ByShape(alpha=alpha)``, in place of ``expansion``. ``"auto"`` is
+            short for ``fpe.Auto()``: as many as suit each site, or none.
         seed: Short for ``fpe.ByShape(seed=seed)``, in place of ``expansion``.
         example_inputs: The inputs of the model's forward: a tensor, a tuple of arguments or a dict of keyword
             arguments. They are needed to find the sites, unless ``sites`` holds them or the model has an
@@ -126,10 +129,10 @@ def expand(
         check_whole(model, [split.site for split in splits])
         # Steps 1 to 3, in a draft.
         draft = Draft(model)
-        compact = fits_compact(model, splits, optimizers)
+        compact = fits_compact(model, splits, optimizers) | fits_folded(model, splits, optimizers)
         counts, reports = [], []
         for split in splits:
-            counts.append(split_site(draft, split, split.site.name in compact))
+            counts.append(split_site(draft, split, compact))
             reports.append(counts[-1].report(draft))  # before a later site prunes weights that both touch
         if prune_together(draft, splits):
             reports = [each.report(draft) for each in counts]
@@ -174,7 +177,7 @@ def expand(
 
 
 def resolve_expansion(
-    expansion: AnyExpansion | None = None, alpha: int | None = None, seed: int | None = None
+    expansion: AnyExpansion | None = None, alpha: int | Literal["auto"] | None = None, seed: int | None = None
 ) -> AnyExpansion:
     """The expansion that the arguments of ``expand`` and of ``ExpansionCallback`` stand for.
 
@@ -187,6 +190,8 @@ def resolve_expansion(
         ByShape(alpha=4, optimizer_state='keep', seed=0, layout='by_shape')
     """
     short = {name: value for name, value in (("alpha", alpha), ("seed", seed)) if value is not None}
+    if expansion is None and alpha == "auto":
+        expansion, short = Auto(seed=seed or 0), {}
     if expansion is None:
         expansion, short = ByShape(**short), {}  # type: ignore[arg-type]
     if short:
@@ -238,7 +243,7 @@ def choose_splits(
         own = [site for site, found_for in pairs if found_for is each]
         others = [site for site, found_for in pairs if found_for is not each]
         splits |= {split.site.name: split for split in each.fit(data).of_sites(model, own, others)}
-    return [splits[site.name] for site, _ in pairs]
+    return [splits[site.name] for site, _ in pairs if site.name in splits]
 
 
 def _input_shapes(splits: Sequence[SiteExpansion]) -> dict[str, tuple[int, ...]]:

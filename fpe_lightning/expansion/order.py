@@ -10,7 +10,7 @@ from torch import nn
 from fpe_lightning.sites.site import Axis, Site
 
 ORDERLESS = frozenset(
-    {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
+    {"in_features", "out_features", "nf", "in_channels", "out_channels", "num_features", "normalized_shape", "groups"}
 )
 """Integers of layers that treat their units alike in any order; those of a group norm are not among them."""
 

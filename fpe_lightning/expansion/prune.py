@@ -8,12 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fpe_lightning.expansion.advice import warn_if_costly
 from fpe_lightning.expansion.assign import distinct
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
 from fpe_lightning.expansion.draft_tensor import DraftTensor
 from fpe_lightning.expansion.prune_by_rule import prune_by_rule
-from fpe_lightning.expansion.report import warn_if_costly
 from fpe_lightning.expansion.site_weights import flat_rows, restrict_rows
 from fpe_lightning.pruning import Magnitude
 from fpe_lightning.pruning.columns import Incoming, remove_columns, remove_whole_columns
@@ -67,7 +67,12 @@ def prune_together(draft: Draft, splits: Sequence[SiteExpansion]) -> bool:
     excess = draft.change()
     described = ", ".join(f"{site.name} by alpha={alpha}" for site, alpha in pairs)
     incoming = sum(draft[name].count() for name in dict.fromkeys(producer.parameter for producer in producers))
-    warn_if_costly(described, excess, incoming)
+    children = [
+        sum(draft[name].count() for name in {producer.parameter for producer in site.producers}) / (alpha * site.width)
+        for site, alpha in pairs
+    ]
+    more = sum((alpha - 1) * site.width for site, alpha in pairs)
+    warn_if_costly(described, incoming, excess, min(children), excess / more)
     _prune_weights(draft, pairs, rule, excess)
     # An order over several layers may prefer all weights of one of them.
     for name in _candidates(pairs, "both"):

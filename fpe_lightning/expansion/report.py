@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -70,15 +69,3 @@ class ExpansionReport:
         layouts = [f"layout of {name}: {choice}" for name, choice in self.layouts.items()]
         teachers = [f"{name} follows {student}, with its masks" for name, student in self.teachers.items()]
         return "\n".join([head, *rows, total, *layouts, *teachers])
-
-
-def warn_if_costly(what: str, excess: int, incoming: int) -> None:
-    """Warn where copies replace a large share of the incoming weights: such a split tends to lose accuracy."""
-    if 2 * excess > incoming:
-        warnings.warn(
-            f"Splitting {what} adds {excess} copies to {incoming} incoming weights ({excess / incoming:.0%}), and as "
-            "many weights are pruned. With few inputs and many outputs a split tends to lose accuracy; consider a "
-            "smaller alpha.",
-            ExpansionWarning,
-            stacklevel=4,
-        )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
+from fpe_lightning.expansion.advice import warn_if_costly
 from fpe_lightning.expansion.assign import assign_inputs, common_group, draw_shares, partition_outputs
 from fpe_lightning.expansion.compact import assign_blocks
 from fpe_lightning.expansion.config import SiteExpansion
 from fpe_lightning.expansion.draft import Draft
+from fpe_lightning.expansion.folded import assign_folded, partition_folded
 from fpe_lightning.expansion.order import block_order
 from fpe_lightning.expansion.prune import prune_site
-from fpe_lightning.expansion.report import SiteReport, warn_if_costly
+from fpe_lightning.expansion.report import SiteReport
+from fpe_lightning.expansion.stretches import partition_stretches
 from fpe_lightning.partitions import SharedPartition
 from fpe_lightning.sites import Axis, Site
 from fpe_lightning.sparse.layout import LAYOUTS
@@ -53,13 +56,13 @@ def _count(draft: Draft, axes: Iterable[Axis]) -> int:
     return sum(draft[parameter].count() for parameter in dict.fromkeys(axis.parameter for axis in axes))
 
 
-def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
+def split_site(draft: Draft, split: SiteExpansion, compact: Set[str]) -> SiteCounts:
     """Split one site in a draft; a pruning rule for the whole model prunes later.
 
     Args:
         draft: The expansion, in which all sites before this one are split already.
         split: The site, and how it is expanded.
-        compact: Whether blocks are made at the size of their non-zeros.
+        compact: Weights that are split straight into blocks, or folded where they are.
 
     Returns:
         The non-zeros before, and with all copies, for the report.
@@ -84,8 +87,12 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
 
     # Each child gets its share of the inputs.
     site, partition, generator = original, split.partition, site_generator(split.expansion.seed, original)
-    if compact and isinstance(partition, SharedPartition):
+    straight = {axis.parameter for axis in site.producers} <= compact and bool(site.producers)
+    if straight and isinstance(partition, SharedPartition):
         site, group = assign_blocks(draft, site, alpha, partition, generator)
+    elif straight:
+        group = 1
+        assign_folded(draft, site, alpha, generator)
     else:
         shares = draw_shares(draft, site, alpha, partition, generator)
         group = common_group(shares)
@@ -96,19 +103,26 @@ def split_site(draft: Draft, split: SiteExpansion, compact: bool) -> SiteCounts:
 
     # Everything else is copied, or partitioned too.
     for axis in (*site.consumers, *site.values):
-        draft.widen(axis, alpha)
+        if axis.parameter in compact and isinstance(partition, SharedPartition):
+            partition_stretches(draft, axis, alpha)
+        elif axis.parameter in compact:
+            partition_folded(draft, axis, alpha)
+        else:
+            draft.widen(axis, alpha)
     draft.widened.append((site, alpha))
     if split.expansion.optimizer_state == "reset":
         for axis in everything:
             draft[axis.parameter].reset_state = True
     incoming_copied, outgoing_copied = (_count(draft, axes) for axes in (site.producers, site.consumers))
+    outgoing_copied += (alpha - 1) * _count(draft, [axis for axis in site.consumers if axis.parameter in compact])
     counts = SiteCounts(site, alpha, before, incoming_before, incoming_copied, outgoing_copied)
     if split.expansion.outgoing == "partition":
         partition_outputs(draft, site, alpha)
 
     excess = _count(draft, everything) - before
     if split.expansion.outgoing == "copy" and not split.together:
-        warn_if_costly(f"{site.name} by alpha={alpha}", excess, incoming_before)
+        child, more = incoming_before / (alpha * original.width), (alpha - 1) * original.width
+        warn_if_costly(f"{site.name} by alpha={alpha}", incoming_before, excess, child, excess / more)
     prune_site(draft, split, site, excess, group, in_order=site is not original)
     return counts
 

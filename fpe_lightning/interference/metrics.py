@@ -47,6 +47,7 @@ class FeatureCapacity(Metric):
         if reduction not in ("mean", "none"):
             raise ValueError(f"`reduction` must be 'mean' or 'none', but found {reduction!r}.")
         self.reduction = reduction
+        # A list, as weights have different numbers of inputs; their mean is over features, not over weights.
         self.add_state("capacities", default=[], dist_reduce_fx="cat")
 
     def update(self, weight: Tensor) -> None:
@@ -74,6 +75,7 @@ class _Share(Metric):
         self.add_state("count", default=torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def _add(self, total: Tensor, count: Tensor) -> None:
+        # Not in place: `forward` of torchmetrics keeps the state of before.
         self.total = self.total + total.to(self.total.dtype)
         self.count = self.count + count.to(self.count.dtype)
 

@@ -7,7 +7,8 @@ before consumers, then in row-major order. The rule needs no stable sort and is 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,10 +85,12 @@ def remove_smallest(weights: Sequence[Tensor], masks: Sequence[Tensor], count: i
     """
     pieces = [pieces_of(weight, mask) for weight, mask in zip(weights, masks, strict=True)]
     kept = keep_largest(pieces, sum(int(mask.count_nonzero()) for mask in masks), count, comparable(weights))
-    return [torch.cat(several).view(mask.shape) for several, mask in zip(kept, masks, strict=True)]
+    return [torch.cat(list(several)).view(mask.shape) for several, mask in zip(kept, masks, strict=True)]
 
 
-def keep_largest(pieces: Sequence[Sequence[Piece]], alive: int, count: int, dtype: torch.dtype) -> list[list[Tensor]]:
+def keep_largest(
+    pieces: Sequence[Sequence[Piece]], alive: int, count: int, dtype: torch.dtype
+) -> list[Iterator[Tensor]]:
     """Drop the ``count`` weights of smallest magnitude of several tensors that are given in pieces.
 
     Args:
@@ -97,7 +100,8 @@ def keep_largest(pieces: Sequence[Sequence[Piece]], alive: int, count: int, dtyp
         dtype: Magnitudes are compared in it.
 
     Returns:
-        For each piece a bool tensor of its shape, True for weights that stay.
+        For each tensor, and for each of its pieces, a bool tensor of the piece's shape, True for weights that stay.
+        They are computed as they are asked for, in this order.
 
     Raises:
         ValueError: If there are not more than ``count`` weights.
@@ -105,7 +109,7 @@ def keep_largest(pieces: Sequence[Sequence[Piece]], alive: int, count: int, dtyp
     if count >= alive > 0 or count > alive:
         raise ValueError(f"Cannot remove {count} of {alive} weights: too little is left.")
     kept = without_smallest([piece for several in pieces for piece in several], count, dtype)
-    return [[next(kept) for _ in several] for several in pieces]
+    return [itertools.islice(kept, len(several)) for several in pieces]
 
 
 def comparable(weights: Sequence[Tensor]) -> torch.dtype:

@@ -33,7 +33,13 @@ def dense_weight(module: nn.Module) -> Tensor:
     layout, weight = layout_of(module), getattr(module, "weight")  # noqa: B009 - a module's attributes are untyped
     if not layout.packs:
         return weight
-    return layout.unpack(weight, layout.structure(module), layout.dense_shape(module))
+    return _dense(module, layout, weight)
+
+
+def _dense(module: nn.Module, layout: Layout, stored: Tensor) -> Tensor:
+    """A dense tensor of the weight's shape from one of the stored weight's."""
+    shape = layout.turn(module, torch.empty(layout.dense_shape(module), device="meta")).shape
+    return layout.turn(module, layout.unpack(stored, layout.structure(module), shape))
 
 
 def dense_mask(module: nn.Module) -> Tensor | None:
@@ -50,7 +56,7 @@ def dense_mask(module: nn.Module) -> Tensor | None:
     if mask is None:
         weight, structure = module.get_parameter("weight"), layout.structure(module)
         mask = torch.ones(weight.shape, dtype=torch.bool, device=next(iter(structure.values())).device)
-    return layout.unpack(mask, layout.structure(module), layout.dense_shape(module))
+    return _dense(module, layout, mask)
 
 
 def store(
@@ -109,15 +115,16 @@ def store(
 def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: list[Optimizer]) -> None:
     weight, mask = module.get_parameter("weight"), mask_of(module)
     # Every weight that may be non-zero needs a place. A masked weight with a place needs a mask of the stored shape.
-    inside = None if mask is None else layout.pack(mask, structure)
+    inside = None if mask is None else layout.pack(layout.turn(module, mask), structure)
     kept = weight.numel() if mask is None else int(mask.sum())
-    held = layout.stored_shape(structure, weight.shape).numel() if inside is None else int(inside.sum())
+    shape = layout.turn(module, weight).shape
+    held = layout.stored_shape(structure, shape).numel() if inside is None else int(inside.sum())
     if kept != held:
         raise ValueError(
             f"The structure holds {held} of the {kept} weights that may be non-zero; give each of them a place."
         )
     # All that may raise comes first: the values are computed next to the layer, then put in place.
-    new, states = _converted(weight, lambda tensor: layout.pack(tensor, structure), optimizers)
+    new, states = _converted(weight, lambda tensor: layout.pack(layout.turn(module, tensor), structure), optimizers)
     layout.put_on(module, structure)
     module._parameters["weight"] = new
     # A mask that says True everywhere costs memory and time, and says nothing.
@@ -130,9 +137,8 @@ def _pack(module: nn.Module, layout: Layout, structure: Structure, optimizers: l
 
 def _unpack(module: nn.Module, layout: Layout, optimizers: list[Optimizer]) -> None:
     # Asked before the layout is taken off, which forgets them.
-    structure, shape, mask = layout.structure(module), layout.dense_shape(module), dense_mask(module)
-    weight = module.get_parameter("weight")
-    new, states = _converted(weight, lambda tensor: layout.unpack(tensor, structure, shape), optimizers)
+    mask, weight = dense_mask(module), module.get_parameter("weight")
+    new, states = _converted(weight, lambda tensor: _dense(module, layout, tensor), optimizers)
     layout.take_off(module)
     module._parameters["weight"] = new
     if mask is not None and not bool(mask.all()):

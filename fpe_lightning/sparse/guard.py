@@ -28,6 +28,9 @@ GUARDED = "fpe_guarded"
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 """For each dtype the integer of as many bits. Integer products are fast, and make a zero even of NaN and infinity."""
 
+AT_ONCE = 2**20
+"""Entries of a tensor that are masked together."""
+
 _installed = False
 
 
@@ -90,10 +93,14 @@ def zero_masked_(tensor: Tensor, mask: Tensor) -> None:
         tensor([1., 0.])
     """
     # A product of integers with 0 and 1 is several times as fast as filling by a mask on a CPU.
-    if tensor.dtype in BITS:
-        tensor.view(BITS[tensor.dtype]).mul_(mask)
-    else:
-        tensor.masked_fill_(~mask, 0)
+    # A CPU casts the mask to integers first: of a large tensor, a piece at a time.
+    rows = AT_ONCE * len(tensor) // tensor.numel() if tensor.is_cpu and tensor.dim() > 1 and tensor.numel() else 0
+    pairs = zip(tensor.split(rows), mask.split(rows), strict=True) if rows else [(tensor, mask)]
+    for part, kept in pairs:
+        if part.dtype in BITS:
+            part.view(BITS[part.dtype]).mul_(kept)
+        else:
+            part.masked_fill_(~kept, 0)
 
 
 def guard(module: nn.Module, name: str) -> None:

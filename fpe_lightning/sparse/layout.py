@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.registry import Registry
+from fpe_lightning.sparse.conv1d import has_inputs_first, made_class
 from fpe_lightning.sparse.guard import PREFIX
 from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
 from fpe_lightning.sparse.prepared import PreparedModule
@@ -52,6 +53,8 @@ class Layout:
 
     classes: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
     """The class of a stored layer, for each torch class. Each has the torch class as its attribute ``fpe_plain``."""
+    transposed: ClassVar[type[nn.Module] | None] = None
+    """A mixin for linear layers whose weight has its inputs first (see :mod:`fpe_lightning.sparse.conv1d`)."""
     buffers: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers that hold the structure, each of which begins with ``fpe_``."""
     packs: ClassVar[bool] = False
@@ -70,7 +73,7 @@ class Layout:
     def cannot_hold(self, module: nn.Module) -> str | None:
         """Why no weight of a module can be stored in this layout, in a few words; None where it may."""
         plain = plain_class(module)
-        if plain not in self.classes or not (type(module) is plain or "fpe_plain" in vars(type(module))):
+        if self.stored_class(plain) is None or not (type(module) is plain or "fpe_plain" in vars(type(module))):
             return f"there is no {self.kind} form of {type(module).__name__}"
         if module._parameters.get("weight") is None or mask_of(module, "bias") is not None:
             return "its weight is computed from other parameters, or its bias is masked"
@@ -78,6 +81,12 @@ class Layout:
         if self.packs and groups != 1:  # its weight has the inputs of one group alone, which no packed form expects
             return f"the convolution already has {groups} groups"
         return None
+
+    def stored_class(self, plain: type[nn.Module]) -> type[nn.Module] | None:
+        """The class of a stored layer; None where a class has no stored form."""
+        if self.transposed is not None and has_inputs_first(plain):
+            return made_class(self.transposed, plain, masked=not self.packs)
+        return self.classes.get(plain)
 
     def cannot_split(self, alpha: int) -> str | None:
         """Why units must not have ``alpha`` children each; None where they may.
@@ -148,6 +157,10 @@ class Layout:
         """
         return shape
 
+    def turn(self, module: nn.Module, dense: Tensor) -> Tensor:
+        """A tensor of the dense weight's shape as :meth:`pack` reads it, and back."""
+        return dense
+
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
         """Store a tensor of the dense weight's shape: the weight, a mask, a gradient or a moment; any dtype."""
         return dense
@@ -163,7 +176,9 @@ class Layout:
         """
         if self.packs and mask_of(module) is not None:
             set_mask(module, "weight", None)
-        module.__class__ = self.classes[plain_class(module)]
+        stored = self.stored_class(plain_class(module))
+        assert stored is not None
+        module.__class__ = stored
         for name, tensor in structure.items():
             module.register_buffer(name, tensor)
         if isinstance(module, PreparedModule):

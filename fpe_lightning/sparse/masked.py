@@ -137,7 +137,8 @@ class MaskedModule(GuardedModule):
     @override
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time and cannot be imported by name; its base can.
-        return _new_masked, (self.fpe_base,), self.__dict__
+        # A base that was made at run time too says how (see :mod:`fpe_lightning.sparse.conv1d`).
+        return _new_masked, (getattr(self.fpe_base, "fpe_recipe", self.fpe_base),), self.__dict__
 
 
 @contextmanager
@@ -186,8 +187,11 @@ def _unmasked_class(masked: type[nn.Module]) -> type[nn.Module]:
     return next(plain for plain, exact in _EXACT.items() if issubclass(masked, exact))
 
 
-def _new_masked(base: type[nn.Module]) -> nn.Module:
+def _new_masked(base: Any) -> nn.Module:
     # A pickle names the base, which can be imported; the class is made again.
+    if isinstance(base, tuple):
+        make, arguments = base
+        base = make(*arguments)
     cls = masked_class(base)
     return cls.__new__(cls)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fpe_lightning.arguments import check_module
-from fpe_lightning.sparse.guard import PREFIX
+from fpe_lightning.sparse.guard import AT_ONCE, PREFIX
 from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of
 
@@ -136,4 +136,8 @@ def _grown(parameter: Tensor, mask: Tensor) -> int:
     value: Any = parameter.detach()
     if hasattr(value, "full_tensor"):  # masks are whole, weights may be shards
         value = value.full_tensor()
-    return 0 if value.is_meta else int((value.ne(0) & ~mask).sum())
+    if value.is_meta or not value.numel():
+        return 0
+    # A piece at a time, so that no third tensor of the weight's size is there.
+    rows = max(1, AT_ONCE * len(value) // value.numel())
+    return sum(int((part.ne(0) & ~kept).sum()) for part, kept in zip(value.split(rows), mask.split(rows), strict=True))

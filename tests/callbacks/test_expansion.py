@@ -66,6 +66,13 @@ def test_order_of_hooks_around_a_split(first: bool) -> None:
     assert report is callback.reports[0]
 
 
+def test_an_expansion_that_is_set_later_counts() -> None:
+    module, callback = Plain(), ExpansionCallback(alpha=2, epoch=1)
+    callback.expansion = fpe.Paper(alpha=3)
+    trainer(callback, max_epochs=2, limit_train_batches=1).fit(module, loader())
+    assert module.net[0].out_features == 18
+
+
 def test_training_goes_on_as_if_split_by_hand() -> None:
     callback = ExpansionCallback(alpha=3, seed=7, step=5)
     run = trainer(callback, max_epochs=2)

@@ -61,3 +61,30 @@ def test_what_cannot_be_is_refused() -> None:
         two_splits(early=0.2, again=0.1)
     with pytest.raises(MisconfigurationException, match="integer of at least 2; found 1"):
         two_splits(alpha=1)
+
+
+def test_a_network_whose_copies_do_not_fit_is_refused_when_the_recipe_is_made() -> None:
+    with pytest.raises(MisconfigurationException, match=r"prune 54 of the 16 incoming weights of a neuron"):
+        two_splits(inputs=16, outputs=26)
+    assert len(two_splits(inputs=24, outputs=1)) == len(two_splits(alpha=3, inputs=512, outputs=94)) == 2
+
+
+@pytest.mark.parametrize("classes", [3, 5, 8])
+def test_it_refuses_what_the_splits_would_refuse(classes: int) -> None:
+    """The least number of inputs that the check lets pass can be split twice."""
+
+    def fits(inputs: int) -> bool:
+        try:
+            two_splits(inputs=inputs, outputs=classes)
+        except MisconfigurationException:
+            return False
+        return True
+
+    least = next(inputs for inputs in range(1, 99) if fits(inputs))
+    x, y = torch.randn(60, least, generator=torch.Generator().manual_seed(0)), torch.arange(60) % classes
+    model = MLP(least, 4, classes)
+    before = fpe.count_nonzeros(model)
+    for callback in two_splits():
+        fpe.expand(model, callback.expansion, data=(x, y), example_inputs=x[:2])
+    assert fpe.count_nonzeros(model) == before
+    assert model.layers[0].out_features == 16

@@ -178,7 +178,8 @@ def test_something_else_than_an_optimizer_is_named() -> None:
 
 def test_costly_splits_warn_with_their_figures() -> None:
     with pytest.warns(
-        fpe.ExpansionWarning, match=r"Splitting 0 by alpha=2 adds 88 copies to 128 incoming weights \(69%\)"
+        fpe.ExpansionWarning,
+        match=r"Splitting 0 by alpha=2 adds 88 copies to 128 incoming weights \(69%\).* a child gets 8 inputs",
     ) as caught:
         fpe.expand(mlp(16, 8, 10), alpha=2, example_inputs=torch.zeros(1, 16))
     assert caught[0].filename == __file__, "the warning points at the caller's line"
@@ -186,6 +187,7 @@ def test_costly_splits_warn_with_their_figures() -> None:
 
 def test_cheap_splits_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     fpe.expand(mlp(64, 8, 3), alpha=2, example_inputs=torch.zeros(1, 64))
+    fpe.expand(mlp(512, 8, 94), fpe.Paper(alpha=4, prune="incoming"), example_inputs=torch.zeros(1, 512))  # the demo
     assert not [warning for warning in recwarn if issubclass(warning.category, fpe.ExpansionWarning)]
 
 

@@ -20,7 +20,7 @@ from fpe_lightning.partitions import Contiguous, Feature, Overlapping, Random, S
 from fpe_lightning.sparse import FoldedLinear, dense_mask, dense_weight, layout_of, set_mask, store
 from fpe_lightning.sparse.folded import products
 from fpe_lightning.sparse.folded.codes import Fold, decode, encode, find_fold, fold_of
-from fpe_lightning.sparse.folded.products import fold_back, unfold, unfold_plainly
+from fpe_lightning.sparse.folded.unfolding import fold_back, unfold, unfold_plainly
 
 FOLDS = {
     "2 rows": Fold(2),

@@ -15,7 +15,8 @@ from studies.boolean import Regime
 from studies.clip_probe import Probe
 from studies.errors import StudyError
 from studies.from_scratch import begin, larger, outline, parameters
-from studies.pixels import Pixels, digits
+from studies.pixels import Pixels
+from studies.sets import digits
 from studies.study import Study, on_grid
 from studies.task import Task
 from studies.training import run_block

@@ -25,6 +25,8 @@ HEADER = 10
 """Bytes before the codes: for each axis one for the number of children, four for the run."""
 MOST_CHILDREN = 254
 """A code has to fit into 8 bits, next to the one for pruned places."""
+AT_ONCE = 2**20
+"""Codes that are unpacked together to look at them."""
 SAMPLE = 8
 """Rows that are looked at first, as most axes that do not fold show it in any row."""
 
@@ -178,7 +180,12 @@ def with_header(code: Tensor, fold: Fold) -> Tensor:
     """Codes, uint8 of the folded weight's shape, packed and with their header."""
     axes = ((fold.children, fold.run), (fold.columns, fold.column_run))
     header = [byte for children, run in axes for byte in (children, *run.to_bytes(4, "little"))]
-    return torch.cat([torch.tensor(header, dtype=torch.uint8, device=code.device), _pack(code.flatten(), fold.bits)])
+    codes = code.new_empty(bytes_of(fold, code.shape))
+    codes[:HEADER] = torch.tensor(header, dtype=torch.uint8)
+    pieces = codes[HEADER:].split(AT_ONCE * fold.bits // 8)
+    for packed, part in zip(pieces, code.reshape(-1).split(AT_ONCE), strict=True):
+        packed.copy_(_pack(part, fold.bits))
+    return codes
 
 
 def bytes_of(fold: Fold, shape: torch.Size) -> int:
@@ -215,6 +222,20 @@ def decode(codes: Tensor, fold: Fold, shape: torch.Size) -> Tensor:
     return _unpack(codes[HEADER:], fold.bits, math.prod(shape)).view(shape)
 
 
+def unpruned(codes: Tensor, fold: Fold, shape: torch.Size) -> Tensor:
+    """The places that are not pruned, bool of the folded weight's shape.
+
+    Example:
+        >>> unpruned(encode(torch.eye(2, dtype=torch.bool)[:, :1], Fold(2)), Fold(2), torch.Size([1, 1]))
+        tensor([[True]])
+    """
+    left = torch.empty(math.prod(shape), dtype=torch.bool, device=codes.device)
+    bytes_at_once = AT_ONCE * fold.bits // 8
+    for part, packed in zip(left.split(AT_ONCE), codes[HEADER:].split(bytes_at_once), strict=True):
+        torch.lt(_unpack(packed, fold.bits, len(part)), fold.codes, out=part)
+    return left.view(shape)
+
+
 def has_pruned(codes: Tensor, fold: Fold) -> bool:
     """Whether some place is pruned.
 
@@ -222,8 +243,10 @@ def has_pruned(codes: Tensor, fold: Fold) -> bool:
         >>> has_pruned(encode(torch.eye(2, dtype=torch.bool), Fold(2)), Fold(2))
         False
     """
-    body = codes[HEADER:]
-    return bool((_unpack(body, fold.bits, len(body) * 8 // fold.bits) == fold.codes).any())
+    return any(
+        bool((_unpack(packed, fold.bits, len(packed) * 8 // fold.bits) == fold.codes).any())
+        for packed in codes[HEADER:].split(AT_ONCE)
+    )
 
 
 def _pack(code: Tensor, bits: int) -> Tensor:

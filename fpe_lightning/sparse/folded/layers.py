@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.folded.codes import Fold, bytes_of, decode, fold_of, has_pruned
+from fpe_lightning.sparse.folded.codes import Fold, bytes_of, fold_of, has_pruned, unpruned
 from fpe_lightning.sparse.folded.products import apply_unfolded, linear
-from fpe_lightning.sparse.guard import GuardedModule
+from fpe_lightning.sparse.guard import GuardedModule, guard
 from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
@@ -58,7 +58,14 @@ class FoldedModule(GuardedModule, PreparedModule):
             return super().fpe_mask_of(name)
         if len(plan.codes) != bytes_of(plan.fold, weight.shape):
             return None
-        return decode(plan.codes, plan.fold, weight.shape) < plan.fold.codes
+        return unpruned(plan.codes, plan.fold, weight.shape)
+
+    @override
+    def guard_parameters(self) -> None:
+        """Add the hooks where some place is pruned; to ask for the mask itself would unpack it."""
+        plan = self.__dict__.get("fpe_plan")
+        if plan is not None and plan.pruned:
+            guard(self, "weight")
 
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -92,6 +99,15 @@ class FoldedModule(GuardedModule, PreparedModule):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded={self.fpe_plan.fold.codes}"
 
+    def product(self, input: Tensor, bias: Tensor | None, inputs_first: bool = False) -> Tensor:
+        """The product of a linear layer, in the precision of autocast where it is on."""
+        weight, plan = self.fpe_weight(input), self.fpe_plan
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and input.is_floating_point():
+            dtype = torch.get_autocast_dtype(kind)
+            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, inputs_first)
+
 
 class FoldedLinear(FoldedModule, nn.Linear):
     """An ``nn.Linear`` whose neurons' children share the place of their parent's weight."""
@@ -102,13 +118,19 @@ class FoldedLinear(FoldedModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self.as_leaf(input)
-        weight, plan = self.fpe_weight(input), self.fpe_plan
-        bias: Tensor | None = self.bias
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind) and input.is_floating_point():
-            dtype = torch.get_autocast_dtype(kind)
-            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
-        return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned)
+        return self.product(input, self.bias)
+
+
+class FoldedTransposed(FoldedModule):
+    """The same for a layer whose weight has its inputs first, folded or not."""
+
+    bias: Tensor
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
+        return self.product(input, self.bias, inputs_first=True)
 
 
 class _FoldedConv(FoldedModule):

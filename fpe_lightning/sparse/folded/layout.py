@@ -22,8 +22,9 @@ from fpe_lightning.sparse.folded.layers import (
     FoldedConv3d,
     FoldedLinear,
     FoldedModule,
+    FoldedTransposed,
 )
-from fpe_lightning.sparse.folded.products import fold_back, unfold_plainly
+from fpe_lightning.sparse.folded.unfolding import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 
 LEAST = 2**18
@@ -55,6 +56,7 @@ class Folded(Layout):
         nn.Conv2d: FoldedConv2d,
         nn.Conv3d: FoldedConv3d,
     }
+    transposed = FoldedTransposed
     buffers = (CODES,)
     packs = True
     kind = "folded"
@@ -99,6 +101,11 @@ class Folded(Layout):
         module.guard_parameters()
 
     @override
+    def dense_shape(self, module: nn.Module) -> torch.Size:
+        assert isinstance(module, FoldedModule)
+        return module.fpe_plan.fold.wide_shape(module.get_parameter("weight").shape)
+
+    @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
         codes = structure[CODES]
         fold = fold_of(codes)
@@ -122,4 +129,5 @@ class Folded(Layout):
         return unfold_plainly(stored, codes, fold_of(codes))
 
 
-register_layout("folded", Folded())
+FOLDED = Folded()
+register_layout("folded", FOLDED)

@@ -69,6 +69,25 @@ class GroupedLinear(GroupedModule, nn.Linear):
         return block_linear(input, self.weight, self.bias, self.fpe_plan)
 
 
+class GroupedTransposed(GroupedModule):
+    """The same for a layer whose dense weight has its inputs first; in blocks it has its neurons first."""
+
+    nf: int
+    weight: Tensor
+    bias: Tensor
+    fpe_plan: Plan
+
+    @override
+    def make_plan(self) -> None:
+        self.fpe_plan = make_plan(self.fpe_blocks, self.nf)
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self.as_leaf(input)
+        return block_linear(input, self.weight, self.bias, self.fpe_plan)
+
+
 @dataclass(frozen=True)
 class _ConvPlan:
     """How a grouped convolution reads its channels.

@@ -7,13 +7,22 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from fpe_lightning.sparse.conv1d import has_inputs_first
 from fpe_lightning.sparse.convert import store
 from fpe_lightning.sparse.grouped.blocks import count_blocks, find_blocks, pack, unpack
-from fpe_lightning.sparse.grouped.layers import BLOCKS, GroupedConv1d, GroupedConv2d, GroupedConv3d, GroupedLinear
-from fpe_lightning.sparse.layout import Layout, Structure, register_layout
+from fpe_lightning.sparse.grouped.layers import (
+    BLOCKS,
+    GroupedConv1d,
+    GroupedConv2d,
+    GroupedConv3d,
+    GroupedLinear,
+    GroupedTransposed,
+)
+from fpe_lightning.sparse.layout import Layout, Structure, plain_class, register_layout
 
 MOST_BLOCKS = 128
 """Every block costs a matrix product of its own; with more blocks than this the products are too thin to pay."""
@@ -28,6 +37,7 @@ class Grouped(Layout):
         nn.Conv2d: GroupedConv2d,
         nn.Conv3d: GroupedConv3d,
     }
+    transposed = GroupedTransposed
     buffers = (BLOCKS,)
     packs = True
     block_order = True
@@ -41,6 +51,7 @@ class Grouped(Layout):
         # A layer that is stored in blocks already keeps them: another choice would change its rounding.
         if self.holds(module) and self.dense_shape(module) == mask.shape:
             return self.structure(module)
+        mask = self.turn(module, mask)
         # The fewest blocks that say the same as the mask, and blocks of neurons that share a partition: where single
         # weights were pruned, rows of such a block differ, and the block reads what any of them does.
         flat = mask.flatten(2).any(2) if mask.dim() > 2 else mask
@@ -55,7 +66,7 @@ class Grouped(Layout):
                 "splits left few inputs to each"
             )
         # A convolution has no kernel for a group without channels; a product of matrices has.
-        if not isinstance(module, nn.Linear):
+        if len(mask.shape) > 2:
             few = [inputs for inputs in few if bool(inputs.any(1).all())]
             if not few:
                 return "some block of channels reads no input at all"
@@ -76,15 +87,27 @@ class Grouped(Layout):
     def check(self, module: nn.Module, structure: Structure, mask: Tensor | None) -> str | None:
         if reason := self.cannot_hold(module):
             return reason
-        idle = not isinstance(module, nn.Linear) and not bool(structure[BLOCKS].any(1).all())
+        idle = isinstance(module, _ConvNd) and not bool(structure[BLOCKS].any(1).all())
         return "some block of channels reads no input at all" if idle else None
 
     @override
     def stored_shape(self, structure: Structure, shape: torch.Size) -> torch.Size:
         blocks = structure[BLOCKS]
+        if len(shape) == 2 and blocks.shape[1] == shape[0] != shape[1]:  # a weight that has its inputs first
+            shape = torch.Size([shape[1], shape[0]])
         if len(shape) < 2 or len(blocks) > shape[0] or blocks.shape[1] != shape[1]:
             raise ValueError(f"blocks of shape {tuple(blocks.shape)} do not fit its shape {tuple(shape)}")
         return torch.Size([count_blocks(structure[BLOCKS], shape[0]) * math.prod(shape[2:]), 1])
+
+    @override
+    def dense_shape(self, module: nn.Module) -> torch.Size:
+        if isinstance(module, GroupedTransposed):
+            return torch.Size([module.fpe_blocks.shape[1], module.nf])
+        return super().dense_shape(module)
+
+    @override
+    def turn(self, module: nn.Module, dense: Tensor) -> Tensor:
+        return dense.transpose(0, 1) if has_inputs_first(plain_class(module)) else dense
 
     @override
     def pack(self, dense: Tensor, structure: Structure) -> Tensor:
@@ -96,7 +119,9 @@ class Grouped(Layout):
 
     @override
     def detail(self, module: nn.Module) -> str:
-        return ("in place" if module.fpe_plan.in_place else "gathered") if isinstance(module, GroupedLinear) else ""
+        if not isinstance(module, GroupedLinear | GroupedTransposed):
+            return ""
+        return "in place" if module.fpe_plan.in_place else "gathered"
 
 
 GROUPED = Grouped()

@@ -12,13 +12,14 @@ with more than about 10 thousand rows a step, and no memory saved in training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fpe_lightning.sparse.guard import mask_name
+from fpe_lightning.sparse.guard import GuardedModule, mask_name
 from fpe_lightning.sparse.masked import MaskedLinear, mask_gradient
 from fpe_lightning.sparse.prepared import PreparedModule
 from fpe_lightning.sparse.semi_structured.format import DTYPES, not_semi_structured
@@ -41,13 +42,19 @@ class Multiplication:
     pattern: Pattern | None = None
 
 
-class SemiStructuredLinear(PreparedModule, MaskedLinear):
-    """An ``nn.Linear`` whose mask is 2:4 along rows and columns."""
+class SemiStructuredModule(PreparedModule, GuardedModule):
+    """Common to all 2:4 layers."""
 
-    fpe_plain = nn.Linear
     fpe_needs_mask = (MARK,)
     fpe_semi_structured: Tensor
+    fpe_mask_weight: Tensor
     fpe_plan: Multiplication
+    weight: Any
+    bias: Any
+
+    def neurons_first(self, tensor: Tensor) -> Tensor:
+        """The weight, or its mask, with a row for each neuron."""
+        return tensor
 
     @override
     def prepare(self) -> None:
@@ -59,7 +66,9 @@ class SemiStructuredLinear(PreparedModule, MaskedLinear):
         if reason := not_semi_structured(mask):
             raise ValueError(f"The weight is no longer 2:4: {reason}; store it masked before its mask is changed.")
         backend = backend_of(mask.device)
-        self.fpe_plan = Multiplication(backend, make_pattern(mask) if backend == "cutlass" else None)
+        self.fpe_plan = Multiplication(
+            backend, make_pattern(self.neurons_first(mask).contiguous()) if backend == "cutlass" else None
+        )
 
     @override
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -72,7 +81,7 @@ class SemiStructuredLinear(PreparedModule, MaskedLinear):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        weight = mask_gradient(self.weight, self.fpe_mask_weight)
+        weight = self.neurons_first(mask_gradient(self.weight, self.fpe_mask_weight))
         bias: Tensor | None = self.bias
         # Kernels refuse empty inputs, and transforms cannot look into them.
         if self.fpe_plan.backend is None or not input.numel() or torch._C._are_functorch_transforms_active():
@@ -95,3 +104,17 @@ class SemiStructuredLinear(PreparedModule, MaskedLinear):
     @override
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, 2:4"
+
+
+class SemiStructuredLinear(SemiStructuredModule, MaskedLinear):
+    """An ``nn.Linear`` whose mask is 2:4 along rows and columns."""
+
+    fpe_plain = nn.Linear
+
+
+class SemiStructuredTransposed(SemiStructuredModule):
+    """The same for a layer whose weight has its inputs first."""
+
+    @override
+    def neurons_first(self, tensor: Tensor) -> Tensor:
+        return tensor.t()

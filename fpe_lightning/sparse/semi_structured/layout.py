@@ -10,13 +10,14 @@ from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 from fpe_lightning.sparse.masked import mask_of
 from fpe_lightning.sparse.semi_structured.format import not_semi_structured
 from fpe_lightning.sparse.semi_structured.kernels import no_kernel
-from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear
+from fpe_lightning.sparse.semi_structured.layers import MARK, SemiStructuredLinear, SemiStructuredTransposed
 
 
 class SemiStructured(Layout):
     """A dense weight with a mask that is 2:4 along rows and columns; its structure is a mark that says so."""
 
     classes = {nn.Linear: SemiStructuredLinear}  # noqa: RUF012 - a constant
+    transposed = SemiStructuredTransposed
     buffers = (MARK,)
     kind = "2:4"
     phrase = "in 2:4 form"
