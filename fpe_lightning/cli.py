@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
 # Classes that are imported can be named without their module: `--model=Classifier`, `--data=EmbeddingDataModule`.
@@ -95,7 +95,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the Trainer, and give its run a folder that no other run gets."""
         trainer = super().instantiate_trainer(**kwargs)
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             for logger in trainer.loggers:
                 reserve_folder(logger)
         return trainer

@@ -70,12 +70,12 @@ def refusal(message: str) -> str:
     reasons = message.rpartition("Errors:")[2]
     if reasons == message:
         return message
-    reason, _, value = reasons.strip().removeprefix("- ").partition("Got value: ")
-    key = re.search(r"Parser key \"([\w.]+)\"", message)
+    reason = re.split(r" - |(?:Got|Given) value", reasons.strip().removeprefix("- "))[0].strip()
+    key, value = re.search(r'Parser key "([\w.]+)"', message), re.search(r"(?:Got|Given) value: (\S+)", reasons)
     name = f"`{key.group(1)}`" if key else "A value"
     if not reason.startswith("Expected"):
-        return f"{name}: {reason.strip()}" if key else reason.strip()
-    return f"{name} cannot be {value.split(' - ')[0].split()[0] if value.strip() else 'this'}: {reason.strip()}"
+        return f"{name}: {reason}" if key else reason
+    return f"{name} cannot be {value.group(1) if value else 'this'}: {reason.rstrip('.')}."
 
 
 def _sentence(what: str, key: str, known: Iterable[str], where: str = "") -> str:
