@@ -42,6 +42,9 @@ def _each(seeds: range, check: Callable[[int], object]) -> Outcome:
     return len(seeds), held, faults
 
 
+PARTITIONS: tuple[Any, ...] = ("random", "contiguous", "shared", "feature")
+PRUNINGS: tuple[Any, ...] = ("total", "incoming", "outgoing")
+LAYOUTS: tuple[Any, ...] = ("masked", "masked", "folded", "grouped")
 VALUES = ("-8", "0", "none", "[1,0]", "2.5", "1e99", "nan", "yes", "{}", "a_file", "a_file/below", "''", "[[1]]")
 KEYS = (
     *("model.network.init_args.hidden", "model.network.init_args.in_features", "model.network.init_args.activation"),
@@ -114,12 +117,11 @@ def _network(draw: random.Random) -> tuple[nn.Module, Tensor]:
 
 
 def _expansion(draw: random.Random) -> fpe.Expansion:
-    partitions = ("random", "contiguous", "shared", "feature")
     return fpe.Expansion(
         alpha=draw.choice([2, 2, 2, 3, 4]),
-        partition=draw.choice(partitions),
-        prune=draw.choice(["total", "incoming", "outgoing"]),
-        layout=draw.choice(["masked", "masked", "folded", "grouped"]),
+        partition=draw.choice(PARTITIONS),
+        prune=draw.choice(PRUNINGS),
+        layout=draw.choice(LAYOUTS),
         seed=draw.randrange(1000),
     )
 
