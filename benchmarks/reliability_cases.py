@@ -128,7 +128,12 @@ def _expansion(draw: random.Random) -> fpe.Expansion:
 
 def _seen(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """All that a refusal must not change; folded layers make their buffer again whenever they are saved."""
-    return {**snapshot(model, optimizer), "objects": [id(parameter) for parameter in model.parameters()]}
+    held = optimizer.state_dict()  # of which the order of entries says nothing
+    return {
+        **snapshot(model),
+        "objects": [id(parameter) for parameter in model.parameters()],
+        "optimizer": [sorted(held["state"].items(), key=lambda entry: entry[0]), held["param_groups"]],
+    }
 
 
 def _property(seed: int) -> None:
