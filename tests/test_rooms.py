@@ -185,7 +185,7 @@ def test_rooms_import_lower_floors_only(lazy: bool) -> None:
 
 @pytest.mark.parametrize("room", ["partitions", "pruning"])
 def test_pure_functions_of_tensors_import_no_room_but_names_and_extras(room: str) -> None:
-    assert (room_graph()[room] | room_graph(lazy=True)[room]) <= {"registry", "extras"}
+    assert (room_graph()[room] | room_graph(lazy=True)[room]) <= {"registry", "extras", "arguments"}
 
 
 def test_expansion_does_not_need_interference() -> None:
