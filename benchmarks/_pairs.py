@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Case:
         outputs: Number of outputs of the pair.
         batch: Number of rows of the input.
         targets: Highest accepted ratio of times to the dense parent, by alpha.
+        folded: The same for the folded layout, which multiplies by zeros too.
         train: Whether a run is a training step; otherwise it is a forward pass.
     """
 
@@ -49,13 +50,14 @@ class Case:
     batch: int
     targets: dict[int, float]
     train: bool = True
+    folded: Mapping[int, float] = field(default_factory=dict)
 
 
 CASES = (
-    Case("wide pair", 1024, 1024, 100, 1024, {2: 1.15, 4: 1.5}),
+    Case("wide pair", 1024, 1024, 100, 1024, {2: 1.15, 4: 1.5}, folded={2: 1.9, 4: 3.4}),
     Case("CLIP probe, 32 neurons", 512, 32, 100, 1024, {2: 1.5, 4: 2.0}),
     Case("CLIP probe, 256 neurons", 512, 256, 100, 1024, {2: 1.5, 4: 2.0}),
-    Case("transformer FFN", 768, 3072, 768, 512, {2: 1.3, 4: 1.3}),
+    Case("transformer FFN", 768, 3072, 768, 512, {2: 1.3, 4: 1.3}, folded={2: 1.9, 4: 3.5}),
     Case("batch 1, inference", 4096, 4096, 100, 1, {2: 1.1, 4: 1.1, 8: 1.1}, train=False),
 )
 
@@ -65,7 +67,10 @@ def _blocks(partition: Partition, prune: PruningName, **fields: Any) -> fpe.Expa
 
 
 EXPANSIONS = (
-    fpe.Paper(),
+    fpe.Paper(layout="masked"),
+    fpe.Paper(layout="folded"),
+    fpe.Paper(layout="folded", prune="incoming"),
+    fpe.Paper(layout="folded", outgoing="partition"),
     _blocks(Shared(groups=4), "total"),
     *(_blocks(Shared(groups=groups), "columns") for groups in (4, 16, 1)),
     *(_blocks(Contiguous(groups=groups), "columns") for groups in (1, 4)),

@@ -13,11 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Wall time, and CPU time, which is steadier on a busy machine with one thread."""
 
+FIGURES: dict[str, Callable[[list[float]], float]] = {"median": median, "least": min}
+"""What is said of the rounds of an arm."""
+
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 7, label: str = "", clock: str = "wall"
+    arms: Mapping[str, Callable[[], object]],
+    seconds: float,
+    at_least: int = 7,
+    label: str = "",
+    clock: str = "wall",
+    figure: str = "median",
 ) -> dict[str, float]:
-    """The median time of each arm, in seconds; arms take turns, so that a disturbance affects all of them.
+    """The median (or least) seconds of each arm; arms take turns, so that a disturbance affects all of them.
 
     Args:
         arms: Functions to time, by name. Each is called twice before the clock starts.
@@ -26,9 +34,10 @@ def interleaved(
         label: Label of the progress bar.
         clock: ``"wall"``, or ``"cpu"`` for the CPU time of this process on a busy machine (the times of several threads
             add up).
+        figure: ``"median"`` of the rounds, or ``"least"`` where other work disturbs many of them.
 
     Returns:
-        The median of the rounds, by name.
+        That figure, by name.
     """
     cuda = torch.cuda.is_available()
     now = CLOCKS[clock]
@@ -49,7 +58,7 @@ def interleaved(
                     torch.cuda.synchronize()
                 times[name].append(now() - start)
             progress.update(task, completed=min(time.perf_counter() - begin, seconds))
-    return {name: median(found) for name, found in times.items()}
+    return {name: FIGURES[figure](found) for name, found in times.items()}
 
 
 def machine(device: torch.device) -> str:

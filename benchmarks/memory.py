@@ -3,7 +3,7 @@
 python -m benchmarks.memory                 alpha 2, 4 and 8; then the split itself
 python -m benchmarks.memory --inputs 4096   a larger pair
 
-Each row is a separate process. "counted" adds the bytes of parameters, gradients, AdamW's state and buffers.
+Each row is a separate process. "counted" adds the bytes of parameters, gradients, AdamW's state, masks and codes.
 "resident" is the growth of the process from before it built the pair to the peak of three training steps (Linux). The
 last table is the split of the pair with its optimizer: its time, and its peak memory in units of the dense pair.
 
@@ -35,9 +35,12 @@ from torch import nn
 import fpe_lightning as fpe
 from benchmarks._pairs import HEADING, Case, dense_pair, label, split_pair
 from fpe_lightning.partitions import Contiguous
+from fpe_lightning.sparse.folded.layers import FoldPlan
 
 EXPANSIONS = (
-    fpe.Paper(),
+    fpe.Paper(layout="masked", prune="incoming"),
+    fpe.Paper(layout="folded", prune="incoming"),
+    fpe.Paper(layout="folded", outgoing="partition"),
     fpe.Blocks(groups=4, prune="total"),
     fpe.Blocks(groups=4),
     fpe.Expansion(partition=Contiguous(groups=4), prune="columns", layout="grouped"),
@@ -68,13 +71,18 @@ def _training(case: Case, alphas: list[int]) -> Table:
     size = f"d=h={case.inputs}, C={case.outputs}"
     table = Table(title=f"training: {size}, AdamW, fp32, of the dense parent")
     table.add_column(HEADING)
-    for column in ("alpha", "counted", "resident"):
+    for column in ("alpha", "counted", "codes and masks in it", "sent by DDP", "checkpoint", "resident"):
         table.add_column(column, justify="right")
-    counted, resident = in_process(partial(train, case, None, 1))
-    table.add_row("dense parent", "1", f"{counted / MEGA:.0f} MiB", f"{resident / MEGA:.0f} MiB")
+    dense = in_process(partial(train, case, None, 1))
+    counted, _, sent, saved, resident = (f"{size / MEGA:.0f} MiB" for size in dense)
+    table.add_row("dense parent", "1", counted, "", sent, saved, resident)
     for way, alpha in track([(way, alpha) for alpha in alphas for way in EXPANSIONS], "training", transient=True):
-        ours = in_process(partial(train, case, way, alpha))
-        table.add_row(label(way), str(alpha), f"{ours[0] / counted:.3f}x", f"{ours[1] / resident:.3f}x")
+        try:
+            ours = in_process(partial(train, case, way, alpha))
+        except RuntimeError:  # too little is left for all copies; the process has said so
+            continue
+        counted, _, sent, saved, resident = (f"{one / other:.3f}x" for one, other in zip(ours, dense, strict=True))
+        table.add_row(label(way), str(alpha), counted, f"{ours[1] / ours[0]:.3f}", sent, saved, resident)
     return table
 
 
@@ -90,12 +98,21 @@ def _splitting(case: Case) -> Table:
     return table
 
 
-def train(case: Case, way: fpe.Expansion | None, alpha: int) -> tuple[float, float]:
-    """Counted bytes, and growth of this process in bytes, over three training steps."""
+def train(case: Case, way: fpe.Expansion | None, alpha: int) -> tuple[float, ...]:
+    """Bytes of a pair after three training steps.
+
+    Returns:
+        Those of parameters, gradients, AdamW's state and buffers; of buffers and plans alone; those that DDP sends in a
+        step; those of a checkpoint; and the growth of this process.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pt")
         in_process(partial(_save, case, way, alpha, file))  # in another process, so that the split does not count
-        for form in (None, fpe.Blocks(groups=1)):  # load all libraries before the measurement
+        for form in (
+            None,
+            fpe.Blocks(groups=1),
+            fpe.Paper(layout="folded"),
+        ):  # load all libraries before the measurement
             small = dense_pair(Case("", 64, 8, 4, BATCH, {}), torch.device("cpu"), torch.float32)
             fpe.load_expanded_state_dict(small, (small if form is None else split_pair(small, 2, form)).state_dict())
             _steps(small, torch.optim.AdamW(small.parameters()), 64, 4)
@@ -105,7 +122,10 @@ def train(case: Case, way: fpe.Expansion | None, alpha: int) -> tuple[float, flo
         fpe.load_expanded_state_dict(pair, torch.load(file, mmap=True))
         optimizer = torch.optim.AdamW(pair.parameters())
         _steps(pair, optimizer, case.inputs, case.outputs)
-        return _counted(pair, optimizer), resident("VmHWM") - before
+        grown = resident("VmHWM") - before
+        torch.save({"model": pair.state_dict(), "optimizer": optimizer.state_dict()}, file)
+        sent = sum(parameter.numel() * parameter.element_size() for parameter in pair.parameters())
+        return _counted(pair, optimizer), _structures(pair), sent, file.stat().st_size, grown
 
 
 def split(case: Case, way: fpe.Expansion, alpha: int) -> tuple[float, ...]:
@@ -137,10 +157,17 @@ def _steps(pair: nn.Module, optimizer: torch.optim.Optimizer, inputs: int, outpu
         optimizer.step()
 
 
+def _structures(pair: nn.Module) -> float:
+    """Bytes of masks and codes, with the copies that folded layers compute from."""
+    plans = [vars(module).get("fpe_plan") for module in pair.modules()]
+    copies = [plan.codes for plan in plans if isinstance(plan, FoldPlan)]
+    return float(sum(tensor.nbytes for tensor in [*pair.buffers(), *copies]))
+
+
 def _counted(pair: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    tensors: list[Any] = [*pair.parameters(), *pair.buffers(), *(parameter.grad for parameter in pair.parameters())]
+    tensors: list[Any] = [*pair.parameters(), *(parameter.grad for parameter in pair.parameters())]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
-    return float(sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor)))
+    return _structures(pair) + sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 def resident(field: str) -> int:

@@ -59,9 +59,10 @@ ARMS = {
     **_arms("columns, outgoing partitioned", GROUPS, prune="columns", outgoing="partition"),
 }
 """Other partitions with the paper's pruning, and partitions in blocks with whole columns, which need no masks."""
+MANY: dict[str, Partition] = {f"{groups} groups": Shared(groups=groups) for groups in (8, 16)}
 LARGE = {
-    **_arms("columns", {"16 groups": Shared(groups=16)}, prune="columns"),
-    **_arms("columns, outgoing partitioned", {"16 groups": Shared(groups=16)}, prune="columns", outgoing="partition"),
+    **_arms("columns", MANY, prune="columns"),
+    **_arms("columns, outgoing partitioned", MANY, prune="columns", outgoing="partition"),
 }
 """Arms for wide layers, by name only."""
 DENSE, PAPER_NAME = "dense", "random, total"

@@ -14,12 +14,12 @@ from studies.tables import Table, interval, plus_minus
 RIGL = "rigl"
 """Label of the arm that others are compared with, where the study has it."""
 UNITS = {
-    "macs_nonzeros": "multiply-adds, of non-zeros",
-    "macs_stored": "multiply-adds of training, of stored weights",
-    "bytes_nonzeros": "bytes of weights, gradients and moments, of non-zeros",
-    "bytes_stored": "bytes of weights, gradients and moments, as stored",
-    "traffic_nonzeros": "bytes of gradients sent, of non-zeros",
-    "traffic_stored": "bytes of gradients sent, as stored",
+    "macs_nonzeros": "multiply-adds of training, of non-zeros",
+    "macs_stored": "multiply-adds of training, as stored",
+    "bytes_nonzeros": "memory of training, of non-zeros",
+    "bytes_stored": "memory of training, as stored",
+    "traffic_nonzeros": "gradients sent, of non-zeros",
+    "traffic_stored": "gradients sent, as stored",
 }
 """What each measure counts."""
 NOTES = (
@@ -123,6 +123,6 @@ def against(runs: Runs, measure: str) -> Figure | None:
                 capsize=2,
             )
         ax.set_xscale("log", base=2)
-        dress(ax, setting, f"{UNITS[measure]},\nmultiples of the dense network's", "test accuracy (%)")
+        dress(ax, setting, f"{UNITS[measure]} (dense = 1)", "test accuracy (%)")
     legend(drawn)
     return drawn

@@ -122,13 +122,9 @@ def patch_attributes(
     """
     known = {(a.module, a.name, a.index) for a in candidate.site.attributes}
     sizes: dict[str, dict[int, int]] = {}
-    for use in units.facts.uses:
-        if written and not use.written:
-            continue
+    for use, share in units.shares_of(candidate.group):
         # The share of a size that belongs to the site grows with it, such as half of a fused gate.
-        inside = units.group[units.unit[use.label.numpy()]] == candidate.group
-        if inside.any() and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
-            share = np.count_nonzero(inside) / inside.size
+        if (use.written or not written) and not isinstance(modules[use.module], (nn.Linear, nn.modules.conv._ConvNd)):
             sizes.setdefault(use.module, {})[use.size] = round(use.size * share)
     found = []
     for module, met in sizes.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fpe_lightning.sites.site import Attribute, Axis, Producer, Site
 from fpe_lightning.sites.tracing.facts import Role, Span
-from fpe_lightning.sites.tracing.units import Units
+from fpe_lightning.sites.tracing.units import Units, distinct
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def candidates_of(
     spans: dict[int, list[Span]] = {}
     for span in units.facts.spans:
         if units.role_of(span) & ~Role.INPUT:
-            for group in np.unique(units.groups_of(span)):
+            for group in distinct(units.groups_of(span)):
                 spans.setdefault(int(group), []).append(span)
     candidates: list[tuple[int, Candidate]] = []
     refusals: list[tuple[int, Refusal]] = []
@@ -236,8 +236,8 @@ def _input_dim(units: Units, state: dict[str, Tensor], span: Span) -> int:
     """The axis of a producer that is contracted over."""
     contracted = [
         other.dim
-        for other in units.facts.spans
-        if other.parameter == span.parameter and other.dim != span.dim and units.role_of(other) & Role.INPUT
+        for other in units.spans_of[span.parameter]
+        if other.dim != span.dim and units.role_of(other) & Role.INPUT
     ]
     return contracted[0] if contracted else (1 if span.dim == 0 else 0)
 

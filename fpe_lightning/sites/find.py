@@ -17,8 +17,9 @@ from fpe_lightning.sites.candidates import Refusal, candidates_of
 from fpe_lightning.sites.found import Found
 from fpe_lightning.sites.single import in_order, single_unit_sites
 from fpe_lightning.sites.site import Site
+from fpe_lightning.sites.tracing.blocks import Blocks
 from fpe_lightning.sites.tracing.facts import Facts
-from fpe_lightning.sites.tracing.forward import Inputs, trace
+from fpe_lightning.sites.tracing.forward import At, Inputs, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, owners_of, state_of
 from fpe_lightning.sites.tracing.units import Units, resolve
 from fpe_lightning.sites.trial import Run, Trials, sentence_of
@@ -99,14 +100,14 @@ def search_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False
     """
     inputs = Inputs.of(example_inputs)
     check_plain(model)
-    facts, runs, refusals = _traces(model, inputs)
+    facts, runs, refusals, stand_ins, blocks = _traces(model, inputs)
     units = resolve(facts)
     owners = owners_of(model)
     modules = modules_by_name(model)
     candidates, refused = candidates_of(units, state_of(model), _shared(owners))
     candidates = layer_attributes(candidates, units, modules, owners)
     wanted = [c for c in candidates if streams or c.site.kind != "stream"]
-    trials = Trials(model, runs, units)
+    trials = Trials(model, runs, units, stand_ins, blocks)
     accepted = trials.accept(wanted)
     sites = [candidate.site for candidate in accepted]
     single = single_unit_sites(trials, _shared(owners))
@@ -122,11 +123,12 @@ def search_sites(model: nn.Module, example_inputs: Any, *, streams: bool = False
 
 def _used(units: Units, without: set[int]) -> set[tuple[str, int]]:
     """The parameter axes that the forward uses, without those whose entries all belong to some groups."""
-    groups = list(without)
+    open_ = np.zeros(len(units.added), dtype=bool)
+    open_[list(without)] = True
     return {
         (span.parameter, span.dim)
         for span in units.facts.spans
-        if units.role_of(span) and not np.isin(units.groups_of(span), groups).all()
+        if units.role_of(span) and not open_[units.groups_of(span)].all()
     }
 
 
@@ -172,7 +174,7 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
-def _traces(model: nn.Module, inputs: Inputs) -> tuple[Facts, list[Run], list[Refusal]]:
+def _traces(model: nn.Module, inputs: Inputs) -> tuple[Facts, list[Run], list[Refusal], dict[bool, Tensors], Blocks]:
     """Trace both modes; fall back from fake to real tensors, and in training to two examples."""
     attempts = [
         [
@@ -183,11 +185,12 @@ def _traces(model: nn.Module, inputs: Inputs) -> tuple[Facts, list[Run], list[Re
         for training in (False, True)
     ]
     facts, runs, refusals, errors = Facts(), [], [], []
-    stand_ins = {fake: Tensors(fake) for fake in (True, False)}
+    stand_ins, blocks = {fake: Tensors(fake) for fake in (True, False)}, Blocks(model)
     for options in attempts:
         for run in options:
             try:
-                facts.absorb(trace(model, run.inputs, training=run.training, tensors=stand_ins[run.fake]))
+                at = At(training=run.training, tensors=stand_ins[run.fake], known=facts)
+                facts.absorb(trace(model, run.inputs, at, blocks=blocks if run.fake else None))
             except Exception as error:  # a user's forward may raise anything
                 failure = error
                 continue
@@ -202,7 +205,7 @@ def _traces(model: nn.Module, inputs: Inputs) -> tuple[Facts, list[Run], list[Re
             f"find_sites runs the model on the example inputs, but the forward raises {sentence_of(errors[0])}: "
             "pass inputs of the shapes and dtypes that the model takes."
         ) from errors[0]
-    return facts, runs, refusals
+    return facts, runs, refusals, stand_ins, blocks
 
 
 def _shared(owners: Mapping[str, list[tuple[str, str]]]) -> dict[str, str]:

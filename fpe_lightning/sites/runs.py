@@ -7,6 +7,7 @@ entries. The widened trace tells which widened entries belong together, so each 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -87,7 +88,10 @@ def find_runs(
         reason = next((after.reasons[g] for g in map(int, np.unique(after.group[units])) if g in after.reasons), None)
         if reason is not None:
             return f"at a larger width {reason}"
-    runs = _search(axes, candidate.order, copies, widened, int(after.unit.max()) + 1)
+    # Number the units of these axes from 0, so that the work does not grow with the rest of the model.
+    names, places = np.unique(np.concatenate(widened), return_inverse=True)
+    local = np.split(places.reshape(-1), np.cumsum([len(units) for units in widened])[:-1])
+    runs = _search(axes, candidate.order, copies, local, len(names))
     if runs is None:
         return "the order of the widened entries cannot be written as repeated runs"
     if not _groups_kept(candidate, runs, copies, widened, before, after):
@@ -147,6 +151,7 @@ def _assign(axis: Axis, run: int, copies: int, units: np.ndarray, owners: np.nda
     return extended if (held[units] == entries[original]).all() else None
 
 
+@functools.cache
 def _divisors(length: int) -> list[int]:
     return [run for run in range(1, length + 1) if length % run == 0]
 
@@ -155,6 +160,12 @@ def _groups_kept(
     candidate: Candidate, runs: list[int], copies: int, widened: Sequence[np.ndarray], before: Units, after: Units
 ) -> bool:
     """Whether every group of channels holds copies of the same units as before."""
+    inside = {int(group) for units in widened for group in np.unique(after.group[units])}
+    old_cuts, new_cuts = before.groupings_of({candidate.group}), after.groupings_of(inside)
+    if len(old_cuts) != len(new_cuts):
+        return False
+    if not old_cuts:
+        return True
     # Name widened and original units alike, by their number in the site.
     owners = np.full(int(after.unit.max()) + 1, -1)
     names = np.full(int(before.unit.max()) + 1, -1)
@@ -163,12 +174,8 @@ def _groups_kept(
         owners[units] = axis.units.numpy()[run_index(axis.length, run, copies).numpy()]
         start = before.facts.span(axis.parameter, axis.dim).start + axis.start
         names[before.unit[start : start + axis.length]] = axis.units.numpy()
-    if len(before.facts.groupings) != len(after.facts.groupings):
-        return False
-    for small, large in zip(before.facts.groupings, after.facts.groupings, strict=True):
+    for small, large in zip(old_cuts, new_cuts, strict=True):
         old, new = names[before.unit[small]], owners[after.unit[large]]
-        if (old < 0).all() and (new < 0).all():
-            continue
         if any(not np.array_equal(np.unique(a), np.unique(b)) for a, b in zip(old, new, strict=True)):
             return False
     return True

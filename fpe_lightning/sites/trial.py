@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from fpe_lightning.sites.attributes import changed_values, patch_attributes
 from fpe_lightning.sites.candidates import Candidate, Refusal
 from fpe_lightning.sites.runs import find_runs, sizes_of
 from fpe_lightning.sites.site import Attribute, Site
+from fpe_lightning.sites.tracing.blocks import Blocks
 from fpe_lightning.sites.tracing.facts import Facts
-from fpe_lightning.sites.tracing.forward import Inputs, Widening, trace
+from fpe_lightning.sites.tracing.forward import At, Inputs, Widening, trace
 from fpe_lightning.sites.tracing.sandbox import Tensors, modules_by_name, state_of
 from fpe_lightning.sites.tracing.units import Units, resolve
 
@@ -42,20 +43,34 @@ class Trials:
         model: The model; every trial borrows it and puts it back.
         runs: How the model can be run, once for each mode that works.
         units: The units of the traces at the original widths.
+        stand_ins: Made the tensors of those traces: fake ones or not.
+        blocks: The calls of repeated blocks in those traces.
         refusals: Filled with the candidates that fail.
         attempts: Trials so far.
         learned: Attributes of custom modules that had to grow once (class, name, index, and whether an operator was
             given their value), which are tried at once for later candidates.
         hopeless: Kinds of candidates that failed: blocks repeat, so one of each kind is enough to try every guess on.
+        together: The sites that the last trial of the whole model found to fit together, in the order of the forward.
+        place: The position of each candidate in the forward, by its group.
+        modules: All modules by name.
     """
 
     model: nn.Module
     runs: Sequence[Run]
     units: Units
+    stand_ins: Mapping[bool, Tensors]
+    blocks: Blocks
     refusals: list[Refusal] = field(default_factory=list)
     attempts: int = 0
     learned: set[tuple[type[nn.Module], str, int | None, bool]] = field(default_factory=set)
     hopeless: set[Hashable] = field(default_factory=set)
+    together: list[Candidate] = field(default_factory=list)
+    place: dict[int, int] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look modules up once: no trial adds any."""
+        self.modules = modules_by_name(self.model)
 
     def accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Try candidates together and, where that fails, one of each kind and halves of them, down to single ones.
@@ -70,11 +85,11 @@ class Trials:
         """
         # 1. Try all together, then one of each kind, then halves.
         kinds = [self._kind_of(candidate) for candidate in candidates]
+        self.place = {candidate.group: i for i, candidate in enumerate(candidates)}
         found = self._accept([candidates[i] for i in sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))])
         # 2. Sites that were accepted apart must fit together too; keep as many as do, in the order of the forward.
-        place = {candidate.group: i for i, candidate in enumerate(candidates)}
-        good = sorted(found, key=lambda candidate: place[candidate.group])
-        if self.attempts == 1 or self._fit_together(good):
+        good = self._in_order(found)
+        if self.attempts == 1 or good == self.together or self._fit_together(good):
             return good
         kept: list[Candidate] = []
         for candidate in good:
@@ -84,12 +99,26 @@ class Trials:
                 self._refuse(candidate, "it cannot be widened together with the sites before it")
         return kept
 
-    def _fit_together(self, candidates: Sequence[Candidate]) -> bool:
-        """Whether sites that were found apart have the same layout when all of them are widened."""
-        outcome = self._attempt(candidates)
-        return not isinstance(outcome, Exception) and outcome == [
-            [axis.run for axis in candidate.axes] for candidate in candidates
-        ]
+    def _in_order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Candidates in the order of the forward."""
+        return sorted(candidates, key=lambda candidate: self.place[candidate.group])
+
+    def _fit_together(self, candidates: Sequence[Candidate], others: Sequence[Candidate] = ()) -> bool:
+        """Whether sites that were found apart have the same layout when all of them are widened, and others have one.
+
+        Candidates that fit are noted in ``together``, the others with their runs.
+        """
+        tried = self._in_order([*candidates, *others])
+        outcome = self._attempt(tried)
+        if isinstance(outcome, Exception):
+            return False
+        fitting = [(each, runs) for each, runs in zip(tried, outcome, strict=True) if not isinstance(runs, str)]
+        together = [candidate.with_runs(runs) for candidate, runs in fitting]
+        known = {candidate.group: candidate for candidate in candidates}
+        if len(together) < len(tried) or any(known.get(each.group, each) != each for each in together):
+            return False
+        self.together = together
+        return True
 
     def _accept(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         if not candidates:
@@ -113,9 +142,16 @@ class Trials:
         found = self._accept([candidates[i] for i in firsts])
         groups = {candidate.group for candidate in found}
         fine = {kinds[i] for i in firsts if candidates[i].group in groups}
-        others = [i for i in range(len(candidates)) if i not in firsts]
-        found += self._accept([candidates[i] for i in others if kinds[i] in fine])
-        return found + self._accept([candidates[i] for i in others if kinds[i] not in fine])
+        others = sorted(set(range(len(candidates))) - set(firsts))
+        found = self._with_others(found, [candidates[i] for i in others if kinds[i] in fine])
+        # Little hope for the rest: a trial of several of them is a trial of the first.
+        return found + [good for i in others if kinds[i] not in fine for good in self._accept([candidates[i]])]
+
+    def _with_others(self, found: list[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
+        """Add candidates whose kind was accepted; most often all of them fit together as they are."""
+        if others and self._fit_together(found, [self._with_learned(candidate) for candidate in others]):
+            return self.together
+        return found + self._accept(others)
 
     def _attempt(self, candidates: Sequence[Candidate]) -> list[list[int] | str] | Exception:
         """Widen some candidates at once.
@@ -129,7 +165,8 @@ class Trials:
         self.attempts += 1
         copies = [2 + position % 2 for position in range(len(candidates))]
         sites = [(candidate.site, alpha) for candidate, alpha in zip(candidates, copies, strict=True)]
-        facts = self.facts_at(sites)
+        # One candidate alone concerns its own block; all that are accepted are tried together in the whole model.
+        facts = self.facts_at(sites, blocks=self.blocks if len(sites) == 1 and self.attempts > 1 else None)
         if isinstance(facts, Exception):
             return facts
         after = resolve(facts)
@@ -139,22 +176,24 @@ class Trials:
             for candidate, alpha in zip(candidates, copies, strict=True)
         ]
 
-    def facts_at(self, sites: Sequence[tuple[Site, int]]) -> Facts | Exception:
+    def facts_at(self, sites: Sequence[tuple[Site, int]], blocks: Blocks | None = None) -> Facts | Exception:
         """Trace the model with some sites widened.
 
         Args:
             sites: Sites, each with its number of copies.
+            blocks: Knows what blocks without a site return; they do not run.
 
         Returns:
             The facts, or the exception that the forward raises.
         """
         shapes = {name: tensor.shape for name, tensor in state_of(self.model).items()}
-        widening = Widening(sizes_of(sites, shapes), changed_values(sites, modules_by_name(self.model)))
-        stand_ins = {run.fake: Tensors(run.fake) for run in self.runs}
+        widening = Widening(sizes_of(sites, shapes), changed_values(sites, self.modules))
+        stand_ins = {run.fake: Tensors(run.fake, like=self.stand_ins[run.fake]) for run in self.runs}
         facts = Facts()
         try:
             for inputs, training, fake in self.runs:
-                facts.absorb(trace(self.model, inputs, training=training, tensors=stand_ins[fake], widening=widening))
+                at = At(training=training, tensors=stand_ins[fake], widening=widening, known=facts)
+                facts.absorb(trace(self.model, inputs, at, blocks=blocks if fake else None))
         except Exception as error:  # a forward may raise anything at a size it was not written for
             return error
         return facts
@@ -187,7 +226,7 @@ class Trials:
                 fewer = tuple(other for other in needed if other != attribute)
                 if self._runs_with(variant, fewer) == runs:
                     needed = fewer
-            modules = modules_by_name(self.model)
+            modules = self.modules
             self.learned |= {(type(modules[a.module]), a.name, a.index, a in written) for a in needed}
             return [variant.with_attributes((*variant.site.attributes, *needed)).with_runs(runs)]
         self.hopeless.add(kind)
@@ -196,7 +235,7 @@ class Trials:
 
     def _kind_of(self, candidate: Candidate, guesses: Sequence[Attribute] = ()) -> Hashable:
         """A key that equal blocks share: classes and names of the candidate's parameters, but no sizes."""
-        modules = modules_by_name(self.model)
+        modules = self.modules
         owners = (axis.parameter.rpartition(".") for axis in candidate.axes)
         axes = tuple((type(modules[owner]), name) for owner, _, name in owners)
         dims = tuple(axis.dim for axis in candidate.axes)
@@ -204,13 +243,13 @@ class Trials:
         return axes, dims, attributes
 
     def _guesses(self, candidate: Candidate, *, written: bool) -> tuple[Attribute, ...]:
-        return patch_attributes(candidate, self.units, modules_by_name(self.model), written=written)
+        return patch_attributes(candidate, self.units, self.modules, written=written)
 
     def _with_learned(self, candidate: Candidate) -> Candidate:
         """Grow those attributes that another candidate needed in a module of the same class."""
         known = []
         for flag in {written for *_, written in self.learned}:
-            modules = modules_by_name(self.model)
+            modules = self.modules
             for a in self._guesses(candidate, written=flag):
                 if (type(modules[a.module]), a.name, a.index, flag) in self.learned and a not in known:
                     known.append(a)

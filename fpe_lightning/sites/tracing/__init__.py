@@ -4,6 +4,6 @@ Operators that the tracer does not know end a site. :func:`rule` and :func:`regi
 """
 
 from fpe_lightning.sites.tracing.call import Call as Call
-from fpe_lightning.sites.tracing.call import Tag as Tag
 from fpe_lightning.sites.tracing.operators import register_operator as register_operator
 from fpe_lightning.sites.tracing.operators import rule as rule
+from fpe_lightning.sites.tracing.tags import Tag as Tag

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpe_lightning.sites.tracing.facts import Facts, Role
 from fpe_lightning.sites.tracing.labels import aligned, distinct, varying
-
-
-class Tag(NamedTuple):
-    """The knowledge of the tracer about one tensor.
-
-    Attributes:
-        labels: One label for each independent axis.
-        parameter: Whether it is a parameter or a view of one, so that its entries may be copied or divided.
-        filler: Whether all entries are interchangeable (constants, noise), so that it may have any width.
-    """
-
-    labels: tuple[Tensor, ...] = ()
-    parameter: bool = False
-    filler: bool = False
+from fpe_lightning.sites.tracing.tags import UNTAGGED, Tag, Tags
 
 
 @dataclass
@@ -53,7 +40,7 @@ class Call:
     shapes: list[torch.Size]
     outputs: list[Tensor]
     facts: Facts
-    tags: MutableMapping[Tensor, Tag]
+    tags: Tags
     module: str
 
     @property
@@ -68,7 +55,7 @@ class Call:
 
     def tag(self, tensor: Any) -> Tag:
         """The tag of a tensor; an empty one for None and for tensors that have none."""
-        return self.tags.get(tensor, Tag()) if isinstance(tensor, Tensor) else Tag()
+        return self.tags.of(tensor) if isinstance(tensor, Tensor) else UNTAGGED
 
     def labels(self, tensor: Any) -> list[Tensor]:
         """The labels of a tensor."""
@@ -78,7 +65,7 @@ class Call:
         """Label outputs: the given ones, or all."""
         tag = Tag(tuple(distinct(labels)), parameter, filler)
         for output in outputs or self.outputs:
-            self.tags[output] = tag
+            self.tags.put(output, tag)
 
     def value(self, *tensors: Any) -> None:
         """Mark those tensors that are parameters as per-unit values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fpe_lightning.sites.tracing.labels import UNLABELLED, along
+from fpe_lightning.sites.tracing.tags import Tag
 
 MANY = 4096  # entries above which it pays to drop repetitions
 
@@ -73,9 +74,15 @@ class Facts:
         groupings: Labels cut into groups by normalisation or grouped convolution; copies must stay in their group.
         uses: Sizes that modules met.
         input_shapes: Shape of the first argument of each module's first call, by qualified name.
+        calls: The tags of the outputs of each kind of operator call whose facts are recorded already, so that calls
+            that a second trace repeats are not looked at again.
+
+    Args:
+        known: The facts of another trace of the model at the same widths. Entries get the same numbers, and facts that
+            it holds are not recorded again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Facts | None = None) -> None:
         self.spans: list[Span] = []
         self.ties: list[tuple[np.ndarray, str]] = []
         self.frozen: list[tuple[np.ndarray, str]] = []
@@ -85,11 +92,25 @@ class Facts:
         self.groupings: list[np.ndarray] = []
         self.uses: list[Use] = []
         self.input_shapes: dict[str, tuple[int, ...]] = {}
-        self.size = UNLABELLED + 1
         self._axes: dict[tuple[str, int], Span] = {}
+        self._tags: dict[str, Tag] = {}
+        self.calls: dict[Hashable, tuple[Tag, ...]] = {}
+        if known is not None:
+            self.spans, self._axes, self._tags = known.spans, known._axes, known._tags
+            self.calls = dict(known.calls)
 
-    def labels_of(self, name: str, parameter: Tensor) -> list[Tensor]:
-        """Number the axes of a parameter (once) and return one label for each axis of size above 1."""
+    @property
+    def size(self) -> int:
+        """One more than the largest number."""
+        return self.spans[-1].start + self.spans[-1].length if self.spans else UNLABELLED + 1
+
+    def tag_of(self, name: str, parameter: Tensor) -> Tag:
+        """Number the axes of a parameter (once) and return its tag, with one label for each axis of size above 1."""
+        if name not in self._tags:
+            self._tags[name] = Tag(tuple(self._labels_of(name, parameter)), parameter=True)
+        return self._tags[name]
+
+    def _labels_of(self, name: str, parameter: Tensor) -> list[Tensor]:
         labels = []
         for dim, length in enumerate(parameter.shape):
             if length < 2:
@@ -98,14 +119,14 @@ class Facts:
             if span is None:
                 span = self._axes[name, dim] = Span(name, dim, self.size, length)
                 self.spans.append(span)
-                self.size += length
             labels.append(along(torch.arange(span.start, span.start + length), dim, parameter.dim()))
         return labels
 
     def absorb(self, other: Facts) -> None:
         """Add the facts of another trace of the same model; both number the entries alike."""
         if not self.spans:
-            self.spans, self.size, self._axes = other.spans, other.size, other._axes
+            self.spans, self._axes, self._tags = other.spans, other._axes, other._tags
+        self.calls.update(other.calls)
         for name in ("ties", "frozen", "bundles", "bends", "roles", "groupings", "uses"):
             getattr(self, name).extend(getattr(other, name))
         self.input_shapes = {**other.input_shapes, **self.input_shapes}
@@ -118,9 +139,14 @@ class Facts:
         """Say that two labels that broadcast against each other name the same units."""
         first, second = torch.broadcast_tensors(first, second)
         pairs = np.stack([first.reshape(-1).numpy(), second.reshape(-1).numpy()])
-        pairs = pairs[:, pairs[0] != pairs[1]]
+        differ = pairs[0] != pairs[1]
+        if not differ.all():
+            pairs = pairs[:, differ]
+        if pairs.shape[1] > MANY:  # one number for each pair sorts faster than pairs
+            codes = np.sort(pairs[0] * self.size + pairs[1])
+            pairs = np.stack(np.divmod(codes[np.diff(codes, prepend=-1) > 0], self.size))
         if pairs.shape[1]:
-            self.ties.append((np.unique(pairs, axis=1) if pairs.shape[1] > MANY else pairs, how))
+            self.ties.append((pairs, how))
 
     def freeze(self, label: Tensor, reason: str) -> None:
         """Refuse the units of a label."""
@@ -153,5 +179,12 @@ class Facts:
 
 
 def _numbers(label: Tensor) -> np.ndarray:
+    """The entries of a label, without most of the repetitions where they are many."""
     numbers = label.reshape(-1).numpy()
-    return np.unique(numbers) if len(numbers) > MANY else numbers
+    if len(numbers) <= MANY or (numbers[1:] > numbers[:-1]).all():
+        return numbers
+    # A table of what was seen is faster than sorting.
+    first = int(numbers.min())
+    seen = np.zeros(int(numbers.max()) - first + 1, dtype=bool)
+    seen[numbers - first] = True
+    return np.flatnonzero(seen) + first

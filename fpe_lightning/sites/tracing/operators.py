@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -68,6 +69,7 @@ def register_operator(name: str, like: str | Rule) -> None:
     RULES.register(name, lambda call: known(dataclasses.replace(call, name=like)))
 
 
+@functools.cache
 def name_of(operator: Any) -> str:
     """The name that an operator is registered under.
 
@@ -79,6 +81,36 @@ def name_of(operator: Any) -> str:
     if operator._schema.is_mutable and name.endswith("_"):
         name = name[:-1]
     return name if namespace in OURS else f"{namespace}::{name}"
+
+
+class Signature(NamedTuple):
+    """The schema of an operator, read once: asking torch for it takes longer than to use it.
+
+    Attributes:
+        arguments: Names and defaults of its arguments, in their order.
+        mutable: Whether it writes into an argument.
+    """
+
+    arguments: tuple[tuple[str, Any], ...]
+    mutable: bool
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a call by their names."""
+        bound = {name: kwargs.get(name, default) for name, default in self.arguments[len(args) :]}
+        return dict(zip((name for name, _ in self.arguments), args, strict=False)) | bound
+
+
+@functools.cache
+def signature_of(operator: Any) -> Signature:
+    """The arguments of an operator.
+
+    Example:
+        >>> signature_of(torch.ops.aten.mul_.Tensor)
+        Signature(arguments=(('self', None), ('other', None)), mutable=True)
+    """
+    schema = operator._schema
+    arguments = ((each.name, each.default_value if each.has_default_value() else None) for each in schema.arguments)
+    return Signature(tuple(arguments), bool(schema.is_mutable))
 
 
 def rule_of(operator: Any) -> Rule:

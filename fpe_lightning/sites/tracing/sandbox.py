@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from fpe_lightning.sites.tracing.shapes import Shapes
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 LOGS = ("log", "log_dict")
 """Methods of a LightningModule by which a forward reports values; those of a trial are nobody's."""
@@ -177,10 +179,22 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 
 class Tensors:
-    """Makes the stand-ins for a model's tensors: fake ones (shapes without data) or, as fall-back, copies."""
+    """Makes the stand-ins for a model's tensors: fake ones (shapes without data) or, as fall-back, copies.
 
-    def __init__(self, fake: bool) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+    Args:
+        fake: Whether they are fake.
+        like: Makes stand-ins for the same tensors at other widths; fake ones of tensors that are not widened are shared
+            with it, as they hold nothing that a forward could change.
+    """
+
+    def __init__(self, fake: bool, like: Tensors | None = None) -> None:
+        self._like = like if fake else None
+        self.mode: FakeTensorMode | None = None
+        self.shapes: Shapes | None = None
+        if self._like is not None:
+            self.mode, self.shapes = self._like.mode, self._like.shapes
+        elif fake:
+            self.mode, self.shapes = FakeTensorMode(allow_non_fake_inputs=True), Shapes()
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextlib.contextmanager
@@ -205,7 +219,10 @@ class Tensors:
             sizes: For each axis that is widened the ``(new length,)`` entries of the old axis that it repeats.
         """
         if id(tensor) not in self._made:
-            self._made[id(tensor)] = (tensor, self._make(tensor, sizes or {}))
+            known = None if self._like is None or sizes else self._like._made.get(id(tensor))
+            if known is None or known[1].shape != tensor.shape:  # a forward may give it another shape
+                known = (tensor, self._make(tensor, sizes or {}))
+            self._made[id(tensor)] = known
         return self._made[id(tensor)][1]
 
     def _make(self, tensor: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
@@ -219,10 +236,12 @@ class Tensors:
                 data = FakeTensor(self.mode, meta, data.device)
             else:
                 data = self.mode.from_tensor(data)
-        else:
-            data = data.clone() if sharded is None else sharded.full_tensor()
-            for axis, index in sizes.items():
-                data = data.index_select(axis, index.to(data.device))
+            if isinstance(tensor, nn.Parameter):
+                data._is_param = True  # as nn.Parameter does, without copying it once more
+            return data
+        data = data.clone() if sharded is None else sharded.full_tensor()
+        for axis, index in sizes.items():
+            data = data.index_select(axis, index.to(data.device))
         return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from fpe_lightning.sites.tracing.facts import Facts, Role, Span
+from fpe_lightning.sites.tracing.facts import Facts, Role, Span, Use
 from fpe_lightning.sites.tracing.labels import UNLABELLED
 
 COMPUTES = Role.PRODUCER | Role.DEPTHWISE
@@ -33,12 +34,25 @@ def components(size: int, pairs: np.ndarray) -> np.ndarray:
         first, second = root[first], root[second]
         open_ = first != second
         if not open_.any():
-            return np.unique(root, return_inverse=True)[1]
+            # The root of a component is its smallest node.
+            return (np.cumsum(root == np.arange(size)) - 1)[root]
         first, second = first[open_], second[open_]
         # Larger roots point to smaller ones, so that there are no circles; edges that lost are tried again.
         root[np.maximum(first, second)] = np.minimum(first, second)
         while not np.array_equal(root, shorter := root[root]):
             root = shorter
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The different values of a list of small numbers, in order.
+
+    Example:
+        >>> distinct(np.array([4, 2, 4])).tolist()
+        [2, 4]
+    """
+    if values.size < 2 or (values == values[0]).all():
+        return values[:1]
+    return np.flatnonzero(np.bincount(values))
 
 
 def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -82,6 +96,43 @@ class Units:
     def role_of(self, span: Span) -> Role:
         """All roles that entries of one parameter axis have."""
         return Role(int(np.bitwise_or.reduce(self.roles[span.numbers])))
+
+    def groupings_of(self, groups: Collection[int]) -> list[np.ndarray]:
+        """Those of the facts' groupings that hold units of some groups, in their order."""
+        return [self.facts.groupings[place] for place in sorted({p for g in groups for p in self._cuts.get(g, ())})]
+
+    @functools.cached_property
+    def _cuts(self) -> dict[int, list[int]]:
+        """The positions of the groupings that each group meets in."""
+        cuts: dict[int, list[int]] = {}
+        for place, numbers in enumerate(self.facts.groupings):
+            for group in distinct(self.group[self.unit[numbers.reshape(-1)]]):
+                cuts.setdefault(int(group), []).append(place)
+        return cuts
+
+    def shares_of(self, group: int) -> list[tuple[Use, float]]:
+        """The sizes that modules met on axes with units of a group, with the share of the axis that these are."""
+        return self._shares.get(group, [])
+
+    @functools.cached_property
+    def _shares(self) -> dict[int, list[tuple[Use, float]]]:
+        shares: dict[int, list[tuple[Use, float]]] = {}
+        for use in self.facts.uses:
+            met = self.group[self.unit[use.label.numpy().reshape(-1)]]
+            if (met == met[0]).all():
+                shares.setdefault(int(met[0]), []).append((use, 1.0))
+                continue
+            for group, count in zip(*np.unique(met, return_counts=True), strict=True):
+                shares.setdefault(int(group), []).append((use, float(count / met.size)))
+        return shares
+
+    @functools.cached_property
+    def spans_of(self) -> dict[str, list[Span]]:
+        """The numbered axes of each parameter."""
+        spans: dict[str, list[Span]] = {}
+        for span in self.facts.spans:
+            spans.setdefault(span.parameter, []).append(span)
+        return spans
 
 
 def resolve(facts: Facts) -> Units:
@@ -138,7 +189,7 @@ def _reasons(facts: Facts, group: np.ndarray, roles: np.ndarray, pairs: np.ndarr
     reasons: dict[int, str] = {}
 
     def refuse(numbers: np.ndarray, reason: str) -> None:
-        for member in np.unique(group[numbers[numbers != UNLABELLED]]):
+        for member in distinct(group[numbers[numbers != UNLABELLED]]):
             reasons.setdefault(int(member), reason)
 
     for numbers, reason in facts.frozen:
