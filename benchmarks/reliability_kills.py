@@ -143,8 +143,9 @@ def _start(job: Job, folder: Path) -> int:
 
 
 def _run(job: Job, folder: Path) -> str:
-    os.waitpid(_start(job, folder), 0)
-    return (folder.parent / f"{folder.name}.result").read_text()
+    _, status = os.waitpid(_start(job, folder), 0)
+    result = folder.parent / f"{folder.name}.result"
+    return result.read_text() if result.exists() else f"no result, wait status {status}"
 
 
 def kill(name: str, count: int, root: Path, seed: int) -> tuple[int, int, list[str]]:
