@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def default_cache_dir() -> Path:
-    """Return ``$FPE_CACHE``, or ``fpe_lightning`` in the user's cache directory (``~/.cache``)."""
+    """Return ``$FPE_CACHE``, or ``fpe_lightning`` in the user's cache directory (``~/.cache`` on Linux)."""
     if path := os.environ.get("FPE_CACHE"):
         return Path(path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fpe_lightning"
+    return user_cache_path("fpe_lightning", appauthor=False)

@@ -18,7 +18,7 @@ import yaml
 from fpe_lightning.callbacks import ExpansionCallback
 from fpe_lightning.cli import CLI
 from fpe_lightning.sparse.semi_structured.format import not_semi_structured
-from tests.support.shipped import EXPERIMENTS, STUDIES, TRAINERS
+from tests.support.shipped import ADDED, EXPERIMENTS, STUDIES, TRAINERS
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -47,7 +47,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *TRAINERS])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *TRAINERS, *ADDED])
 def test_the_first_line_is_a_command_that_runs_this_config_and_parses(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +94,7 @@ def test_other_verbs_take_the_same_configs(name: str, capsys: pytest.CaptureFixt
 
 
 def test_all_shipped_configs_are_in_the_lists() -> None:
-    assert all((ROOT / file(name)).is_file() for name in (*EXPERIMENTS, *TRAINERS))
+    assert all((ROOT / file(name)).is_file() for name in (*EXPERIMENTS, *TRAINERS, *ADDED))
     assert all((ROOT / file(f"studies/{name}")).is_file() for name in STUDIES)
 
 

@@ -12,6 +12,7 @@ with extra("template", "`fpe_lightning.data`"):
     from fpe_lightning.data.images import ImageDataModule
     from fpe_lightning.data.loader import BatchLoader
     from fpe_lightning.data.sources import ImageSplits, load_images, register_dataset
+    from fpe_lightning.data.table import TableDataModule
 
 __all__ = [
     "ArrayDataModule",
@@ -23,6 +24,7 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageSplits",
+    "TableDataModule",
     "dnf_task",
     "load_images",
     "register_dataset",

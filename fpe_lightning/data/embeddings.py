@@ -31,10 +31,10 @@ class EmbeddingDataModule(ArrayDataModule):
 
     Args:
         dataset: Name of the data set: ``"glyphs"``, ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"`` or
-            ``"image_folder"``.
+            ``"image_folder"``, ``"hf:NAME"``, or the dotted name of a class of torchvision.
         data_dir: Directory of the pictures.
-        encoder: Name of the encoder: ``"glyph-clip"``, an architecture of open_clip, ``"hf-hub:..."`` or
-            ``"local-dir:PATH"``.
+        encoder: Name of the encoder: ``"glyph-clip"``, an architecture of open_clip, ``"hf-hub:..."``,
+            ``"local-dir:PATH"`` or ``"timm:NAME"``.
         pretrained: Tag or file of the encoder's weights, if its name does not imply them.
         batch_size: Training rows per batch on each process; None takes all rows.
         eval_batch_size: The same for validation, test and prediction.

@@ -113,7 +113,7 @@ def load_encoder(
 
     Args:
         model: ``"glyph-clip"`` (embedded in this package), an architecture that open_clip lists (``"ViT-B-32"``),
-            ``"hf-hub:ORGANISATION/NAME"`` or ``"local-dir:DIRECTORY"``.
+            ``"hf-hub:ORGANISATION/NAME"``, ``"local-dir:DIRECTORY"``, or ``"timm:NAME"`` for an image encoder of timm.
         pretrained: For an architecture: a tag that open_clip lists for it (``"laion2b_s34b_b79k"``) or the path of a
             checkpoint file. None for the other kinds, which include their weights.
         device: Device of the model.
@@ -130,6 +130,10 @@ def load_encoder(
         >>> load_encoder("glyph-clip").dim
         512
     """
+    if model.startswith("timm:"):
+        from fpe_lightning.data.timm_encoder import load_timm  # which needs the class of this file
+
+        return load_timm(model.removeprefix("timm:"), pretrained, device)
     source = _source(model, pretrained)
     try:
         # open_clip draws initial weights, which the checkpoint then replaces: keep the caller's random state.

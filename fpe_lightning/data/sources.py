@@ -132,8 +132,9 @@ def load_images(
 
     Args:
         name: ``"glyphs"`` (drawn on the fly), ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``, ``"image_folder"``
-            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's; or a
-            name given to :func:`register_dataset`.
+            for a folder with ``train/CLASS/PICTURE``, ``val/...`` and optionally ``test/...``, such as ImageNet's; a
+            name given to :func:`register_dataset`; ``"hf:NAME"`` for a data set of the Hugging Face Hub (extra
+            ``hub``) or a folder of its library; or the dotted name of a class of torchvision.
         data_dir: Directory of the files; for ``"image_folder"`` the folder that holds ``train/``.
         download: Whether torchvision may download missing files.
         val_fraction: Share of the training pictures for validation, if there are no validation pictures.
@@ -153,7 +154,9 @@ def load_images(
         >>> len(splits.train), len(splits.train.classes)
         (12032, 94)
     """
-    load = _DATASETS.get(name)
+    from fpe_lightning.data.elsewhere import loader_of  # which needs the classes of this file
+
+    load = loader_of(name) or _DATASETS.get(name)
     if not 0 < val_fraction < 1:
         raise ValueError(f"`val_fraction` has to be between 0 and 1, found {val_fraction}.")
     splits = load(Path(data_dir), download, val_fraction, split_seed)

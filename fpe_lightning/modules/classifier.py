@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from fpe_lightning.checkpoints.load_hook import restore_structure_on_load
@@ -32,6 +33,9 @@ class Classifier(pl.LightningModule):
         optimizer: Creates the optimizer from the parameters.
         scheduler: Creates the learning rate scheduler from the optimizer.
         scheduler_interval: Whether the scheduler steps each ``"epoch"`` or each ``"step"``.
+        metrics: More metrics, logged under ``val/`` and ``test/`` by these names, such as
+            ``{"f1": MulticlassF1Score(10)}``; each takes logits ``(batch, classes)``, or ``(batch,)`` for the binary
+            task, and labels ``(batch,)``.
         task: ``"multiclass"`` (softmax, class numbers) or ``"binary"`` (sigmoid, labels 0 and 1).
 
     Raises:
@@ -52,6 +56,7 @@ class Classifier(pl.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         task: Literal["multiclass", "binary"] = "multiclass",
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -67,13 +72,15 @@ class Classifier(pl.LightningModule):
             self.save_hyperparameters()
         if isinstance(self.hparams.get("network"), nn.Module):
             # Created in Python, not from a config: save plain types only, so that the checkpoint loads safely.
-            objects = ["network", "optimizer", "scheduler"]
+            objects = ["network", "optimizer", "scheduler", "metrics"]
             for name in objects:
                 self.hparams.pop(name, None)
             self.save_hyperparameters(ignore=objects)
         self.network = network
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval, self.task = scheduler_interval, task
+        collection = MetricCollection(dict(metrics or {}))
+        self.val_metrics, self.test_metrics = collection.clone(prefix="val/"), collection.clone(prefix="test/")
         self._train_totals, self._totals = Totals(), Totals()
         restore_structure_on_load(self)
 
@@ -121,18 +128,21 @@ class Classifier(pl.LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch)
+        self._step(batch, self.val_metrics)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch)
+        self._step(batch, self.test_metrics)
 
-    def _step(self, batch: Batch) -> Tensor:
+    def _step(self, batch: Batch, metrics: MetricCollection | None = None) -> Tensor:
         x, y = batch
         logits = self(x)
         loss = self.loss(logits, y)
         totals = self._train_totals if self.training else self._totals
         totals.add(loss, self.predictions(logits), y)
+        if metrics:
+            metrics.update(logits.squeeze(-1) if self.task == "binary" else logits, y.long())
+            self.log_dict(metrics, on_step=False, on_epoch=True)
         return loss
 
     @override

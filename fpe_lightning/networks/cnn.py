@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.arguments import check_integers
+from fpe_lightning.networks.folder import SavedInFolder
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(SavedInFolder):
     """Convolution blocks (3x3, BatchNorm, ReLU, 2x2 max-pool), then a head with one hidden, normalised layer.
 
     Sites: ``head.0`` (the hidden layer of the head) and every convolution, ``blocks.0.0`` and so on.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.arguments import check_integers, check_number
+from fpe_lightning.networks.folder import SavedInFolder
 from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, sparsify_
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
@@ -21,7 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
+class MLP(SavedInFolder):
     """A dense multi-layer perceptron, the parent and the baseline of every comparison.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.arguments import check_integers
+from fpe_lightning.networks.folder import SavedInFolder
 
 
 class SelfAttention(nn.Module):
@@ -65,7 +66,7 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class SmallViT(nn.Module):
+class SmallViT(SavedInFolder):
     """Patches, learned positions, pre-norm blocks, and a classifier on the mean of the tokens.
 
     Sites: the hidden layer of each feed-forward network, ``blocks.0.ffn.0`` and so on. The usual width is four times

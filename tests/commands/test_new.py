@@ -66,10 +66,10 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(name: str, sentence: s
 def test_its_tests_pass_before_and_after_its_user_adds_files(tmp_path: Path) -> None:
     folder = tmp_path / "probe"
     main(["new", str(folder)])
+    run(folder, "-m", "ruff", "check", ".")
     (folder / "configs/experiment/mine.yaml").write_text("base: ../base.yaml\nmodel: {my: own}\n")
     (folder / "probe/mine.py").write_text("import a_library_that_is_not_here\n")
     assert "3 passed" in run(folder, "-m", "pytest", "-q")
-    run(folder, "-m", "ruff", "check", ".")
     words = "train.py fit --config configs/experiment/first.yaml --config configs/logger/csv.yaml"
     output = run(folder, *words.split(), "--trainer.max_epochs=7", "--trainer.enable_progress_bar=false")
     assert "width of network.layers.0" in output

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
@@ -183,6 +186,41 @@ def test_it_compiles_whole() -> None:
     theirs = torch.autograd.grad(folded(x).square().sum(), [x, *folded.parameters()])
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_inductor_makes_one_wide_tensor_at_a_time() -> None:
+    """Forward: the wide weight. Backward: the wide weight again, and the wide gradient. None is kept in between."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(40, 32), nn.Linear(32, 32)]
+    for layer in layers:
+        set_mask(layer, "weight", disjoint(layer.weight.shape, Fold(2)))
+        store(layer, "folded")
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    x = torch.randn(3, 40)
+    compiled = torch.compile(model, fullgraph=True)
+    kept: list[torch.Size] = []
+
+    def seen(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    def run() -> list[Tensor]:
+        with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+            out = compiled(x)
+        return [out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))]
+
+    ours, codes = run_and_get_code(run)
+    out = model(x)
+    expected = [out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))]
+    for one, two in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, two)
+    shapes = re.findall(r"empty_strided_cpu\(\(([^)]*)\)", "".join(codes))
+    sizes = [math.prod(map(int, re.findall(r"\d+", shape))) for shape in shapes]
+    assert 2 <= sizes.count(32 * 40) <= 3  # the first layer has no gradient of its input
+    assert 2 <= sizes.count(32 * 32) <= 3
+    assert not [shape for shape in kept if shape.numel() in (32 * 40, 32 * 32)]
 
 
 def test_copies_and_pickles_compute_alike() -> None:

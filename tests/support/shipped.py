@@ -6,6 +6,11 @@ EXPERIMENTS = [
     "recipes/two_splits",
 ]
 TRAINERS = ["trainer/ddp_cpu", "trainer/ddp_gpu"]
+ADDED = [
+    *("logger/csv", "logger/mlflow", "logger/tensorboard", "logger/wandb"),
+    *("debug/fast", "debug/overfit", "debug/profiler"),
+]
+"""Configs that are added to another one by a second ``--config``."""
 STUDIES = [
     *("boolean", "boolean_frozen", "boolean_groups", "boolean_layouts", "boolean_recipe", "boolean_recipes"),
     *(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fpe_lightning.sparse.folded.codes import Fold, decode, encode  # noqa: F401 - the examples encode
 from fpe_lightning.sparse.folded.unfolding import PIECE, Unfolding, fold_back, unfold, unfold_plainly
@@ -155,12 +156,24 @@ def linear(
         tensor([[3., 8.]], grad_fn=<_LinearBackward>)
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or input.dim() < 2:
-        wide = unfold_plainly(folded, codes, fold)
-        return F.linear(input, wide.t() if inputs_first else wide, bias)
+
+        def product(input: Tensor, folded: Tensor, bias: Tensor | None) -> Tensor:
+            wide = unfold_plainly(folded, codes, fold)
+            return F.linear(input, wide.t() if inputs_first else wide, bias)
+
+        return _plainly(product, input, folded, bias)
     if not torch.is_grad_enabled():
         return _linear(input, folded, bias, codes, fold, pruned, inputs_first)
     out: Tensor = _Linear.apply(input, folded, bias, (codes, fold, pruned, inputs_first))
     return out
+
+
+def _plainly(product: Callable[..., Tensor], *tensors: Any) -> Tensor:
+    """A product that a compiler sees through. It would keep the wide weight, unless it is told to unfold it again."""
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        out: Tensor = checkpoint(product, *tensors, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return product(*tensors)
 
 
 # Other products: the whole wide weight, unfolded twice.
@@ -205,7 +218,7 @@ def apply_unfolded(
         tensor([[1., 1.]])
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return product(unfold_plainly(folded, codes, fold))
+        return _plainly(lambda folded: product(unfold_plainly(folded, codes, fold)), folded)
     if not torch.is_grad_enabled():
         return product(unfold(folded, codes, fold, pruned))
     wide = _Unfold.apply(folded, codes, fold, pruned) if folded.requires_grad else unfold(folded, codes, fold, pruned)
