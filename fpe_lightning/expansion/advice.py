@@ -18,7 +18,7 @@ SHARE = 0.75
 """Copies for each incoming weight, above which a split tends to lose."""
 FEWEST = 16
 """Inputs of a child, below which a split tends to lose where there are several outputs."""
-FEWEST_FOR_ONE = 6
+FEWEST_FOR_ONE = 5
 """The same where each neuron has one outgoing weight: a formula needs few inputs together."""
 
 WIDE = 64

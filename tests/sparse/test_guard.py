@@ -18,7 +18,8 @@ from two_processes import joined, states_of_both
 
 import fpe_lightning as fpe
 from fpe_lightning.sparse import MaskWarning, check_masks, mask_of, masked_parameters
-from fpe_lightning.sparse.guard import hooks_of, is_guarded
+from fpe_lightning.sparse.guard import hooks_of, is_guarded, masked, zero_masked_
+from fpe_lightning.sparse.masked import set_mask
 
 X = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
 
@@ -390,3 +391,37 @@ def test_processes_stay_equal(tmp_path: Path) -> None:
     first, second = states_of_both(worker, tmp_path)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not first["a.weight"][~first["a.fpe_mask_weight"]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(700, 300), (3, 2**17), (64, 16, 3, 3), (5,), (0, 4), ()])
+def test_masked_copies_are_what_where_gives(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.randn(shape).to(dtype)
+    mask = torch.rand(shape) > 0.5
+    bad = tensor.masked_fill(~mask, torch.inf)
+    for each in (tensor, bad, bad.masked_fill(~mask, torch.nan)):
+        expected = torch.where(mask, each, 0)
+        assert torch.equal(masked(each, mask), expected)
+        if len(shape) == 4:
+            last = each.to(memory_format=torch.channels_last)
+            assert torch.equal(masked(last, mask), expected)
+            zero_masked_(last, mask)
+            assert torch.equal(last, expected)
+        zero_masked_(each, mask)
+        assert torch.equal(each, expected)
+
+
+def test_gradients_of_gradients_and_of_batches_are_masked() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 128)
+    mask = torch.rand(128, 64) > 0.5
+    set_mask(layer, "weight", mask)
+    layer.weight.data *= mask
+    out = layer(torch.randn(4, 64)).tanh()
+    (first,) = torch.autograd.grad(out.sum(), layer.weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(2).sum(), layer.weight)
+    out = layer(torch.randn(4, 64)).flatten()[:3]
+    (rows,) = torch.autograd.grad(out, layer.weight, torch.eye(3), is_grads_batched=True)
+    for grad in (first, second, *rows):
+        assert grad.count_nonzero() > 0
+        assert not grad[~mask].any()
