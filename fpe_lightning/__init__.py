@@ -6,6 +6,7 @@ weights, and keep the number of non-zero parameters.
 
 from fpe_lightning import partitions as partitions
 from fpe_lightning import pruning as pruning
+from fpe_lightning import rewiring as rewiring
 from fpe_lightning.checkpoints import expand_checkpoint as expand_checkpoint
 from fpe_lightning.checkpoints import expanded_checkpoints as expanded_checkpoints
 from fpe_lightning.checkpoints import from_pretrained as from_pretrained
@@ -27,6 +28,9 @@ from fpe_lightning.expansion import advise_sites as advise_sites
 from fpe_lightning.expansion import expand as expand
 from fpe_lightning.interference import feature_capacity as feature_capacity
 from fpe_lightning.interference import mean_cosine_similarity as mean_cosine_similarity
+from fpe_lightning.rewiring import RewireReport as RewireReport
+from fpe_lightning.rewiring import rewire as rewire
+from fpe_lightning.rewiring import sparsify as sparsify
 from fpe_lightning.sites import Site as Site
 from fpe_lightning.sites import find_sites as find_sites
 from fpe_lightning.sparse import count_nonzeros as count_nonzeros

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.callbacks import ExpansionCallback, Rewire
 from fpe_lightning.cli import CLI
 from fpe_lightning.sparse.semi_structured.format import not_semi_structured
 from tests.support.shipped import ADDED, EXPERIMENTS, STUDIES, TRAINERS
@@ -166,6 +166,29 @@ def test_the_recipe_of_two_splits_runs_to_the_end(tmp_path: Path, capsys: pytest
     nonzeros = {report.nonzeros_after for report in (*first.reports, *second.reports)}
     assert nonzeros == {first.reports[0].nonzeros_before}
     assert "test/accuracy" in cli.trainer.callback_metrics
+
+
+def rewired(config: str, words: str, tmp_path: Path) -> Rewire:
+    """The callback at the end of a run."""
+    words = f"fit --config={file(config)} --trainer.logger.save_dir={tmp_path} --trainer.accelerator=cpu {words}"
+    cli = CLI(words.split())
+    assert "test/accuracy" in cli.trainer.callback_metrics
+    [callback] = (each for each in cli.trainer.callbacks if isinstance(each, Rewire))  # type: ignore[attr-defined]
+    assert {report.nonzeros_after for report in callback.reports} == {callback.reports[0].nonzeros_before}
+    return callback
+
+
+def test_rewiring_is_one_word_of_the_command_line(tmp_path: Path) -> None:
+    words = "--data.train_size=64 --trainer.max_epochs=8 --trainer.check_val_every_n_epoch=1"
+    words += " --trainer.callbacks.epoch=1 --trainer.callbacks+=Rewire --trainer.callbacks.window=1.0"
+    assert rewired("boolean", words, tmp_path).schedule.window == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["rewire", "split_and_rewire"])
+def test_the_recipes_of_rewiring_run_to_the_end(recipe: str, tmp_path: Path) -> None:
+    words = "--data.train_size=188 --trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.max_epochs=4"
+    rewired(f"recipes/{recipe}", words, tmp_path)
 
 
 @pytest.mark.parametrize("config", [file(f"studies/{name}") for name in STUDIES])

@@ -18,6 +18,7 @@ FLOORS = (
     {"sparse"},
     {"sites", "partitions", "pruning"},
     {"expansion"},
+    {"rewiring"},
     {"command_line"},
     {"checkpoints"},
     {"interference", "networks"},
@@ -28,20 +29,8 @@ FLOORS = (
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""
 TORCH_ALONE = (
-    *(
-        "registry",
-        "paths",
-        "extras",
-        "epochs",
-        "arguments",
-        "sparse",
-        "sites",
-        "partitions",
-        "pruning",
-        "expansion",
-        "command_line",
-    ),
-    *("checkpoints", "interference", "networks"),
+    *("registry", "paths", "extras", "epochs", "arguments", "sparse", "sites", "partitions", "pruning", "expansion"),
+    *("command_line", "rewiring", "checkpoints", "interference", "networks"),
 )
 """Rooms that never import Lightning."""
 HEAVY = {"matplotlib", "scipy", "tensorboard"}

@@ -6,12 +6,14 @@ may move zeros, and gradients may be edited before a step. Neither needs an opti
 
 Hooks of a parameter get lost where it is copied or pickled; the masked layer that owns it adds them again (see
 :class:`GuardedModule`).
+
+An observer sees the dense gradient of a parameter before it is masked (see :func:`observe`).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +35,12 @@ AT_ONCE = 2**20
 PART = 2**17
 """Entries that are masked at a time on a CPU: a bool mask is turned into integers first, which is several times as fast
 as a product of both."""
+
+Observer = Callable[[Tensor, slice], None]
+"""Gets the gradient of some rows of a dense weight, detached; each row once in a backward pass. It may keep no view."""
+
+_observers: weakref.WeakKeyDictionary[nn.Module, dict[str, Observer]] = weakref.WeakKeyDictionary()
+"""Not on the modules, as copies and pickles of a module are not observed."""
 
 _installed = False
 
@@ -70,6 +78,9 @@ class GradientMask:
 
     def __call__(self, grad: Tensor) -> Tensor | None:
         """Return the gradient with zeros where the mask is False."""
+        module = self.module()
+        if isinstance(module, GuardedModule) and module.fpe_observed and module.fpe_hook_sees_dense:
+            show_gradient(module, self.name, grad)
         mask = self.mask(grad.shape)
         return None if mask is None else masked(grad, mask)
 
@@ -167,6 +178,41 @@ def guard(module: nn.Module, name: str) -> None:
     _install()
 
 
+def observe(module: nn.Module, name: str, observer: Observer | None) -> None:
+    """Let a function see the dense gradient of a masked parameter, before it is masked; None ends it.
+
+    The gradient is that of one backward pass on this process: not yet reduced over processes, clipped or unscaled.
+
+    Args:
+        module: The module that owns the parameter and its mask, in any layout that can move weights.
+        name: Name of the parameter within ``module``.
+        observer: Gets the gradient of the dense weight and the slice of its rows; there is one observer at a time.
+
+    Example:
+        >>> from fpe_lightning.sparse.masked import set_mask
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> set_mask(layer, "weight", torch.tensor([[True, False]]))
+        >>> observe(layer, "weight", lambda gradient, rows: print(gradient))
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        tensor([[1., 1.]])
+        >>> layer.weight.grad
+        tensor([[1., 0.]])
+    """
+    if isinstance(module, GuardedModule):
+        module.fpe_observed = observer is not None
+    if observer is not None:
+        _observers.setdefault(module, {})[name] = observer
+    elif module in _observers:
+        _observers[module].pop(name, None)
+
+
+def show_gradient(module: nn.Module, name: str, gradient: Tensor, rows: slice | None = None) -> None:
+    """Show the gradient of some rows of a dense weight (None: of all) to the observer of a parameter, if it has one."""
+    observer = _observers.get(module, {}).get(name)
+    if observer is not None:
+        observer(gradient.detach(), rows or slice(0, len(gradient)))
+
+
 def is_guarded(tensor: Tensor) -> bool:
     """Whether a tensor has a gradient hook that masks.
 
@@ -217,6 +263,11 @@ def _install() -> None:
 
 class GuardedModule(nn.Module):
     """A module with masks, which adds the hooks again wherever its parameters become others."""
+
+    fpe_hook_sees_dense = True
+    """Whether gradients that reach the hook are those of the dense weight; else the layer shows them itself."""
+    fpe_observed = False
+    """Whether some function may see dense gradients now (see :func:`observe`)."""
 
     def fpe_mask_of(self, name: str) -> Tensor | None:
         """The mask of a parameter as it is stored, bool; None where it has none."""

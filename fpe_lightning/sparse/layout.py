@@ -22,6 +22,7 @@ from fpe_lightning.registry import Registry
 from fpe_lightning.sparse.conv1d import has_inputs_first, made_class
 from fpe_lightning.sparse.guard import PREFIX
 from fpe_lightning.sparse.masked import mask_of, masked_class, set_mask
+from fpe_lightning.sparse.moves import Moves
 from fpe_lightning.sparse.prepared import PreparedModule
 
 Structure = dict[str, Tensor]
@@ -61,6 +62,8 @@ class Layout:
     """Whether the parameter has another shape than the dense weight."""
     block_order: ClassVar[bool] = False
     """Whether the children of one number should be consecutive units; else the children of one parent are."""
+    moves: ClassVar[Moves | None] = None
+    """How single weights move to other places of a stored weight; None where none can."""
     kind: ClassVar[str] = "masked"
     """An adjective, for messages: "there is no grouped form of Bilinear"."""
     phrase: ClassVar[str] = "with a mask"
@@ -206,6 +209,8 @@ class Layout:
 
 class Masked(Layout):
     """A dense weight and its mask, which holds any structure of any module (see :mod:`fpe_lightning.sparse.masked`)."""
+
+    moves = Moves()
 
     @override
     def holds(self, module: nn.Module) -> bool:

@@ -177,6 +177,22 @@ def record_of(module: nn.Module) -> Record | None:
     return None if bits is None else Record.decode(bits)
 
 
+def note_shape(module: nn.Module, name: str) -> None:
+    """Note that a tensor has a structure without any split, so that a dense model reads its mask from a checkpoint.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> note_shape(layer, "weight")
+        >>> record_of(layer)
+        Record(shapes={'weight': [2, 4]}, splits={'weight': []}, attributes={})
+    """
+    record = record_of(module) or Record()
+    if name not in record.shapes:
+        parameter = module.get_parameter(name)
+        record.shapes[name], record.splits[name] = list(parameter.shape), []
+        module.register_buffer(RECORD, record.encode().to(parameter.device))
+
+
 def parents_of(module: nn.Module, name: str = "weight", dim: int = 0) -> Tensor:
     """Which entry before the first split each entry of a tensor axis descends from, over all splits.
 

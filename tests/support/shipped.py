@@ -3,7 +3,7 @@
 EXPERIMENTS = [
     *("boolean", "cifar100_clip", "clip_probe", "clip_probe_ddp_2to4", "clip_probe_dense", "clip_probe_fpe_mlp"),
     *("clip_probe_wide_sparse", "deep_probe", "fashion_mnist", "glyph_cnn", "imagenet100_clip", "imagenet1k_clip"),
-    "recipes/two_splits",
+    *("recipes/rewire", "recipes/split_and_rewire", "recipes/two_splits"),
 ]
 TRAINERS = ["trainer/ddp_cpu", "trainer/ddp_gpu"]
 ADDED = [

@@ -6,6 +6,7 @@ Parameter, gradient and optimizer state have the shape of the parent's weight, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fpe_lightning.sparse.folded.codes import Fold, bytes_of, fold_of, has_pruned, unpruned
-from fpe_lightning.sparse.folded.products import apply_unfolded, linear
-from fpe_lightning.sparse.guard import GuardedModule, guard
+from fpe_lightning.sparse.folded.products import Show, apply_unfolded, linear
+from fpe_lightning.sparse.guard import GuardedModule, guard, show_gradient
 from fpe_lightning.sparse.prepared import PreparedModule
 
 CODES = "fpe_fold"
@@ -41,6 +42,7 @@ class FoldPlan:
 class FoldedModule(GuardedModule, PreparedModule):
     """Common to all folded layers."""
 
+    fpe_hook_sees_dense = False
     fpe_fold: Tensor
     fpe_plan: FoldPlan
 
@@ -106,7 +108,21 @@ class FoldedModule(GuardedModule, PreparedModule):
         if torch.is_autocast_enabled(kind) and input.is_floating_point():
             dtype = torch.get_autocast_dtype(kind)
             input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        if self.fpe_observed:
+            return _observed_linear(input, weight, bias, plan, inputs_first, self.fpe_show)
         return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, inputs_first)
+
+    def fpe_show(self, rows: slice, gradient: Tensor) -> None:
+        """Show the gradient of some rows of the wide weight, which is gone after the backward pass."""
+        show_gradient(self, "weight", gradient, rows)
+
+
+@torch.compiler.disable
+def _observed_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, plan: FoldPlan, inputs_first: bool, show: Show
+) -> Tensor:
+    """The same product, outside of compiled code, in which no gradient of a piece can be seen."""
+    return linear(input, weight, bias, plan.codes, plan.fold, plan.pruned, inputs_first, show)
 
 
 class FoldedLinear(FoldedModule, nn.Linear):
@@ -145,7 +161,21 @@ class _FoldedConv(FoldedModule):
             out: Tensor = module._conv_forward(input, wide, module.bias)
             return out
 
+        if self.fpe_observed:
+            return _observed_product(product, self.fpe_weight(input), plan, self.fpe_show)
         return apply_unfolded(product, self.fpe_weight(input), plan.codes, plan.fold, plan.pruned)
+
+
+@torch.compiler.disable
+def _observed_product(product: Callable[[Tensor], Tensor], weight: Tensor, plan: FoldPlan, show: Show) -> Tensor:
+    """The same for other products, whose wide gradient is there as a whole."""
+
+    def shown(wide: Tensor) -> Tensor:
+        if wide.requires_grad:
+            wide.register_hook(lambda gradient: show(slice(0, len(gradient)), gradient))
+        return product(wide)
+
+    return apply_unfolded(shown, weight, plan.codes, plan.fold, plan.pruned)
 
 
 class FoldedConv1d(_FoldedConv, nn.Conv1d):

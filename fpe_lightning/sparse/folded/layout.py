@@ -24,6 +24,7 @@ from fpe_lightning.sparse.folded.layers import (
     FoldedModule,
     FoldedTransposed,
 )
+from fpe_lightning.sparse.folded.moves import FoldMoves
 from fpe_lightning.sparse.folded.unfolding import fold_back, unfold_plainly
 from fpe_lightning.sparse.layout import Layout, Structure, register_layout
 
@@ -59,6 +60,7 @@ class Folded(Layout):
     transposed = FoldedTransposed
     buffers = (CODES,)
     packs = True
+    moves = FoldMoves()
     kind = "folded"
     phrase = "folded"
 

@@ -19,14 +19,23 @@ from torch.utils.checkpoint import checkpoint
 from fpe_lightning.sparse.folded.codes import Fold, decode, encode  # noqa: F401 - the examples encode
 from fpe_lightning.sparse.folded.unfolding import PIECE, Unfolding, fold_back, unfold, unfold_plainly
 
+Show = Callable[[slice, Tensor], None]
+"""Gets some rows of the wide weight, and their gradient."""
+
 
 class _Linear(torch.autograd.Function):
     """``F.linear`` with the wide weight, of which one piece at a time is there."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, folded: Tensor, bias: Tensor | None, form: tuple[Tensor, Fold, bool, bool]
+        ctx: Any,
+        input: Tensor,
+        folded: Tensor,
+        bias: Tensor | None,
+        form: tuple[Tensor, Fold, bool, bool],
+        show: Show | None,
     ) -> Tensor:
+        ctx.show = show
         ctx.form, ctx.version, ctx.folded = form, folded._version, folded.detach()
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, folded if ctx.needs_input_grad[0] else None)
         return _linear(input, folded, bias, *form)
@@ -38,7 +47,7 @@ class _Linear(torch.autograd.Function):
         input, folded = ctx.saved_tensors
         bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         if torch.is_grad_enabled():  # these gradients will be differentiated
-            return *_differentiable(grad, input, folded, ctx.form, ctx.folded.shape), bias, None
+            return *_differentiable(grad, input, folded, ctx.form, ctx.folded.shape), bias, None, None
         codes, fold, pruned, inputs_first = ctx.form
         unfolding = Unfolding(ctx.folded.shape, codes, fold, PIECE)
         flat = grad.flatten(0, -2)
@@ -54,9 +63,12 @@ class _Linear(torch.autograd.Function):
                     sum_in.add(flat[:, wide_rows], wide)
             if to_weight is not None and source is not None:
                 first, second = (source[:, wide_rows], flat) if inputs_first else (flat[:, wide_rows], source)
-                unfolding.fold_back(first.t() @ second, rows, pruned, to_weight)
+                gradient = first.t() @ second
+                if ctx.show is not None:
+                    ctx.show(wide_rows, gradient)
+                unfolding.fold_back(gradient, rows, pruned, to_weight)
         to_input = None if folded is None else sum_in.out.to(grad.dtype).view(*grad.shape[:-1], -1)
-        return to_input, to_weight, bias, None
+        return to_input, to_weight, bias, None, None
 
 
 class _Sum:
@@ -134,6 +146,7 @@ def linear(
     fold: Fold,
     pruned: bool,
     inputs_first: bool = False,
+    show: Show | None = None,
 ) -> Tensor:
     """``F.linear`` with the wide weight that a folded one stands for.
 
@@ -145,6 +158,7 @@ def linear(
         fold: Which rows and columns fold together.
         pruned: Whether some place is pruned.
         inputs_first: Whether the rows of the weight are inputs, and its columns neurons.
+        show: Gets the gradient of the wide weight in the backward pass, piece by piece.
 
     Returns:
         ``(..., parents * children * run)``; differentiable in all tensors, twice too.
@@ -155,6 +169,8 @@ def linear(
         >>> linear(torch.tensor([[3.0, 4.0]]), folded, None, codes, Fold(2), pruned=False)
         tensor([[3., 8.]], grad_fn=<_LinearBackward>)
     """
+    if input.dim() < 2 and show is not None:
+        return linear(input.unsqueeze(0), folded, bias, codes, fold, pruned, inputs_first, show).squeeze(0)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or input.dim() < 2:
 
         def product(input: Tensor, folded: Tensor, bias: Tensor | None) -> Tensor:
@@ -164,7 +180,7 @@ def linear(
         return _plainly(product, input, folded, bias)
     if not torch.is_grad_enabled():
         return _linear(input, folded, bias, codes, fold, pruned, inputs_first)
-    out: Tensor = _Linear.apply(input, folded, bias, (codes, fold, pruned, inputs_first))
+    out: Tensor = _Linear.apply(input, folded, bias, (codes, fold, pruned, inputs_first), show)
     return out
 
 
