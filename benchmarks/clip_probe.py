@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fpe_lightning import count_nonzeros
-from fpe_lightning.callbacks import ExpansionCallback, InterferenceMonitor, RunSummary
+from fpe_lightning.callbacks import CompareWithParent, ExpansionCallback, InterferenceMonitor, RunSummary
 from fpe_lightning.cli import CLI
 from fpe_lightning.expansion import BaseExpansion
 
@@ -43,7 +43,7 @@ ARMS = (
     Arm("FPE", "clip_probe", 2),
     Arm("FPE", "clip_probe", 4),
 )
-SHOWN = (ProgressBar, ModelSummary, RunSummary, InterferenceMonitor)
+SHOWN = (CompareWithParent, ProgressBar, ModelSummary, RunSummary, InterferenceMonitor)
 
 
 def run(arm: Arm, width: int, seed: int, folder: str, extra: Sequence[str] = ()) -> tuple[float, int]:
@@ -63,6 +63,8 @@ def run(arm: Arm, width: int, seed: int, folder: str, extra: Sequence[str] = ())
     words += [f"--model.init_args.network.init_args.hidden={width}", f"--trainer.default_root_dir={folder}"]
     if arm.config == "clip_probe_wide_sparse":
         words.append(f"--model.init_args.network.init_args.alpha={arm.alpha}")
+    if arm.config == "clip_probe":
+        words.append("--trainer.callbacks.epoch=1")  # the best moment on validation data; the config splits later
     cli = CLI([*words, *extra], run=False)
     trainer = cli.trainer
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, SHOWN)]  # type: ignore[attr-defined]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +20,8 @@ from typing_extensions import override
 import fpe_lightning.data
 import fpe_lightning.modules
 import fpe_lightning.networks  # noqa: F401
-from fpe_lightning.callbacks import ExpansionCallback
+from fpe_lightning.callbacks import CompareWithParent, ExpansionCallback, RunSummary
+from fpe_lightning.callbacks.closing import say_where_files_are
 from fpe_lightning.callbacks.termination import CheckpointOnTermination
 from fpe_lightning.checkpoints.file import check_checkpoint_file
 from fpe_lightning.command_line import Parser, end
@@ -57,6 +60,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        _keep_advertisements_and_inner_warnings_out()
         # `${model.x}` in a file means the key of the whole config, whichever file or flag sets it.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -118,15 +122,42 @@ class CLI(LightningCLI):
             return
         check_checkpoint_file(path)
 
+    def before_fit(self) -> None:
+        """Let comparisons show one table, after the test that follows."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CompareWithParent):
+                callback.table_after_fit = not self.config["fit"]["test_after_fit"]
+
     def after_fit(self) -> None:
-        """Test the best checkpoint, or the last weights where no checkpoint follows a metric."""
+        """Test the best checkpoint, or the last weights where no checkpoint follows a metric; say where files are."""
         self._end_if_terminated()
         config: Any = self.config["fit"]
-        if not config["test_after_fit"]:
-            return
-        checkpoint = self.trainer.checkpoint_callback
-        best = isinstance(checkpoint, ModelCheckpoint) and bool(checkpoint.best_model_path)
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+        if config["test_after_fit"]:
+            checkpoint = self.trainer.checkpoint_callback
+            best = isinstance(checkpoint, ModelCheckpoint) and bool(checkpoint.best_model_path)
+            self.trainer.test(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path="best" if best else None,
+                verbose=not self._has_table(),
+            )
+        say_where_files_are(self.trainer)
+
+    def _has_table(self) -> bool:
+        """Whether a callback prints the test metrics in a table of its own."""
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(each, RunSummary) or getattr(each, "compares", False) for each in callbacks)
+
+
+def _keep_advertisements_and_inner_warnings_out() -> None:
+    """Drop what Lightning says on every run and nobody can act on: its tip, and a warning about a call of its own."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def reserve_folder(logger: Logger) -> None:

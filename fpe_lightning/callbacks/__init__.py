@@ -1,6 +1,7 @@
 """WHEN a model expands: the only room that knows the Trainer."""
 
 from fpe_lightning.callbacks.batch_norm import BatchNormReestimation as BatchNormReestimation
+from fpe_lightning.callbacks.compare_with_parent import CompareWithParent as CompareWithParent
 from fpe_lightning.callbacks.expansion import ExpansionCallback as ExpansionCallback
 from fpe_lightning.callbacks.fsdp2.strategy import ExpandableModelParallelStrategy as ExpandableModelParallelStrategy
 from fpe_lightning.callbacks.interference_monitor import InterferenceMonitor as InterferenceMonitor

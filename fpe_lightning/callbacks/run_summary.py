@@ -63,7 +63,8 @@ class RunSummary(Callback):
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.rows:
+        compared = any(getattr(each, "compares", False) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self.rows or compared:  # the table of CompareWithParent says more
             return
         rows = [*self.rows, ("non-zero parameters at the end", f"{count_nonzeros(pl_module):,}")]
         checkpoint = next(iter(instances(trainer.callbacks, "callbacks", "ModelCheckpoint")), None)  # type: ignore[attr-defined]
