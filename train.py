@@ -1,6 +1,8 @@
 """Train, validate, test and predict: ``python train.py fit --config configs/clip_probe.yaml``."""
 
-from fpe_lightning.cli import CLI
+import sys
+
+from fpe_lightning.cli import main
 
 if __name__ == "__main__":
-    CLI()
+    sys.exit(main())

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "fpe_lightning"
 FLOORS = (
-    {"registry", "paths", "extras", "epochs"},
+    {"registry", "paths", "extras", "epochs", "arguments"},
     {"sparse"},
     {"sites", "partitions", "pruning"},
     {"expansion"},
@@ -29,8 +29,8 @@ FLOORS = (
 )
 """Rooms from the ground up: a room imports rooms of lower floors only."""
 TORCH_ALONE = (
-    *("registry", "paths", "extras", "epochs", "sparse", "sites", "partitions", "pruning", "expansion", "command_line"),
-    *("rewiring", "checkpoints", "interference", "networks"),
+    *("registry", "paths", "extras", "epochs", "arguments", "sparse", "sites", "partitions", "pruning", "expansion"),
+    *("command_line", "rewiring", "checkpoints", "interference", "networks"),
 )
 """Rooms that never import Lightning."""
 HEAVY = {"matplotlib", "scipy", "tensorboard"}
@@ -174,7 +174,7 @@ def test_rooms_import_lower_floors_only(lazy: bool) -> None:
 
 @pytest.mark.parametrize("room", ["partitions", "pruning"])
 def test_pure_functions_of_tensors_import_no_room_but_names_and_extras(room: str) -> None:
-    assert (room_graph()[room] | room_graph(lazy=True)[room]) <= {"registry", "extras"}
+    assert (room_graph()[room] | room_graph(lazy=True)[room]) <= {"registry", "extras", "arguments"}
 
 
 def test_expansion_does_not_need_interference() -> None:

@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
+from fpe_lightning.arguments import check_strings
 from fpe_lightning.callbacks.distributed import check_strategy
 from fpe_lightning.callbacks.lightnings import MisconfigurationException
 from fpe_lightning.callbacks.module_sites import ModuleSites
@@ -99,6 +100,9 @@ class ExpansionCallback(StructureOnLoad):
         self.schedule = Schedule(epoch, step, fraction, trigger, max_splits)
         self.result = Result(plain_file)
         try:
+            check_strings("sites", sites)
+            check_strings("exclude", exclude)
+            check_strings("averages", averages, "names or globs of parts of the module")
             self.expansion = resolve_expansion(expansion, alpha, seed)
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(str(error)) from error

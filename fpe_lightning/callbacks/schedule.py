@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 
+from fpe_lightning.arguments import check_integers, check_number, check_strings
 from fpe_lightning.callbacks.lightnings import MisconfigurationException
 
 
@@ -58,10 +59,12 @@ class SaturationTrigger:
     def __init__(self, monitor: str, mode: str = "max", patience: int = 3, min_delta: float = 0.0) -> None:
         if mode not in ("min", "max"):
             raise MisconfigurationException(f'`mode` has to be "min" or "max", found {mode!r}.')
-        if patience < 1 or min_delta < 0:
-            raise MisconfigurationException(
-                f"`patience` has to be at least 1 and `min_delta` at least 0, found {patience} and {min_delta}."
-            )
+        try:
+            check_strings("monitor", monitor, "the name of a metric")
+            check_integers({"patience": patience})
+            check_number("min_delta", min_delta)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         self.monitor, self.mode, self.patience, self.min_delta = monitor, mode, patience, min_delta
         self.best = -math.inf
         self.waited = 0
@@ -133,8 +136,8 @@ class Schedule:
         (self.kind,) = named
         self.trigger = trigger
         self.moments = [] if trigger is not None else self._moments(given[self.kind])
-        if max_splits < 1:
-            raise MisconfigurationException(f"`max_splits` has to be at least 1, found {max_splits}.")
+        if type(max_splits) is not int or max_splits < 1:
+            raise MisconfigurationException(f"`max_splits` has to be an integer of at least 1, found {max_splits!r}.")
         if trigger is not None and (isinstance(trigger, type) or not isinstance(trigger, ExpansionTrigger)):
             found = f"the class {trigger.__name__}" if isinstance(trigger, type) else type(trigger).__name__
             raise MisconfigurationException(

@@ -103,7 +103,9 @@ def _sizes(record: Record, state_dict: Mapping[str, Tensor], path: str) -> Itera
         in_its_file = hasattr(
             tensor, "_load_tensor"
         )  # as Fabric reads lazily: it has a shape, and no memory to ask for
-        if tensor is None or (not in_its_file and not_of_its_own(tensor)):
+        if (
+            tensor is None or (not in_its_file and not_of_its_own(tensor)) or 0 in tensor.shape
+        ):  # without entries, no proof
             continue
         layout, structure = layout_in(state_dict, path) if name == "weight" else (MASKED, {})
         try:

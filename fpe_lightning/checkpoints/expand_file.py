@@ -6,6 +6,7 @@ It serves every strategy, also those that shard parameters and cannot be split w
 from __future__ import annotations
 
 import copy
+import glob
 import io
 import os
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -225,7 +227,8 @@ def _refill(state: dict[str, Any], model: nn.Module, prefix: str, known: set[str
 
 def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
     """Write a file next to the target and link it to the target's name, which fails if that name exists by then."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    _remove_strays(target)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             if target.suffix == ".safetensors":
@@ -239,8 +242,31 @@ def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
         os.link(name, target)
     except FileExistsError as error:
         raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch turns a full disk into an error of its own
+        raise ValueError(
+            f"{target} could not be written ({' '.join(str(error).split())[:200]}); no file is left: make room, or "
+            "choose another directory."
+        ) from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _remove_strays(target: Path) -> None:
+    """Remove what processes left behind that were killed while they wrote this target."""
+    for stray in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        owner = stray.name.removeprefix(f".{target.name}.").partition(".")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            stray.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

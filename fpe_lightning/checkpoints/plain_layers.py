@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fpe_lightning.arguments import check_module
 from fpe_lightning.checkpoints.load_hook import forget_hook
 from fpe_lightning.sparse.convert import is_sharded, store
 from fpe_lightning.sparse.guard import GUARDED, GradientMask
@@ -65,6 +66,7 @@ def plain(model: nn.Module, inplace: bool = False) -> nn.Module:
           (2): Linear(in_features=16, out_features=3, bias=True)
         )
     """
+    check_module(model)
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
             raise ValueError(

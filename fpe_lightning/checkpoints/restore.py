@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fpe_lightning.arguments import check_module, check_state_dict
 from fpe_lightning.checkpoints.checks import check_tensors, largest_growth
 from fpe_lightning.checkpoints.names import StructureError, check_names, is_expanded
 from fpe_lightning.checkpoints.rebuild import apply_rebuild, plan_rebuild
@@ -63,6 +64,8 @@ def restore_structure(
         >>> narrow.load_state_dict(wide.state_dict())
         <All keys matched successfully>
     """
+    check_module(model)
+    check_state_dict(state_dict)
     optimizers = _Optimizers(model, optimizer)
     state_dict = _read(state_dict)
     _check_scripted(model, state_dict, prefix)
@@ -117,6 +120,8 @@ def load_expanded_state_dict(
         >>> load_expanded_state_dict(model, model.state_dict())
         <All keys matched successfully>
     """
+    check_module(model)
+    check_state_dict(state_dict)
     check_names(model, state_dict, strict)
     _check_values(model, state_dict)
     return load_into(model, state_dict, lambda state: model.load_state_dict(state, strict=strict), strict, optimizer)

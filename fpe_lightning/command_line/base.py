@@ -30,6 +30,22 @@ def with_base(path: str | Path) -> str | None:
     return None if "base" not in config else yaml.safe_dump(_whole(Path(str(path)), ()), sort_keys=False)
 
 
+def check_yaml(path: str | Path) -> None:
+    """Refuse a file that holds no mapping in YAML; one that is missing is left to the parser.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    if not Path(path).is_file():
+        return
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no config in YAML: {' '.join(str(error).split())}.") from error
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{path} is no config: it holds a {type(content).__name__}, and no keys with values.")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())

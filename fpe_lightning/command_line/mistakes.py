@@ -58,6 +58,26 @@ def unknown_key(message: str, known: Iterable[str]) -> str | None:
     return _sentence("key", key.split("init_args.")[-1], arguments_of(class_path), f" for {class_path}")
 
 
+def refusal(message: str) -> str:
+    """The one reason that matters in a parser's message, which lists why a value is none of several types.
+
+    Example:
+        >>> refusal('Parser key "a": Does not validate. Errors: - MLP needs a width. Got value: 0 - Expected x')
+        '`a`: MLP needs a width.'
+        >>> refusal('Parser key "a": Does not validate. Errors: - Expected an int. Got value: x - Expected y')
+        '`a` cannot be x: Expected an int.'
+    """
+    reasons = message.rpartition("Errors:")[2]
+    if reasons == message:
+        return message
+    reason = re.split(r" - |(?:Got|Given) value", reasons.strip().removeprefix("- "))[0].strip()
+    key, value = re.search(r'Parser key "([\w.]+)"', message), re.search(r"(?:Got|Given) value: (\S+)", reasons)
+    name = f"`{key.group(1)}`" if key else "A value"
+    if not reason.startswith("Expected"):
+        return f"{name}: {reason}" if key else reason
+    return f"{name} cannot be {value.group(1) if value else 'this'}: {reason.rstrip('.')}."
+
+
 def _sentence(what: str, key: str, known: Iterable[str], where: str = "") -> str:
     choices = list(known)
     if key in choices:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
+import traceback
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._typehints import ActionTypeHint
 from typing_extensions import override
 
-from fpe_lightning.command_line.base import with_base
-from fpe_lightning.command_line.mistakes import arguments_of, unknown_key
+from fpe_lightning.command_line.base import check_yaml, with_base
+from fpe_lightning.command_line.endings import LONGEST, wants_traceback
+from fpe_lightning.command_line.mistakes import arguments_of, refusal, unknown_key
 from fpe_lightning.expansion import BaseExpansion
 from fpe_lightning.partitions import Partition
 from fpe_lightning.pruning import Magnitude, PruningRule
@@ -48,6 +51,7 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file, on top of its base if it has one."""
         try:
+            check_yaml(str(path))
             content = with_base(path)
         except ValueError as error:
             self.exit(2, f"error: {error}\n")
@@ -56,9 +60,14 @@ class Parser(ArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         sentence = unknown_key(message, self._known())
-        if sentence is None or not self.exit_on_error:
+        if not self.exit_on_error:
             super().error(message, ex)
-        self.exit(2, f"error: {sentence}\n")
+        if wants_traceback() and ex is not None:
+            traceback.print_exception(ex)
+        self.exit(
+            2,
+            f"error: {sentence or textwrap.shorten(refusal(' '.join(message.split())), LONGEST, placeholder=' ...')}\n",
+        )
 
     def _known(self) -> list[str]:
         subparsers = getattr(self._subcommands_action, "choices", None) or {}

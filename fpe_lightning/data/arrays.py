@@ -60,7 +60,7 @@ class ArrayDataModule(LabelledDataModule):
         seed: Seed of the training order.
 
     Raises:
-        ValueError: If a batch size is not positive.
+        ValueError: If a batch size is not positive, or the seed is negative.
 
     Attributes:
         arrays: Features and labels of each stage, after ``setup``.
@@ -74,6 +74,8 @@ class ArrayDataModule(LabelledDataModule):
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size is not None and size < 1:
                 raise ValueError(f"`{name}` has to be at least 1 (or None), found {size}.")
+        if seed < 0:
+            raise ValueError(f"`seed` has to be zero or positive, found {seed}.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.drop_last, self.seed = drop_last, seed
         self.arrays: dict[Stage, tuple[Array, Array]] = {}

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -107,8 +108,10 @@ def open_cache(folder: Path, key: CacheKey, verify: bool = False) -> tuple[np.nd
         Features ``(count, dim)`` and labels ``(count,)`` int64; writing to them changes only the copy in memory.
 
     Raises:
-        ValueError: If the cache is incomplete, damaged or has another content; the message names the folder.
+        ValueError: If the cache is incomplete, damaged, has another content, or can be changed by every user; the
+            message names the folder.
     """
+    _check_owner(folder)
     manifest = _read_manifest(folder)
     # Through JSON, because the manifest has lists for tuples.
     wanted = json.loads(json.dumps(asdict(key)))
@@ -137,6 +140,26 @@ def open_cache(folder: Path, key: CacheKey, verify: bool = False) -> tuple[np.nd
 
 def _unusable(folder: Path, why: str) -> ValueError:
     return ValueError(f"The embedding cache {folder} {why}; delete this folder and run again to encode the data.")
+
+
+def _check_owner(folder: Path) -> None:
+    """Refuse what another user could have written; numbers run no code, but they decide what a model learns.
+
+    A cache may be shared by a group whose members trust each other, and by any number of readers.
+    """
+    for path in (folder, folder / FEATURES, folder / LABELS, folder / MANIFEST):
+        if not path.exists():
+            continue
+        found = path.stat()
+        if found.st_mode & stat.S_IWOTH:
+            raise _unusable(
+                folder,
+                f"can be changed by every user of this machine ({path.name or folder} has mode "
+                f"{stat.filemode(found.st_mode)}), so nobody knows who wrote it",
+            )
+        if hasattr(os, "getuid") and found.st_uid not in (0, os.getuid()):
+            log.warning("The embedding cache %s belongs to another user, who can change it.", folder)
+            return
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -169,7 +192,9 @@ def _write(key: CacheKey, folder: Path, batches: Iterable[tuple[Any, Any]]) -> N
         with open(temporary / MANIFEST, "w") as file:
             json.dump(manifest, file, indent=1)
             _to_disk(file)
-        temporary.chmod(0o755)  # mkdtemp allows one user only, but users may share a cache
+        for name in (FEATURES, LABELS, MANIFEST):
+            (temporary / name).chmod(0o644)
+        temporary.chmod(0o755)  # mkdtemp allows one user only, but users may share a cache, to read it
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

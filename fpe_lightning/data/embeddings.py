@@ -25,8 +25,9 @@ class EmbeddingDataModule(ArrayDataModule):
     """Batches ``(embeddings, class numbers)`` of an image data set.
 
     ``prepare_data`` encodes all splits that the cache lacks, under a progress bar; ``setup`` maps the cache. The key of
-    a cache includes the encoder's weights, its preprocessing and the pictures, so a change of any of them encodes the
-    data again. ``num_features``, ``num_classes`` and ``class_names`` are known before ``prepare_data``.
+    a cache includes the encoder's weights, its preprocessing, and the bytes, names and labels of the pictures, so a
+    change of any of them encodes the data again. The bytes of a file are read once for each of its sizes, times of
+    change and inodes. ``num_features``, ``num_classes`` and ``class_names`` are known before ``prepare_data``.
 
     Args:
         dataset: Name of the data set: ``"glyphs"``, ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"`` or
@@ -48,6 +49,8 @@ class EmbeddingDataModule(ArrayDataModule):
         encode_batch_size: Number of pictures per batch of the encoder.
         num_workers: Number of processes that read pictures for the encoder.
         device: Device of the encoder; ``"auto"`` takes a GPU if there is one.
+        skip_unreadable: Whether to leave out pictures that cannot be read, with a warning that says how many; else the
+            first ends the run with its path.
 
     Raises:
         ValueError: If a batch size or a type is out of range.
@@ -76,6 +79,7 @@ class EmbeddingDataModule(ArrayDataModule):
         encode_batch_size: int = 256,
         num_workers: int = 0,
         device: str = "auto",
+        skip_unreadable: bool = False,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, drop_last, seed)
         if dtype not in ("float16", "float32"):
@@ -86,13 +90,14 @@ class EmbeddingDataModule(ArrayDataModule):
         self.dataset, self.data_dir, self.download, self.val_fraction = dataset, data_dir, download, val_fraction
         self.encoder, self.pretrained, self.device = encoder, pretrained, device
         self.dtype, self.train_size, self.standardize = dtype, train_size, standardize
-        self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
+        self.encode_batch_size, self.num_workers, self.skip_unreadable = encode_batch_size, num_workers, skip_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
         self._keys: dict[Stage, CacheKey] | None = None
 
     @cached_property
     def _images(self) -> ImageSplits:
-        return load_images(self.dataset, self.data_dir, self.download, self.val_fraction)
+        skip = self.skip_unreadable
+        return load_images(self.dataset, self.data_dir, self.download, self.val_fraction, skip_unreadable=skip)
 
     @cached_property
     def _encoder(self) -> ImageEncoder:

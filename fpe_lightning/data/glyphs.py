@@ -24,6 +24,9 @@ from torch.utils.data import Dataset
 CHARACTERS = tuple(map(chr, range(ord("!"), ord("~") + 1)))
 """The 94 printable ASCII characters without the space; their order is the order of the labels."""
 
+FONTS = Path(__file__).parents[1] / "assets" / "fonts"
+"""Fonts of this package."""
+
 STYLES: dict[str, str] = {
     "DejaVuSans": "sans serif",
     "DejaVuSans-Bold": "bold sans serif",
@@ -214,13 +217,16 @@ def render(font: str, character: str, generator: np.random.Generator) -> Image.I
 
 
 def font_path(font: str) -> Path:
-    """Return the file of one of matplotlib's TrueType fonts.
+    """Return the file of a TrueType font: one of matplotlib's, or of this package's.
+
+    The package has what only newer releases of matplotlib ship, byte for byte the same.
 
     Example:
         >>> font_path("cmr10").name
         'cmr10.ttf'
     """
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+    own = FONTS / f"{font}.ttf"
+    return own if own.exists() else Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
 
 
 def _inverse_affine(

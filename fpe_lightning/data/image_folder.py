@@ -39,6 +39,8 @@ class ImageFolderDataModule(PixelDataModule):
         val_fraction: Share of the training pictures for validation, if there is no ``test/`` and ``val/`` is the test
             set.
         num_workers: Number of processes that read pictures.
+        skip_unreadable: Whether to leave out pictures that cannot be read, with a warning that says how many; else the
+            first ends the run with its path.
 
     Raises:
         ValueError: If a size is not positive.
@@ -58,6 +60,7 @@ class ImageFolderDataModule(PixelDataModule):
         drop_last: bool = False,
         val_fraction: float = 0.1,
         num_workers: int = 4,
+        skip_unreadable: bool = False,
     ) -> None:
         super().__init__()
         # Refused now, and not by a worker after the first epoch began.
@@ -68,7 +71,7 @@ class ImageFolderDataModule(PixelDataModule):
         self.save_hyperparameters(logger=False)
         self.data_dir, self.image_size, self.flatten, self.val_fraction = data_dir, image_size, flatten, val_fraction
         self.batch_size, self.eval_batch_size, self.drop_last = batch_size, eval_batch_size, drop_last
-        self.seed, self.num_workers = seed, num_workers
+        self.seed, self.num_workers, self.skip_unreadable = seed, num_workers, skip_unreadable
         steps = [transforms.Resize(image_size), transforms.CenterCrop(image_size), transforms.ToTensor()]
         steps += [transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)] if normalise else []
         self.transform = transforms.Compose([*steps, torch.flatten] if flatten else steps)

@@ -25,10 +25,12 @@ class PixelDataModule(LabelledDataModule):
     data_dir: str | Path
     val_fraction: float
     flatten: bool
+    skip_unreadable: bool = False
 
     @cached_property
     def _images(self) -> ImageSplits:
-        return load_images(self.dataset, self.data_dir, val_fraction=self.val_fraction)
+        skip = self.skip_unreadable
+        return load_images(self.dataset, self.data_dir, val_fraction=self.val_fraction, skip_unreadable=skip)
 
     def _shape(self) -> tuple[int, ...]:
         raise NotImplementedError

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from fpe_lightning.data.contents import digest_files
 from fpe_lightning.data.glyphs import GlyphDataset
+from fpe_lightning.data.readable import UNREADABLE, readable, unreadable
 from fpe_lightning.data.split import stratified_choice
 from fpe_lightning.registry import Registry
 
@@ -72,8 +74,19 @@ class ImageSplit(Dataset[tuple[Any, int]]):
         return len(self.labels) if self.indices is None else len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Return the picture and its class number."""
-        return self.images[index if self.indices is None else int(self.indices[index])]
+        """Return the picture and its class number.
+
+        Raises:
+            ValueError: If the file of the picture cannot be read; the message names it.
+        """
+        number = index if self.indices is None else int(self.indices[index])
+        try:
+            return self.images[number]
+        except UNREADABLE as error:
+            samples = getattr(self.images, "samples", None)
+            if samples is None:
+                raise
+            raise ValueError(unreadable(samples[number][0], str(error) or type(error).__name__)) from error
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,7 +118,12 @@ _CIFAR = "www.cs.toronto.edu/~kriz/cifar.html"
 
 
 def load_images(
-    name: str, data_dir: str | Path = "data", download: bool = False, val_fraction: float = 0.1, split_seed: int = 0
+    name: str,
+    data_dir: str | Path = "data",
+    download: bool = False,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    skip_unreadable: bool = False,
 ) -> ImageSplits:
     """Load an image data set by its name.
 
@@ -121,6 +139,8 @@ def load_images(
         download: Whether torchvision may download missing files.
         val_fraction: Share of the training pictures for validation, if there are no validation pictures.
         split_seed: Seed of that choice; independent of a run's seed, so that all runs use the same pictures.
+        skip_unreadable: Whether to leave out pictures in files that cannot be read, with a warning that says how many.
+            All files are read for that, once for each state of a file.
 
     Returns:
         Train, validation and test pictures.
@@ -139,7 +159,22 @@ def load_images(
     load = loader_of(name) or _DATASETS.get(name)
     if not 0 < val_fraction < 1:
         raise ValueError(f"`val_fraction` has to be between 0 and 1, found {val_fraction}.")
-    return load(Path(data_dir), download, val_fraction, split_seed)
+    splits = load(Path(data_dir), download, val_fraction, split_seed)
+    return _readable(splits, name) if skip_unreadable else splits
+
+
+def _readable(splits: ImageSplits, name: str) -> ImageSplits:
+    """The pictures whose files can be read; those in memory were read before."""
+    parts = {part: getattr(splits, part) for part in ("train", "val", "test")}
+    for part, split in parts.items():
+        samples = getattr(getattr(split, "images", None), "samples", None)
+        if samples is None:
+            continue
+        numbers = torch.arange(len(samples)) if split.indices is None else split.indices
+        kept = readable([Path(samples[number][0]) for number in numbers.tolist()], f"{name}/{part}")
+        if not all(kept):
+            parts[part] = replace(split, indices=numbers[torch.tensor(kept)])
+    return ImageSplits(**parts)
 
 
 def register_dataset(name: str, load: Loader) -> None:
@@ -238,7 +273,8 @@ def _folder_split(folder: Path) -> ImageSplit | None:
 
     def digest() -> str:
         paths = [Path(path) for path, _ in images.samples]
-        lines = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
+        known = zip(paths, images.targets, digest_files(paths, folder), strict=True)
+        lines = [f"{path.relative_to(folder).as_posix()} {label} {digest}" for path, label, digest in known]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     return ImageSplit(images, torch.as_tensor(images.targets), tuple(images.classes), digest)

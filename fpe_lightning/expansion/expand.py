@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 from torch import nn
 from torch.optim import Optimizer
 
+from fpe_lightning.arguments import check_strings
 from fpe_lightning.expansion.auto import Auto
 from fpe_lightning.expansion.by_shape import ByShape
 from fpe_lightning.expansion.checks import check_unwrapped, check_whole
@@ -226,6 +227,8 @@ def choose_splits(
     teachers: Sequence[Teacher] = (),
 ) -> list[SiteExpansion]:
     """The sites to split, each with its expansion, in the order in which the model uses them."""
+    if not (sites is None or isinstance(sites, Iterable)):
+        check_strings("sites", sites)
     given = [] if sites is None or isinstance(sites, str) else [site for site in sites if isinstance(site, Site)]
     mapping = expansion if isinstance(expansion, Mapping) else {"*": expansion}
     if given:

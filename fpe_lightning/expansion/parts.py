@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fpe_lightning.arguments import check_strings
 from fpe_lightning.registry import did_you_mean
 
 
@@ -62,6 +63,8 @@ def resolve_averages(model: nn.Module, averages: Iterable[Any]) -> tuple[list[nn
         >>> resolve_averages(nn.Sequential(nn.Linear(2, 1)), ["0"])
         ([Linear(in_features=2, out_features=1, bias=True)], [])
     """
+    if not isinstance(averages, (str, nn.Module, Iterable)):
+        check_strings("averages", averages, "modules, or names and globs of parts of the model")
     names = {name: module for name, module in model.named_modules() if name}
     found: list[nn.Module] = []
     others: list[Any] = []

@@ -73,6 +73,12 @@ def split_site(draft: Draft, split: SiteExpansion, compact: Set[str]) -> SiteCou
     original, alpha = split.site, split.alpha
     everything = [*original.producers, *original.consumers, *original.values]
     for parameter in dict.fromkeys(axis.parameter for axis in everything):
+        if draft[parameter].value.is_meta or draft[parameter].value.is_complex():
+            kind = "on the meta device" if draft[parameter].value.is_meta else "complex"
+            raise ValueError(
+                f"`{parameter}` is {kind}, and a split compares the magnitudes of real weights: load or convert the "
+                "weights first, or leave this site out."
+            )
         if not _is_finite(draft[parameter].value):
             raise ValueError(
                 f"`{parameter}` holds NaN or infinity: the run has diverged, so {original.name} is not split."

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fpe_lightning.arguments import check_integers
 from fpe_lightning.networks.folder import SavedInFolder
 
 
@@ -41,6 +42,10 @@ class SmallCNN(SavedInFolder):
         hidden: int = 16,
     ) -> None:
         super().__init__()
+        check_integers({"in_channels": in_channels, "image_size": image_size, "num_classes": num_classes})
+        check_integers({"channels": channels if isinstance(channels, str) else [*channels], "hidden": hidden})
+        if not channels:
+            raise ValueError("A SmallCNN needs a block of convolutions, found channels=[].")
         side = image_size // 2 ** len(channels)
         if side < 1:
             raise ValueError(f"{len(channels)} blocks halve {image_size} pixels to zero; use fewer blocks.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fpe_lightning.arguments import check_integers, check_number
 from fpe_lightning.networks.folder import SavedInFolder
 from fpe_lightning.networks.sparse_init import ALLOCATIONS, allocate, sparsify_
 from fpe_lightning.sparse.model_masks import count_nonzeros
@@ -53,10 +54,12 @@ class MLP(SavedInFolder):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_integers({"hidden": hidden, "in_features": in_features, "out_features": out_features})
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
         sizes = [in_features, *widths, out_features]
-        if not widths or min(sizes) < 1:
-            raise ValueError(f"An MLP needs sizes of at least 1 and a hidden layer, found {sizes}.")
+        if not widths:
+            raise ValueError(f"An MLP needs a hidden layer, found sizes {sizes}.")
+        check_number("dropout", dropout)
         if activation not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.in_features, self.out_features = in_features, out_features
@@ -125,8 +128,9 @@ class WideSparseMLP(MLP):
         batch_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        if alpha < 1:
-            raise ValueError(f"`alpha` has to be an integer of at least 1, found {alpha}.")
+        if type(alpha) is not int or alpha < 1:
+            raise ValueError(f"`alpha` has to be an integer of at least 1, found {alpha!r}.")
+        check_integers({"hidden": hidden})
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
         wide = [alpha * width for width in widths]
         super().__init__(in_features, wide, out_features, activation, bias, batch_norm, dropout)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fpe_lightning.arguments import check_integers
 from fpe_lightning.networks.folder import SavedInFolder
 
 
@@ -99,13 +100,14 @@ class SmallViT(SavedInFolder):
         hidden: Sequence[int] = (8, 8),
     ) -> None:
         super().__init__()
+        check_integers({"hidden": hidden if isinstance(hidden, str) else [*hidden], "num_classes": num_classes})
         if min(patch, width, heads) < 1 or image_size % patch or width % heads:
             raise ValueError(
                 f"A ViT needs a patch that divides the pictures and heads that divide the width, found patch={patch} "
                 f"of {image_size} pixels and {heads} heads of width {width}; change one of each."
             )
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"A ViT needs a block, and each has at least 1 neuron, found hidden={list(hidden)}.")
+        if not hidden:
+            raise ValueError("A ViT needs a block, found hidden=[].")
         self.patches = nn.Conv2d(in_channels, width, patch, stride=patch)
         self.positions = nn.Parameter(0.02 * torch.randn((image_size // patch) ** 2, width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads, neurons) for neurons in hidden))

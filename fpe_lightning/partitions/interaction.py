@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from fpe_lightning.arguments import check_samples
 from fpe_lightning.partitions.partition import Partition
 
 
@@ -146,12 +147,7 @@ class Interaction(Partition):
         Raises:
             ValueError: If a value is not finite, or the targets do not fit.
         """
-        if x.dim() != 2:
-            raise ValueError(f"Interaction needs samples (n, inputs), found {tuple(x.shape)}.")
-        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y):
-            raise ValueError(
-                f"`targets` are class numbers ({len(x)},), bool or integer; found {y.dtype} {tuple(y.shape)}."
-            )
+        check_samples(x, y)
         truth = torch.nn.functional.one_hot(y.long()).double()
         few = x.shape[1] <= 64  # a search among many inputs takes a second, and starts hardly differ
         found = Interaction()

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from fpe_lightning.arguments import check_samples
 from fpe_lightning.pruning.magnitude import remove_smallest
 from fpe_lightning.pruning.pruning import FinalizingRule, SiteWeights
 
@@ -65,11 +66,7 @@ class DiscriminantRefit(FinalizingRule):
         Raises:
             ValueError: If samples and classes do not fit, or a class has no samples among those used.
         """
-        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y):
-            raise ValueError(
-                f"`targets` are class numbers, bool or integer, one for each of the {len(x)} samples; found "
-                f"{y.dtype} {tuple(y.shape)}."
-            )
+        check_samples(x, y)
         # The same samples on every process, and in a run that resumes.
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(0))[: self.samples]
         classes = y[chosen].long()

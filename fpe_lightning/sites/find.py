@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fpe_lightning.arguments import check_module
 from fpe_lightning.sites.attributes import layer_attributes
 from fpe_lightning.sites.candidates import Refusal, candidates_of
 from fpe_lightning.sites.found import Found
@@ -157,6 +158,7 @@ def check_plain(model: nn.Module) -> None:
     Example:
         >>> check_plain(nn.Linear(2, 2))
     """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             part = f"`{name}` is" if name else "The model is"

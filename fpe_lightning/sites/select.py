@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from fpe_lightning.arguments import check_strings
 from fpe_lightning.registry import did_you_mean
 from fpe_lightning.sites.find import search_sites
 from fpe_lightning.sites.found import Found
@@ -93,10 +94,7 @@ def _patterns(argument: str, given: Names | None, found: Sequence[Site]) -> list
     if given is None:
         return []
     # A number or a site among the names would match nothing, and be blamed for that.
-    if not isinstance(given, str) and not (
-        isinstance(given, Iterable) and all(isinstance(entry, str) for entry in given)
-    ):
-        raise ValueError(f"`{argument}` takes names or globs of sites, a string or a list of them; found {given!r}.")
+    check_strings(argument, given)
     patterns = [given] if isinstance(given, str) else list(given)
     if not patterns:
         raise ValueError(f"`{argument}` is empty; name at least one site, or leave it out.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fpe_lightning.arguments import check_module
 from fpe_lightning.sparse.guard import AT_ONCE, PREFIX
 from fpe_lightning.sparse.layout import layout_of
 from fpe_lightning.sparse.masked import mask_of
@@ -91,6 +92,7 @@ def count_nonzeros(model: nn.Module) -> int:
         >>> count_nonzeros(nn.Linear(4, 2))
         10
     """
+    check_module(model)
     grown = {}
     for name, parameter, mask in masked_parameters(model):
         # Tied parameters hold one set of entries, and are counted once.

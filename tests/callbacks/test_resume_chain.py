@@ -23,7 +23,7 @@ class Arrays(ArrayDataModule):
     """A DataModule of this package."""
 
     def setup(self, stage: str | None = None) -> None:
-        self.arrays = {"train": data().tensors}
+        self.arrays = {"train": data().tensors, "val": data(seed=1).tensors}
 
 
 def resume_chain(root: Path, chain: tuple[int, ...], split: bool, module: bool, **saving: Any) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def resume_chain(root: Path, chain: tuple[int, ...], split: bool, module: bool, 
             callbacks: list[Callback] = [ExpansionCallback(alpha=2, epoch=2)] if split else []
             if start < len(chain):
                 callbacks.append(ModelCheckpoint(folder, "{step}", save_top_k=-1, **saving))
-            run = trainer(*callbacks, max_epochs=4, directory=folder if start < len(chain) else None)
+            run = trainer(
+                *callbacks, max_epochs=4, limit_val_batches=1, directory=folder if start < len(chain) else None
+            )
             batches: Any = Arrays(batch_size=8) if module else resumable(8)
             run.fit(Plain(), batches, ckpt_path=path)
             assert run.global_step == 4 * STEPS

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fpe_lightning.checkpoints.file import check_checkpoint_file
-from fpe_lightning.cli import CLI
+from fpe_lightning.cli import main
 
 
 @pytest.fixture
@@ -51,7 +51,5 @@ def test_the_command_line_refuses_it_before_anything_is_built(
     verb: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ):
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    with pytest.raises(SystemExit) as stop:
-        CLI([verb, "--config", "configs/clip_probe.yaml", "--ckpt_path", str(checkpoint)])
-    assert stop.value.code == 2
+    assert main([verb, "--config", "configs/clip_probe.yaml", "--ckpt_path", str(checkpoint)]) == 2
     assert "is no checkpoint, or was cut off while it was written" in capsys.readouterr().err

@@ -188,3 +188,11 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     assert default_cache_dir() == tmp_path / "fpe_lightning"
     monkeypatch.setenv("FPE_CACHE", str(tmp_path / "elsewhere"))
     assert default_cache_dir() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("name", ["", "features.npy", "labels.npy", "manifest.json"])
+def test_what_every_user_can_change_is_refused(name: str, tmp_path: Path) -> None:
+    folder = ensure_cache(KEY, tmp_path, batches)
+    (folder / name).chmod(0o777)
+    with pytest.raises(ValueError, match="can be changed by every user of this machine"):
+        open_cache(folder, KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from multiprocessing import get_context
 
@@ -13,7 +14,17 @@ from hypothesis import strategies as st
 from matplotlib.ft2font import FT2Font
 from torch.utils.data import DataLoader
 
-from fpe_lightning.data.glyphs import CHARACTERS, NOT_DRAWN, SIZES, SPLITS, STYLES, GlyphDataset, font_path, render
+from fpe_lightning.data.glyphs import (
+    CHARACTERS,
+    FONTS,
+    NOT_DRAWN,
+    SIZES,
+    SPLITS,
+    STYLES,
+    GlyphDataset,
+    font_path,
+    render,
+)
 
 
 def pixels(dataset: GlyphDataset, index: int) -> np.ndarray:
@@ -52,6 +63,12 @@ def test_fonts_of_the_splits_are_disjoint_and_use_every_face():
 
 def test_files_of_different_faces_differ():
     assert len({font_path(font).read_bytes() for font in STYLES}) == len(STYLES)
+
+
+def test_every_release_of_matplotlib_gives_the_same_files():
+    files = b"".join(font_path(font).read_bytes() for font in sorted(STYLES))
+    assert hashlib.sha256(files).hexdigest() == "bdfceab4aed5da5f1ddb8aab21b3753f3dee332976f7d8d63bdbbae77b6e6898"
+    assert font_path("cmti10").parent == FONTS  # of which releases before 3.11 have none
 
 
 def glyph_names(font: str) -> list[str]:

@@ -62,6 +62,44 @@ def test_image_folder_with_test_uses_all_three(write_image_folder: WriteFolder, 
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [15, 15, 15]
 
 
+def test_a_picture_of_equal_size_is_another_picture(image_folder: Path) -> None:
+    one, other = image_folder / "val/bee/0.png", image_folder / "val/bee/1.png"
+    before = load_images("image_folder", image_folder).test.fingerprint
+    assert one.stat().st_size == other.stat().st_size
+    shutil.copyfile(other, one)
+    assert load_images("image_folder", image_folder).test.fingerprint != before
+
+
+def test_labels_are_part_of_the_fingerprint(image_folder: Path) -> None:
+    before = load_images("image_folder", image_folder).train.fingerprint
+    (image_folder / "train/bee/0.png").rename(image_folder / "train/ant/9.png")
+    (image_folder / "train/ant/0.png").rename(image_folder / "train/bee/0.png")
+    assert load_images("image_folder", image_folder).train.fingerprint != before
+
+
+BROKEN = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:40]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("hello"),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere.png")),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_picture_that_cannot_be_read_is_named_or_left_out(
+    kind: str, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = image_folder / "val/bee/2.png"
+    BROKEN[kind](path)
+    splits = load_images("image_folder", image_folder)
+    with pytest.raises(ValueError, match=rf"The picture {path} cannot be read \(.*`skip_unreadable=True`"):
+        [splits.test[n] for n in range(len(splits.test))]
+    assert splits.test.fingerprint
+    kept = load_images("image_folder", image_folder, skip_unreadable=True).test
+    assert len([kept[n] for n in range(len(kept))]) == len(kept) == 14
+    assert f"1 of 15 pictures of image_folder/test cannot be read and are left out: {path}." in caplog.text
+
+
 def test_image_folder_fingerprint_follows_names_and_sizes(image_folder: Path, tmp_path: Path) -> None:
     before = load_images("image_folder", image_folder).test.fingerprint
     shutil.copytree(image_folder, tmp_path / "copy")

@@ -181,9 +181,9 @@ def test_an_integer_is_one_hidden_layer() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MLP(0, 8, 3), r"sizes of at least 1 and a hidden layer, found \[0, 8, 3\]"),
-        (lambda: MLP(4, [], 3), r"a hidden layer, found \[4, 3\]"),
-        (lambda: MLP(4, [8, 0], 3), r"found \[4, 8, 0, 3\]"),
+        (lambda: MLP(0, 8, 3), "`in_features` takes integers of at least 1, found 0"),
+        (lambda: MLP(4, [], 3), r"a hidden layer, found sizes \[4, 3\]"),
+        (lambda: MLP(4, [8, 0], 3), r"`hidden` takes integers of at least 1, found \[8, 0\]"),
         (lambda: MLP(4, 8, 3, activation="rleu"), "Unknown activation 'rleu'; known: relu, gelu"),
         (lambda: MLP(4, 8, 3, dropout=1.5), "has to be between 0 and 1"),
         (

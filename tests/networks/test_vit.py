@@ -74,8 +74,8 @@ def test_a_split_of_the_feed_forward_networks_keeps_the_count() -> None:
         ({"patch": 5}, "found patch=5 of 32 pixels and 4 heads of width 32; change one of each"),
         ({"heads": 3}, "found patch=8 of 32 pixels and 3 heads of width 32"),
         ({"heads": 0}, "found patch=8 of 32 pixels and 0 heads"),
-        ({"hidden": ()}, r"A ViT needs a block, and each has at least 1 neuron, found hidden=\[\]."),
-        ({"hidden": (4, 0)}, r"found hidden=\[4, 0\]"),
+        ({"hidden": ()}, r"A ViT needs a block, found hidden=\[\]."),
+        ({"hidden": (4, 0)}, r"`hidden` takes integers of at least 1, found \[4, 0\]"),
     ],
 )
 def test_sizes_that_do_not_come_out_even_are_refused(values: dict[str, Any], sentence: str) -> None:

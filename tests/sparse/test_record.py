@@ -18,7 +18,7 @@ from fpe_lightning.sparse import Record, Split, parents_of, record_of
 from fpe_lightning.sparse.record import RECORD
 
 names = st.text(min_size=1, max_size=8)
-grown = st.tuples(st.integers(0, 2**20), st.integers(0, 2**20)).map(lambda pair: [pair[0], sum(pair)])
+grown = st.tuples(st.integers(0, 2**20), st.integers(1, 2**20)).map(lambda pair: [pair[0], sum(pair)])
 
 
 @st.composite

@@ -79,8 +79,8 @@ class Grouped(Layout):
     @override
     def malformed(self, structure: Structure) -> str | None:
         blocks = structure[BLOCKS]
-        if blocks.is_meta or blocks.dtype != torch.bool or blocks.dim() != 2 or not bool(blocks.any()):
-            return f"its blocks are {blocks.dtype} {tuple(blocks.shape)} on {blocks.device}, or read no input"
+        if blocks.is_meta or blocks.dtype != torch.bool or blocks.dim() != 2 or not len(blocks):
+            return f"its blocks are {blocks.dtype} {tuple(blocks.shape)} on {blocks.device}"
         return None
 
     @override
