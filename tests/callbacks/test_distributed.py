@@ -143,7 +143,6 @@ def test_one_process_agrees_with_itself() -> None:
     check_ranks_agree(run, run.lightning_module)
 
 
-@pytest.mark.usefixtures("_alone")
 def rank_of(seed: int = 0, masks: int = 0, momentum: float = 0.0) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """A split network as one rank has it: all weights that masks differ in are zero."""
     torch.manual_seed(seed)
@@ -182,6 +181,7 @@ def test_equal_ranks_pass_and_any_difference_is_noticed() -> None:
         compare(rank_of(), rank_of(masks=1), rank_of(), rank_of(momentum=0.5))
 
 
+@pytest.mark.usefixtures("_alone")
 def test_an_optimizer_that_assigns_parameters_to_processes_is_refused() -> None:
     module = WithoutNorm()
     optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
