@@ -244,8 +244,8 @@ def _write(checkpoint: Mapping[str, Any], target: Path) -> None:
         raise ValueError(f"{target} exists already; choose another name for the widened checkpoint.") from error
     except (OSError, RuntimeError, SafetensorError) as error:  # torch turns a full disk into an error of its own
         raise ValueError(
-            f"{target} could not be written ({' '.join(str(error).split())[:200]}); no file is left: free some space, or "
-            "choose another directory."
+            f"{target} could not be written ({' '.join(str(error).split())[:200]}); no file is left: free "
+            "some space, or choose another directory."
         ) from error
     finally:
         Path(name).unlink(missing_ok=True)

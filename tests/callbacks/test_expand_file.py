@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_nothing_behind(narrow: Path, tmp_path: Path, monkeyp
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ValueError, match="could not be written .No space left on device.; no file is left"):
+    with pytest.raises(ValueError, match=r"could not be written .No space left on device.; no file is left"):
         fpe.expand_checkpoint(narrow, tmp_path / "wide.ckpt", Plain(), example_batch=BATCH)
     assert not list(tmp_path.iterdir())
 
