@@ -103,7 +103,7 @@ class Expansion(BaseExpansion):
             of the parent's weight), ``"grouped"`` (dense blocks at the size of the non-zeros, for partitions that
             neurons share), ``"semi_structured"`` (2:4 kernels of GPUs), or one that
             ``fpe_lightning.sparse.register_layout`` added. ``"by_shape"`` folds large weights and masks all others
-            (:func:`~fpe_lightning.sparse.folded.layout.pays`). ``"auto"`` stores each weight in the layout that is
+           . ``"auto"`` stores each weight in the layout that is
             fastest by the clock; times vary, so nothing is timed by default.
         optimizer_state: ``"keep"`` copies the state of split parameters to the children, ``"reset"`` drops it.
         seed: Every draw depends on it, on the site's name and its width, and on nothing else.
