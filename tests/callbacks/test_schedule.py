@@ -160,8 +160,8 @@ def test_bad_arguments_are_refused_in_the_constructor(arguments: dict[str, Any],
     ("arguments", "message"),
     [
         ({"mode": "up"}, '`mode` has to be "min" or "max", found \'up\''),
-        ({"patience": 0}, "`patience` has to be at least 1"),
-        ({"min_delta": -1.0}, "`min_delta` at least 0, found 3 and -1.0"),
+        ({"patience": 0}, "`patience` takes integers of at least 1"),
+        ({"min_delta": -1.0}, "`min_delta` is a number of at least 0, found -1.0"),
     ],
 )
 def test_bad_triggers_are_refused(arguments: dict[str, Any], message: str) -> None:
