@@ -136,7 +136,7 @@ class LowRankMLP(nn.Module):
     Example:
         >>> network = LowRankMLP(64, 8, 10)
         >>> network.wide.out_features, parameters(network), parameters(MLP(64, 8, 10))
-        (23, 611, 610)
+        (22, 596, 610)
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:

@@ -139,7 +139,7 @@ def test_a_metric_that_nobody_logs_is_named() -> None:
         ({"step": [2, 2]}, r"in rising order; found \[2, 2\]"),
         ({"fraction": 1.0}, r"`fraction` takes numbers in \[0, 1\).*found 1.0"),
         ({"fraction": float("nan")}, r"`fraction` takes numbers in \[0, 1\).*found nan"),
-        ({"epoch": 1, "max_splits": 0}, "`max_splits` has to be at least 1, found 0"),
+        ({"epoch": 1, "max_splits": 0}, "`max_splits` has to be an integer of at least 1, found 0"),
         ({"epoch": 1, "max_splits": 2}, "`max_splits` is for a `trigger`; `epoch` lists all splits"),
         ({"trigger": object()}, "`trigger` needs a method `should_expand.*found object"),
         ({"trigger": Always}, "`trigger` needs a method `should_expand.*found the class Always"),

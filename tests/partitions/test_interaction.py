@@ -88,9 +88,13 @@ def test_a_callback_takes_the_partition_of_training_samples() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"class numbers \(3,\), bool or integer; found torch.float32 \(3, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"class numbers, bool or integer, one for each of the 3 samples; found torch.float32 \(3, 1\)"
+    ):
         Interaction().fit(torch.ones(3, 2), torch.ones(3, 1))
-    with pytest.raises(ValueError, match=r"Interaction needs samples \(n, inputs\), found \(3, 2, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"Samples are floating-point numbers \(n, inputs\), found torch.float32 \(3, 2, 1\)"
+    ):
         Interaction().fit(torch.ones(3, 2, 1), torch.ones(3).long())
     with pytest.raises(ValueError, match=r"3 samples of inputs do not fit 2 rows"):
         input_affinity(torch.ones(3, 2), torch.ones(2, 1))

@@ -101,7 +101,7 @@ def test_values_of_arguments_count() -> None:
 
     net = Net(forward, a=nn.Linear(3, 8), rnn=nn.GRU(8, 6, batch_first=True), head=mlp(6, 5, 2))
     lengths = torch.tensor([3, 5, 2, 5])
-    assert names(search(root(net=net), lambda root: root.net(torch.randn(4, 5, 3), lengths))) == ["net.head.0"]
+    assert names(search(root(net=net), lambda root: root.net(torch.randn(4, 5, 3), lengths))) == ["net.a", "net.head.0"]
 
 
 def test_a_network_that_cannot_be_traced_is_searched_inside() -> None:

@@ -104,8 +104,8 @@ def test_a_calibration_error_is_confidence_minus_accuracy() -> None:
 def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     parts = ImageSplits(*(GlyphDataset(part, size=94) for part in ("train", "val", "test")))
     monkeypatch.setenv("FPE_CACHE", str(tmp_path))
-    monkeypatch.setattr(robustness, "load_images", lambda *_: parts)
-    monkeypatch.setattr(embeddings, "load_images", lambda *_: parts)
+    monkeypatch.setattr(robustness, "load_images", lambda *_, **__: parts)
+    monkeypatch.setattr(embeddings, "load_images", lambda *_, **__: parts)
     clip_probe._embeddings.cache_clear()
     robustness._others.cache_clear()
     yield
