@@ -243,6 +243,6 @@ def test_callbacks_load_no_heavy_library_that_lightning_does_not_load_itself() -
 
 
 def test_files_of_tests_have_names_of_their_own() -> None:
-    """pytest imports them by their name alone, and collects nothing where two folders share one."""
+    """They are imported by their name alone, and nothing is collected where two folders share one."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert [name for name in names if names.count(name) > 1] == []
