@@ -81,7 +81,9 @@ def _training(case: Case, alphas: list[int]) -> Table:
             ours = in_process(partial(train, case, way, alpha))
         except RuntimeError:  # too little is left for all copies; the process has said so
             continue
-        counted, _, sent, saved, resident = (f"{one / other:.3f}x" for one, other in zip(ours, dense, strict=True))
+        # A dense pair has no codes.
+        ratios = [one / max(1, other) for one, other in zip(ours, dense, strict=True)]
+        counted, _, sent, saved, resident = (f"{ratio:.3f}x" for ratio in ratios)
         table.add_row(label(way), str(alpha), counted, f"{ours[1] / ours[0]:.3f}", sent, saved, resident)
     return table
 
@@ -93,7 +95,10 @@ def _splitting(case: Case) -> Table:
     table.add_column("of the CPU", justify="right")
     table.add_column("peak, of the pair with its gradients and state", justify="right")
     for way in track(EXPANSIONS, "splitting", transient=True):
-        seconds, busy, peak = in_process(partial(split, case, way, 4))
+        try:
+            seconds, busy, peak = in_process(partial(split, case, way, 4))
+        except RuntimeError:  # too little is left for all copies; the process has said so
+            continue
         table.add_row(label(way), f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.2f}x")
     return table
 
