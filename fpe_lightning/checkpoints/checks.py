@@ -20,13 +20,14 @@ NO_WIDTHS = frozenset(vars(nn.Module())) | {"training", "_version"}
 """Attributes of every module, none of which counts units."""
 
 
-def check_tensors(path: str, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check_tensors(path: str, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], values: bool = False) -> None:
     """Refuse tensors that ask for more memory than the file has, and integers in place of weights.
 
     Args:
         path: The prefix of the module's names in the checkpoint.
         theirs: Tensors of the checkpoint, by their names within the module.
         own: Those of the module.
+        values: Whether weights need values now. Those of a sharded checkpoint follow when the structure is there.
 
     Raises:
         ValueError: Naming the first.
@@ -36,7 +37,7 @@ def check_tensors(path: str, theirs: Mapping[str, Tensor], own: Mapping[str, Ten
             continue
         if not isinstance(tensor, Tensor):
             raise ValueError(f"The checkpoint is broken: `{path}{name}` is a {type(tensor).__name__}, and no tensor.")
-        if tensor.is_meta and (is_structure(name) or (name in own and not own[name].is_meta)):
+        if tensor.is_meta and (is_structure(name) or (values and name in own and not own[name].is_meta)):
             raise ValueError(f"The checkpoint is broken: `{path}{name}` is on the meta device and has no values.")
         if reason := not_of_its_own(tensor):
             raise ValueError(f"The checkpoint is broken: `{path}{name}` cannot be copied, as {reason}.")

@@ -132,7 +132,7 @@ def _check_values(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     own = state_of(model)
     theirs = {key: value for key, value in state_dict.items() if key in own or is_structure(str(key))}
     try:
-        check_tensors("", theirs, own)
+        check_tensors("", theirs, own, values=True)
     except ValueError as error:
         raise StructureError(str(error)) from error
 
