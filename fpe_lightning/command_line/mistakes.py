@@ -71,10 +71,14 @@ def refusal(message: str) -> str:
     if reasons == message:
         return message
     reason = re.split(r" - |(?:Got|Given) value", reasons.strip().removeprefix("- "))[0].strip()
-    key, value = re.search(r'Parser key "([\w.]+)"', message), re.search(r"(?:Got|Given) value: (\S+)", reasons)
-    name = f"`{key.group(1)}`" if key else "A value"
+    # Keys of nested classes follow those of the classes around them; the innermost is the one that was set.
+    keys = re.findall(r'Parser key "([\w.]+)"', message[: len(message) - len(reasons)])
+    value = re.search(r"(?:Got|Given) value: (\S+)", reasons)
+    name = f"`{keys[-1]}`" if keys else "A value"
+    if reason.startswith("Import path") and value:
+        reason = f"{value.group(1)}: {reason}"
     if not reason.startswith("Expected"):
-        return f"{name}: {reason}" if key else reason
+        return f"{name}: {reason}" if keys else reason
     return f"{name} cannot be {value.group(1) if value else 'this'}: {reason.rstrip('.')}."
 
 
