@@ -62,6 +62,7 @@ print(json.dumps({
         "data": refused(run("import fpe_lightning.data")),
         "cli": refused(run("import fpe_lightning.cli")),
         "summary": refused(run("from fpe_lightning.callbacks import RunSummary; RunSummary()")),
+        "compare": refused(run("from fpe_lightning.callbacks import CompareWithParent; CompareWithParent()")),
         "board": refused(run("from fpe_lightning.callbacks import TensorBoardReport; TensorBoardReport()")),
         "figures": refused(run("import fpe_lightning.interference.figures")),
         "feature": refused(feature),

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
 from typing_extensions import override
 
 from fpe_lightning.callbacks.comparison import (
@@ -21,6 +20,7 @@ from fpe_lightning.callbacks.comparison import (
 from fpe_lightning.callbacks.lightnings import Callback, MisconfigurationException, loaded
 from fpe_lightning.callbacks.parent import PREFIX, Parent, copy_of
 from fpe_lightning.expansion.report import ExpansionReport
+from fpe_lightning.extras import require
 from fpe_lightning.sites.site import Site
 from fpe_lightning.sparse.model_masks import count_nonzeros
 
@@ -59,6 +59,7 @@ class CompareWithParent(Callback):
     """
 
     def __init__(self, monitor: str | None = None, mode: str | None = None) -> None:
+        require("template", "`CompareWithParent`", "rich", "matplotlib")
         super().__init__()
         if mode not in (None, "min", "max"):
             raise MisconfigurationException(f"`mode` of CompareWithParent is 'min' or 'max', found {mode!r}.")
@@ -295,4 +296,6 @@ class CompareWithParent(Callback):
         values = self._comparison.columns(self._metrics(trainer), monitor, mode)
         metric = next(iter(self._metrics(trainer)), None)
         table = comparison_table(self._comparison, values | tested, comparison_caption(self._comparison, metric))
+        from rich.console import Console
+
         Console().print(table)

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from fpe_lightning.callbacks.lightnings import instances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.table import Table
 
 
 @dataclass
@@ -99,6 +98,9 @@ def comparison_table(comparison: Comparison, metrics: Mapping[str, tuple[float, 
         >>> [list(column.cells) for column in table.columns[1:]]
         [['8', '32', 'x4'], ['315', '315', '0'], ['0.5000', '0.7500', '+0.2500']]
     """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     # Without vertical lines, six columns fit into a terminal of 80 characters.
     table = Table(title="Did the split pay?", caption=caption or None, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
