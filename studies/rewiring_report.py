@@ -1,4 +1,4 @@
-"""The report of the study of rewiring: accuracy of all arms, beside RigL, and against the cost of training."""
+"""The report of the study of rewiring: accuracy of all arms, compared with RigL, and against the cost of training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def findings(runs: Runs) -> Findings:
     """One table of all settings, one of differences to RigL, one of costs a setting, and two figures."""
     found = [accuracies(runs)]
     if RIGL in runs.labels:
-        found.append(beside(runs, RIGL))
+        found.append(compared(runs, RIGL))
     found += [costs(runs, setting) for setting in runs.setting_names if "dense" in runs.labels]
     figures = {
         "compute": against(runs, "macs_stored"),
@@ -54,7 +54,7 @@ def accuracies(runs: Runs) -> Table:
     return Table(title, ("arm", *runs.setting_names), lines)
 
 
-def beside(runs: Runs, baseline: str) -> Table:
+def compared(runs: Runs, baseline: str) -> Table:
     """Differences to one arm, paired by seed."""
 
     def cell(setting: str, label: str) -> str:

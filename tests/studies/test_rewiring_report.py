@@ -25,10 +25,10 @@ def runs(measured: bool = True) -> Runs:
 
 def test_accuracies_differences_to_rigl_and_costs() -> None:
     found = findings(runs())
-    accuracy, beside, cost = found.tables
+    accuracy, compared, cost = found.tables
     assert accuracy.lines[1] == ("rigl", "71.0 ± 1.0")
-    assert [line[0] for line in beside.lines] == ["dense", "gradual*"]
-    assert beside.lines[0][1].startswith("-10.5 [")
+    assert [line[0] for line in compared.lines] == ["dense", "gradual*"]
+    assert compared.lines[0][1].startswith("-10.5 [")
     assert cost.lines[2] == ("gradual*", *["3.00"] * len(MEASURES))
     assert set(found.figures) == set(found.captions) == {"compute", "memory"}
 
